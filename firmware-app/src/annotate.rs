@@ -1,0 +1,92 @@
+//! A model with its view plan: frame in, label out.
+
+use crate::config::TeacherConfig;
+use omnilabel_bundle::{Bundle, Manifest};
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::label::{Detection, Label};
+use omnilabel_runtime::{RuntimeError, Teacher, ViewPlan};
+
+/// A loaded model of a known release.
+pub struct Model {
+    teacher: Teacher,
+    plan: ViewPlan,
+    counter: u64,
+    hash: u64,
+}
+
+/// The views of a configuration for a model.
+pub fn plan(manifest: &Manifest, config: &TeacherConfig) -> ViewPlan {
+    let own = [manifest.input.short_side];
+    let scales: &[u32] = if config.scales.is_empty() { &own } else { &config.scales };
+    ViewPlan {
+        average: config.average,
+        box_voting: config.box_voting,
+        score_floor: manifest.thresholds.floor,
+        ..ViewPlan::new(manifest, scales, config.flip)
+    }
+}
+
+/// Worker threads: what is asked for, or one for each core.
+pub fn threads(config: &TeacherConfig) -> usize {
+    if config.threads > 0 { config.threads } else { std::thread::available_parallelism().map_or(1, usize::from) }
+}
+
+impl Model {
+    /// Loads the bundle of release `counter` (0: provisioned).
+    ///
+    /// # Errors
+    /// See [`RuntimeError`].
+    pub fn load(bundle: &Bundle, counter: u64, config: &TeacherConfig) -> Result<Self, RuntimeError> {
+        Ok(Self::with_teacher(Teacher::load(bundle, threads(config))?, bundle, counter, config))
+    }
+
+    /// The same with a teacher that is loaded already.
+    pub fn with_teacher(teacher: Teacher, bundle: &Bundle, counter: u64, config: &TeacherConfig) -> Self {
+        let hash = bundle.sha256().iter().take(8).fold(0, |hash, &byte| hash << 8 | u64::from(byte));
+        Self { plan: plan(teacher.manifest(), config), teacher, counter, hash }
+    }
+
+    /// The teacher itself.
+    pub fn teacher(&self) -> &Teacher {
+        &self.teacher
+    }
+
+    /// Counter of its release.
+    pub fn counter(&self) -> u64 {
+        self.counter
+    }
+
+    /// First 8 bytes of the SHA-256 of its manifest.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Labels a frame.
+    ///
+    /// # Errors
+    /// See [`RuntimeError`]; a model that gives numbers that are none counts as failed, too.
+    pub fn annotate(&self, frame: &Frame) -> Result<Label, AnnotateError> {
+        let detections = self.teacher.detect(frame, &self.plan)?;
+        if !detections.iter().all(is_finite) {
+            return Err(AnnotateError::NotFinite);
+        }
+        Ok(Label::from_detections(frame.size, &detections, self.teacher.manifest().thresholds))
+    }
+}
+
+fn is_finite(detection: &Detection) -> bool {
+    let rect = detection.rect;
+    let points = detection.keypoints.iter().flat_map(|k| [k.point.x, k.point.y, k.probability]);
+    [rect.x1, rect.y1, rect.x2, rect.y2, detection.score].into_iter().chain(points).all(f32::is_finite)
+}
+
+/// Why a frame got no label.
+#[derive(Debug, thiserror::Error)]
+pub enum AnnotateError {
+    /// The runtime failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// A coordinate or score is not a finite number.
+    #[error("the model gives numbers that are not finite")]
+    NotFinite,
+}

@@ -1,0 +1,165 @@
+//! A folder of images as a camera.
+
+use super::{Camera, CameraEvent, shot};
+use anyhow::{Context, bail};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Plays the images of a folder in the order of their names.
+#[derive(Debug)]
+pub struct Folder {
+    files: Vec<PathBuf>,
+    next: usize,
+    period: Duration,
+    repeat: bool,
+    due: Option<Instant>,
+    /// How far it is, one line: `index count`.
+    progress: Option<PathBuf>,
+}
+
+/// The JPEG and PNG files directly in `folder`, by name; numbers in names count as numbers (`2.png` before `10.png`).
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn images_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("{}: cannot read the folder of images", folder.display()))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("{}: cannot read the folder of images", folder.display()))?.path();
+        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        if matches!(extension.as_deref(), Some("jpg" | "jpeg" | "png")) {
+            files.push(path);
+        }
+    }
+    files.sort_by_cached_key(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        (natural(&name), name)
+    });
+    Ok(files)
+}
+
+/// Digits as numbers, the rest as text.
+fn natural(name: &str) -> Vec<(u128, String)> {
+    let (mut parts, mut rest) = (Vec::new(), name);
+    while !rest.is_empty() {
+        let text = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let digits = rest[text..].find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len() - text);
+        // Text sorts before the number that follows it; longer numbers than u128 do not name frames.
+        parts.push((0, rest[..text].to_owned()));
+        parts.push((rest[text..text + digits].parse().unwrap_or(u128::MAX), String::new()));
+        rest = &rest[text + digits..];
+    }
+    parts
+}
+
+impl Folder {
+    /// Opens the folder. With `progress`, a folder that does not repeat goes on where it was.
+    ///
+    /// # Errors
+    /// When it cannot be read or has no JPEG or PNG.
+    pub fn open(folder: &Path, fps: f64, repeat: bool, progress: Option<&Path>) -> anyhow::Result<Self> {
+        let files = images_of(folder)?;
+        if files.is_empty() {
+            bail!("{}: no image in the folder, expected .jpg, .jpeg or .png files", folder.display());
+        }
+        let progress = progress.filter(|_| !repeat).map(Path::to_owned);
+        let next = progress.as_deref().and_then(|file| read_progress(file, files.len())).unwrap_or(0);
+        if next > 0 {
+            tracing::info!(next, count = files.len(), "the folder goes on where it was");
+        }
+        Ok(Self { files, next, period: Duration::from_secs_f64(1.0 / fps), repeat, due: None, progress })
+    }
+}
+
+impl Folder {
+    fn note(&self, index: usize) {
+        if let Some(progress) = &self.progress
+            && let Err(error) = std::fs::write(progress, format!("{index} {}\n", self.files.len()))
+        {
+            tracing::warn!(%error, file = %progress.display(), "cannot note how far the folder is");
+        }
+    }
+}
+
+/// A file that cannot be read, or is of another folder, only means to start at the first image.
+fn read_progress(file: &Path, count: usize) -> Option<usize> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let (index, of) = text.trim().split_once(' ')?;
+    let index: usize = index.parse().ok()?;
+    (of.parse() == Ok(count) && index <= count).then_some(index)
+}
+
+impl Camera for Folder {
+    fn next(&mut self) -> CameraEvent {
+        if self.next >= self.files.len() {
+            if !self.repeat {
+                self.note(self.next);
+                return CameraEvent::End;
+            }
+            self.next = 0;
+        }
+        let now = Instant::now();
+        let due = self.due.unwrap_or(now);
+        std::thread::sleep(due.saturating_duration_since(now));
+        // A frame that had to wait does not make the next ones come faster than the rate.
+        self.due = Some(due.max(now) + self.period);
+        let index = self.next;
+        self.next += 1;
+        // Frames in flight at a crash are played again: labels are keyed anew, nothing is lost.
+        self.note(index.saturating_sub(8));
+        let path = &self.files[index];
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        match std::fs::read(path) {
+            Ok(bytes) => shot(stem.unwrap_or(index as u64 + 1), path.display().to_string(), bytes),
+            Err(error) => CameraEvent::Bad { reason: format!("{}: {error}", path.display()) },
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use omnilabel_detect::frame::Frame;
+    use omnilabel_keypoints::geometry::Size;
+
+    fn picture(shade: u8) -> Vec<u8> {
+        Frame { size: Size { width: 8, height: 6 }, rgb: vec![shade; 144] }.to_jpeg(90)
+    }
+
+    #[test]
+    fn images_play_in_natural_order_bad_ones_are_told_and_the_end_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["10.jpg", "2.jpg", "b1.JPG"] {
+            std::fs::write(folder.path().join(name), picture(9)).unwrap();
+        }
+        std::fs::write(folder.path().join("3.jpg"), &picture(9)[..40]).unwrap();
+        std::fs::write(folder.path().join("notes.txt"), "no image").unwrap();
+        let progress = folder.path().join("progress");
+        let play = || {
+            let mut camera = Folder::open(folder.path(), 1000.0, false, Some(&progress)).unwrap();
+            let mut seen = Vec::new();
+            loop {
+                match camera.next() {
+                    CameraEvent::Shot(shot) => seen.push(shot.id.to_string()),
+                    CameraEvent::Bad { reason } => seen.push(if reason.contains("3.jpg") { "bad 3".into() } else { reason }),
+                    CameraEvent::End => return seen,
+                    CameraEvent::Lost { reason, .. } => panic!("{reason}"),
+                }
+            }
+        };
+        assert_eq!(play(), ["2", "bad 3", "10", "4"]);
+        assert!(play().is_empty(), "a folder that was played is not played again");
+    }
+
+    #[test]
+    fn a_folder_without_images_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Folder::open(folder.path(), 1.0, false, None).unwrap_err().to_string();
+        assert!(error.contains(&folder.path().display().to_string()) && error.contains(".jpg"), "{error}");
+        assert!(Folder::open(&folder.path().join("missing"), 1.0, false, None).is_err());
+    }
+}

@@ -1,0 +1,88 @@
+//! Cameras: where frames come from. A camera never fails for good: what goes wrong is an [`CameraEvent`], and it goes on.
+
+mod folder;
+pub mod http;
+pub mod mjpeg;
+pub mod multipart;
+
+pub use folder::{Folder, images_of};
+pub use mjpeg::Mjpeg;
+
+use crate::config::CameraConfig;
+use omnilabel_detect::frame::Frame;
+use std::path::Path;
+use std::time::Duration;
+
+/// A frame as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shot {
+    /// Id, unique for this camera: names the frame everywhere.
+    pub id: u64,
+    /// Unix milliseconds.
+    pub captured_ms: u64,
+    /// File or stream, for people.
+    pub name: String,
+    /// The bytes as they came, when they are a JPEG.
+    pub jpeg: Option<Vec<u8>>,
+    /// The picture.
+    pub frame: Frame,
+}
+
+/// What a camera says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CameraEvent {
+    /// A frame.
+    Shot(Box<Shot>),
+    /// A frame that could not be read; the camera goes on.
+    Bad {
+        /// Which, and why.
+        reason: String,
+    },
+    /// The stream is away; the camera tries again.
+    Lost {
+        /// Why.
+        reason: String,
+        /// When.
+        retry_in: Duration,
+    },
+    /// The last frame was given.
+    End,
+}
+
+/// A source of frames. [`Camera::next`] blocks until there is something to say.
+pub trait Camera: Send {
+    /// The next event. After [`CameraEvent::End`] it is not called again.
+    fn next(&mut self) -> CameraEvent;
+
+    /// Whether a frame that nobody has time for may be dropped (live), or has to wait (recorded).
+    fn is_live(&self) -> bool;
+}
+
+/// Opens the camera of a configuration. `progress` is where a folder remembers how far it is, so that a restart goes on.
+///
+/// # Errors
+/// When a folder cannot be read or has no images.
+pub fn open(config: &CameraConfig, progress: &Path) -> anyhow::Result<Box<dyn Camera>> {
+    Ok(match config {
+        CameraConfig::Folder { path, fps, repeat, .. } => Box::new(Folder::open(path, *fps, *repeat, Some(progress))?),
+        CameraConfig::Mjpeg { url, fps, stall_secs, max_frame_bytes } => {
+            Box::new(Mjpeg::new(url, *fps, Duration::from_secs_f64(*stall_secs), *max_frame_bytes)?)
+        }
+    })
+}
+
+/// Unix milliseconds; 0 before 1970.
+pub(crate) fn now_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
+
+/// Decodes what came as a JPEG or PNG.
+fn shot(id: u64, name: String, bytes: Vec<u8>) -> CameraEvent {
+    match Frame::decode(&name, &bytes) {
+        Ok(frame) => {
+            let jpeg = bytes.starts_with(&[0xff, 0xd8]).then_some(bytes);
+            CameraEvent::Shot(Box::new(Shot { id, captured_ms: now_ms(), name, jpeg, frame }))
+        }
+        Err(error) => CameraEvent::Bad { reason: error.to_string() },
+    }
+}

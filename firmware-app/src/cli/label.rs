@@ -1,0 +1,186 @@
+//! `omnilabel-edge label`: a folder of images in, COCO results out.
+
+use crate::annotate;
+use crate::camera::images_of;
+use crate::config::TeacherConfig;
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use omnilabel_bundle::Bundle;
+use omnilabel_coco::{Dataset, ResultRecord, from_continuous, write_results};
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::ensemble::Average;
+use omnilabel_keypoints::geometry::Rect;
+use omnilabel_keypoints::label::Detection;
+use omnilabel_runtime::Teacher;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AverageArg {
+    Logits,
+    Probabilities,
+}
+
+/// Arguments of `label`.
+#[derive(Args)]
+pub(super) struct LabelArgs {
+    /// The model bundle.
+    #[arg(long)]
+    model: PathBuf,
+    /// A folder of JPEG or PNG images, or a COCO folder (`annotations.json` and `images/`).
+    #[arg(long)]
+    images: PathBuf,
+    /// The results file (JSON).
+    #[arg(long)]
+    out: PathBuf,
+    /// Short sides of the views in px; the model's own when not given.
+    #[arg(long, value_delimiter = ',')]
+    scales: Vec<u32>,
+    /// Adds the mirror image of each view.
+    #[arg(long)]
+    flip: bool,
+    /// Boxes to label in instead of the model's own: JSON, `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9}, …]`.
+    #[arg(long)]
+    boxes: Option<PathBuf>,
+    /// What is averaged over the views.
+    #[arg(long, value_enum, default_value = "logits")]
+    average: AverageArg,
+    /// Pools the boxes of all views.
+    #[arg(long)]
+    box_voting: bool,
+    /// Instances below this score are left out.
+    #[arg(long, default_value_t = 0.0)]
+    min_score: f32,
+    /// Worker threads; 0: one for each core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Writes the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct LabelSummary {
+    images: usize,
+    labelled: usize,
+    instances: usize,
+    /// Images that could not be read, with the reason.
+    bad: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct BoxRecord {
+    image_id: u64,
+    bbox: [f64; 4],
+    #[serde(default = "one")]
+    score: f32,
+}
+
+const fn one() -> f32 {
+    1.0
+}
+
+/// The images to label with their ids.
+fn images(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
+    let parent = folder.parent().filter(|_| folder.file_name().is_some_and(|name| name == "images"));
+    let root = [Some(folder), parent].into_iter().flatten().find(|root| root.join("annotations.json").is_file());
+    if let Some(root) = root {
+        let dataset = Dataset::load(root)?;
+        return Ok(dataset.images.iter().map(|image| (image.id, dataset.image_path(image))).collect());
+    }
+    let files = images_of(folder)?;
+    let stem = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
+    let stems: Vec<Option<u64>> = files.iter().map(stem).collect();
+    // Numbers in names are ids when every name has one and no two are the same; else images are counted from 1.
+    let distinct: BTreeSet<u64> = stems.iter().flatten().copied().collect();
+    let numbered = distinct.len() == files.len();
+    Ok(files.into_iter().zip(stems).enumerate().map(|(i, (path, id))| (id.filter(|_| numbered).unwrap_or(i as u64 + 1), path)).collect())
+}
+
+fn boxes(path: &Path) -> anyhow::Result<BTreeMap<u64, Vec<(Rect, f32)>>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let records: Vec<BoxRecord> = serde_json::from_str(&text)
+        .with_context(|| format!("{}: expected a list of {{image_id, bbox: [x, y, width, height], score}}", path.display()))?;
+    let mut map: BTreeMap<u64, Vec<(Rect, f32)>> = BTreeMap::new();
+    for (index, BoxRecord { image_id, bbox: [x, y, width, height], score }) in records.into_iter().enumerate() {
+        let good =
+            [x, y].into_iter().all(f64::is_finite) && width > 0.0 && height > 0.0 && (width + height).is_finite() && score.is_finite();
+        if !good {
+            bail!("{}: box {index} of image {image_id} is [{x}, {y}, {width}, {height}] with score {score}", path.display());
+        }
+        let rect = Rect::from_xywh(x as f32, y as f32, width as f32, height as f32);
+        map.entry(image_id).or_default().push((rect, score));
+    }
+    Ok(map)
+}
+
+fn record(image_id: u64, detection: &Detection) -> ResultRecord {
+    let point =
+        |k: &omnilabel_keypoints::label::Keypoint| [from_continuous(k.point.x), from_continuous(k.point.y), f64::from(k.probability)];
+    ResultRecord {
+        image_id,
+        category_id: 1,
+        keypoints: detection.keypoints.iter().flat_map(point).collect(),
+        score: f64::from(detection.score),
+        // With a box, pycocotools would take the box's area for the keypoints'.
+        bbox: None,
+    }
+}
+
+pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
+    let bundle = Bundle::open(&args.model)?;
+    let average = match args.average {
+        AverageArg::Logits => Average::Logits,
+        AverageArg::Probabilities => Average::Probabilities,
+    };
+    if let Some(scale) = args.scales.iter().find(|scale| !(16..=4096).contains(*scale)) {
+        bail!("--scales has {scale}, expected short sides of 16 to 4096 px");
+    }
+    let config =
+        TeacherConfig { scales: args.scales.clone(), flip: args.flip, average, box_voting: args.box_voting, threads: args.threads };
+    let mut plan = annotate::plan(bundle.manifest(), &config);
+    plan.score_floor = args.min_score;
+    let teacher = Teacher::load(&bundle, annotate::threads(&config))?;
+    let images = images(&args.images)?;
+    if images.is_empty() {
+        bail!("{}: no image to label, expected .jpg, .jpeg or .png files", args.images.display());
+    }
+    let given = args.boxes.as_deref().map(boxes).transpose()?;
+    let mut results = Vec::new();
+    let mut summary = LabelSummary { images: images.len(), labelled: 0, instances: 0, bad: Vec::new() };
+    for (id, path) in &images {
+        let frame = match Frame::open(path) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::warn!("{error}");
+                summary.bad.push(error.to_string());
+                continue;
+            }
+        };
+        let detections = match &given {
+            Some(boxes) => match boxes.get(id) {
+                Some(boxes) => teacher.detect_in(&frame, boxes, &plan)?,
+                None => Vec::new(),
+            },
+            None => teacher.detect(&frame, &plan)?,
+        };
+        summary.labelled += 1;
+        summary.instances += detections.len();
+        results.extend(detections.iter().map(|detection| record(*id, detection)));
+    }
+    if summary.labelled == 0 {
+        bail!("{}: none of the {} images could be read; the first: {}", args.images.display(), images.len(), summary.bad[0]);
+    }
+    write_results(&args.out, &results)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        println!("labelled {} of {} images, {} instances", summary.labelled, summary.images, summary.instances);
+        if !summary.bad.is_empty() {
+            println!("warning: {} images could not be read:", summary.bad.len());
+            summary.bad.iter().for_each(|reason| println!("  {reason}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The edge annotation appliance: a camera's frames become hard labels, reach the centre over MQTT, and its signed models come back.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | `edge.toml` as one typed value |
+//! | [`camera`] | frames from a folder or a live MJPEG stream |
+//! | [`annotate`] | a model with its view plan: frame in, label out |
+//! | [`outbox`] | labels on disk until the collector has them |
+//! | [`slots`] | the two model slots and what is known about them |
+//! | [`update`] | a release: verified, fetched, assembled |
+//! | [`publish`] | messages as they leave the device |
+//! | [`service`] | the appliance itself: one loop over closed events |
+//! | [`cli`] | the command line |
+
+pub mod annotate;
+pub mod camera;
+pub mod cli;
+pub mod config;
+pub mod outbox;
+pub mod publish;
+pub mod service;
+pub mod slots;
+#[cfg(test)]
+mod testing;
+pub mod update;

@@ -1,0 +1,13 @@
+//! The edge annotation appliance; see `docs/EDGE.md`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match omnilabel_edge::cli::run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

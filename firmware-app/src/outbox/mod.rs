@@ -1,0 +1,474 @@
+//! The outbox: every label lies on disk until the collector's acknowledgement names it (DESIGN.md choice 4).
+//!
+//! CRC-framed segment files, appended and fsynced in groups. *committed* means fsynced here. A label leaves the outbox when the
+//! collector has it, or when the byte budget evicts it, which is counted. It knows no clock and no network.
+
+mod segment;
+mod sender;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+pub use segment::Entry;
+pub use sender::{RESEND_FIRST, RESEND_GAP, RESEND_LAST, SEND_WINDOW, Sender};
+pub use storage::{Disk, Storage};
+pub(crate) use storage::{replace_file, sync_folder};
+
+use omnilabel_keypoints::wire::{AckMsg, LabelKey};
+use segment::Extent;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+/// Why the outbox could not do something. The outbox stays usable after every one of them.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboxError {
+    /// The storage failed.
+    #[error("outbox: cannot {operation} {file}: {source}")]
+    Storage {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No randomness for a new epoch.
+    #[error("outbox: no random epoch: {0}")]
+    Random(String),
+    /// A label with its frame that no message can carry.
+    #[error("outbox: a record of {found} bytes, at most {limit}")]
+    Size {
+        /// Bytes.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// How much the outbox keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all segments; the oldest are evicted beyond it.
+    pub max_bytes: u64,
+    /// A segment is closed at this size.
+    pub segment_bytes: u64,
+}
+
+/// What opening found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// A new outbox was made, with a new epoch.
+    pub created: bool,
+    /// Bytes of torn tails that were cut off; none of them was committed.
+    pub torn_bytes: u64,
+    /// Segments that were not readable and were set aside under another name.
+    pub set_aside: Vec<String>,
+}
+
+const META: &str = "outbox.json";
+
+/// What must outlive the segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Meta {
+    epoch: u64,
+    /// The first sequence that may be given again: sequences below it were used.
+    next: u64,
+    evicted: u64,
+    /// Segments that end at or before this sequence are to be removed.
+    evicted_through: u64,
+    collector: u64,
+    /// What the collector has, contiguously.
+    watermark: u64,
+}
+
+#[derive(Debug)]
+struct Segment {
+    name: String,
+    first: u64,
+    /// Bytes of valid records and the header.
+    bytes: u64,
+    /// Sequence after the last record.
+    end: u64,
+    /// Records that are not acknowledged.
+    unacked: u64,
+}
+
+/// The outbox over some storage.
+pub struct Outbox<S> {
+    storage: S,
+    limits: Limits,
+    meta: Meta,
+    /// Oldest first; the last one is appended to.
+    segments: VecDeque<Segment>,
+    /// Committed records that are not acknowledged.
+    index: BTreeMap<u64, Extent>,
+    /// Appended since the last commit.
+    uncommitted: Vec<Extent>,
+    /// The bytes of `uncommitted`: after a failed sync the system may forget them, so they are written anew before the next one.
+    tail: Vec<u8>,
+    /// Whether the file's end is not known to be `tail`.
+    dirty: bool,
+}
+
+fn failed(operation: &'static str, file: &str) -> impl FnOnce(io::Error) -> OutboxError {
+    let file = file.to_owned();
+    move |source| OutboxError::Storage { operation, file, source }
+}
+
+fn segment_name(epoch: u64, first: u64) -> String {
+    format!("{epoch:016x}-{first:016x}.seg")
+}
+
+impl<S: Storage> Outbox<S> {
+    /// Opens the outbox and repairs what a power cut left.
+    ///
+    /// # Errors
+    /// [`OutboxError::Storage`], [`OutboxError::Random`].
+    pub fn open(mut storage: S, limits: Limits) -> Result<(Self, Recovery), OutboxError> {
+        let mut recovery = Recovery::default();
+        let names = storage.list().map_err(failed("list", "the folder"))?;
+        let known = if names.iter().any(|name| name == META) {
+            let bytes = storage.read(META).map_err(failed("read", META))?;
+            serde_json::from_slice::<Meta>(&bytes).ok()
+        } else {
+            None
+        };
+        let mut found = Vec::new();
+        for name in names.iter().filter(|name| name.ends_with(".seg")) {
+            let bytes = storage.read(name).map_err(failed("read", name))?;
+            match segment::read_header(&bytes) {
+                Some((epoch, first)) => found.push((epoch, first, name.clone(), bytes)),
+                // Without a whole header nothing in it was committed: the header is synced before the first record's commit ends.
+                None if bytes.len() < segment::HEADER => storage.remove(name).map_err(failed("remove", name))?,
+                None => set_aside(&mut storage, name, &bytes, &mut recovery)?,
+            }
+        }
+        // Without its meta file the outbox goes on with the epoch of its segments, and only the counts are lost.
+        let meta = match (known, found.iter().map(|(epoch, ..)| *epoch).max()) {
+            (Some(meta), _) => meta,
+            (None, Some(epoch)) => Meta { epoch, next: 1, evicted: 0, evicted_through: 0, collector: 0, watermark: 0 },
+            (None, None) => {
+                recovery.created = true;
+                Meta { epoch: random_epoch()?, next: 1, evicted: 0, evicted_through: 0, collector: 0, watermark: 0 }
+            }
+        };
+        let mut outbox = Self {
+            storage,
+            limits,
+            meta,
+            segments: VecDeque::new(),
+            index: BTreeMap::new(),
+            uncommitted: Vec::new(),
+            tail: Vec::new(),
+            dirty: false,
+        };
+        found.sort_by_key(|(epoch, first, ..)| (*epoch, *first));
+        let mut done = Vec::new();
+        for (epoch, first, name, bytes) in found {
+            if epoch != outbox.meta.epoch {
+                set_aside(&mut outbox.storage, &name, &bytes, &mut recovery)?;
+                continue;
+            }
+            if let Some(name) = outbox.adopt(name, first, &bytes, &mut recovery)? {
+                done.push(name);
+            }
+        }
+        // `next` must be on disk before the last segment that tells it goes.
+        outbox.write_meta()?;
+        for name in done {
+            outbox.storage.remove(&name).map_err(failed("remove", &name))?;
+        }
+        Ok((outbox, recovery))
+    }
+
+    /// Takes over a segment; gives its name back when nothing in it is pending.
+    fn adopt(&mut self, name: String, first: u64, bytes: &[u8], recovery: &mut Recovery) -> Result<Option<String>, OutboxError> {
+        let (extents, valid) = segment::scan(bytes, first);
+        let torn = bytes.len() as u64 - valid;
+        if torn > 0 {
+            recovery.torn_bytes += torn;
+            self.storage.truncate(&name, valid).map_err(failed("truncate", &name))?;
+        }
+        let end = first + extents.len() as u64;
+        self.meta.next = self.meta.next.max(end);
+        let settled = self.meta.watermark.max(self.meta.evicted_through);
+        let open: Vec<Extent> = extents.into_iter().filter(|extent| extent.sequence > settled).collect();
+        let unacked = open.len() as u64;
+        if unacked == 0 {
+            return Ok(Some(name));
+        }
+        // What a crash left in the page cache is not known to be on disk: it is committed by being synced now.
+        self.storage.sync(&name).map_err(failed("sync", &name))?;
+        self.index.extend(open.into_iter().map(|extent| (extent.sequence, extent)));
+        self.segments.push_back(Segment { name, first, bytes: valid, end, unacked });
+        Ok(None)
+    }
+
+    fn write_meta(&mut self) -> Result<(), OutboxError> {
+        let bytes = serde_json::to_vec(&self.meta).map_err(|error| failed("encode", META)(error.into()))?;
+        self.storage.replace(META, &bytes).map_err(failed("write", META))
+    }
+
+    /// The key of the next label that is appended.
+    pub fn next_key(&self) -> LabelKey {
+        LabelKey { epoch: self.meta.epoch, sequence: self.meta.next }
+    }
+
+    /// Labels committed over the life of the epoch.
+    pub fn committed(&self) -> u64 {
+        self.meta.next - 1 - self.uncommitted.len() as u64
+    }
+
+    /// Labels that are committed and not acknowledged.
+    pub fn pending(&self) -> u64 {
+        self.index.len() as u64
+    }
+
+    /// Labels evicted by the byte budget.
+    pub fn evicted(&self) -> u64 {
+        self.meta.evicted
+    }
+
+    /// The epoch of the collector that answered last; 0 before the first answer.
+    pub fn collector(&self) -> u64 {
+        self.meta.collector
+    }
+
+    /// Labels appended since the last commit.
+    pub fn uncommitted(&self) -> usize {
+        self.uncommitted.len()
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Appends a label under [`Outbox::next_key`]. It counts as committed after [`Outbox::commit`]. When the storage is full, the
+    /// oldest segment is evicted and the append tried once more.
+    ///
+    /// # Errors
+    /// [`OutboxError::Size`], [`OutboxError::Storage`]; the label is not in the outbox then and its key is free again.
+    pub fn append(&mut self, frame: u64, label: Vec<u8>, jpeg: Vec<u8>) -> Result<LabelKey, OutboxError> {
+        let key = self.next_key();
+        let record = segment::record(&Entry { sequence: key.sequence, frame, label, jpeg });
+        let limit = segment::MAX_BODY + segment::PREFIX;
+        if record.len() > limit {
+            return Err(OutboxError::Size { found: record.len(), limit });
+        }
+        match self.write(key.sequence, &record) {
+            Err(OutboxError::Storage { source, .. }) if source.kind() == io::ErrorKind::StorageFull && self.evict_oldest()? => {
+                self.write(key.sequence, &record)?;
+            }
+            result => result?,
+        }
+        self.meta.next += 1;
+        Ok(key)
+    }
+
+    fn write(&mut self, sequence: u64, record: &[u8]) -> Result<(), OutboxError> {
+        self.repair_tail()?;
+        let full = |segment: &Segment| segment.bytes >= self.limits.segment_bytes || segment.end != sequence;
+        if self.segments.back().is_none_or(full) {
+            // The old segment's records are committed before a new one is begun, so that one sync is enough for a commit.
+            self.commit()?;
+            let name = segment_name(self.meta.epoch, sequence);
+            let header = segment::header(self.meta.epoch, sequence);
+            // A failed attempt may have left a part of the header under this name.
+            let names = self.storage.list().map_err(failed("list", "the folder"))?;
+            if names.contains(&name) {
+                self.storage.truncate(&name, 0).map_err(failed("truncate", &name))?;
+            }
+            self.storage.append(&name, &header).map_err(failed("create", &name))?;
+            self.segments.push_back(Segment { name, first: sequence, bytes: header.len() as u64, end: sequence, unacked: 0 });
+        }
+        let Some(segment) = self.segments.back_mut() else { return Ok(()) };
+        self.dirty = true;
+        self.storage.append(&segment.name, record).map_err(failed("append to", &segment.name))?;
+        self.dirty = false;
+        self.uncommitted.push(Extent { sequence, offset: segment.bytes, length: record.len() as u32 });
+        self.tail.extend_from_slice(record);
+        segment.bytes += record.len() as u64;
+        segment.end = sequence + 1;
+        Ok(())
+    }
+
+    /// Writes the uncommitted records anew after a failed append or sync.
+    fn repair_tail(&mut self) -> Result<(), OutboxError> {
+        if let (true, Some(segment)) = (self.dirty, self.segments.back()) {
+            let committed = segment.bytes - self.tail.len() as u64;
+            // With no record committed, the header may be lost, too.
+            let whole = committed <= segment::HEADER as u64;
+            let header = if whole { segment::header(self.meta.epoch, segment.first) } else { Vec::new() };
+            let keep = if whole { 0 } else { committed };
+            self.storage.truncate(&segment.name, keep).map_err(failed("truncate", &segment.name))?;
+            self.storage.append(&segment.name, &[header, self.tail.clone()].concat()).map_err(failed("append to", &segment.name))?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+
+    /// Makes everything that was appended durable, then keeps to the byte budget. Returns how many labels were committed.
+    ///
+    /// # Errors
+    /// [`OutboxError::Storage`]: nothing new is committed; a later commit tries again.
+    pub fn commit(&mut self) -> Result<usize, OutboxError> {
+        let count = self.uncommitted.len();
+        if count > 0 {
+            self.repair_tail()?;
+        }
+        if count > 0
+            && let Some(segment) = self.segments.back_mut()
+        {
+            if let Err(error) = self.storage.sync(&segment.name) {
+                self.dirty = true;
+                return Err(failed("sync", &segment.name)(error));
+            }
+            self.tail.clear();
+            segment.unacked += count as u64;
+            self.index.extend(self.uncommitted.drain(..).map(|extent| (extent.sequence, extent)));
+        }
+        while self.bytes() > self.limits.max_bytes && self.segments.len() > 1 {
+            self.evict_oldest()?;
+        }
+        Ok(count)
+    }
+
+    /// Removes the oldest segment but not the one that is appended to; false when there is none.
+    fn evict_oldest(&mut self) -> Result<bool, OutboxError> {
+        if self.segments.len() < 2 {
+            return Ok(false);
+        }
+        let Some(oldest) = self.segments.front() else { return Ok(false) };
+        let (name, end) = (oldest.name.clone(), oldest.end);
+        // First the count, durably, then the removal: after a crash between the two, opening finishes the removal.
+        let before = self.meta.clone();
+        self.meta.evicted += oldest.unacked;
+        self.meta.evicted_through = end - 1;
+        if let Err(error) = self.write_meta() {
+            self.meta = before;
+            return Err(error);
+        }
+        self.index = self.index.split_off(&end);
+        self.segments.pop_front();
+        self.storage.remove(&name).map_err(failed("remove", &name))?;
+        Ok(true)
+    }
+
+    /// Takes an acknowledgement: what it names leaves the outbox. Acknowledgements of other epochs change nothing. A collector
+    /// with a new epoch of its own was restored from a backup: only what it names now counts as stored.
+    ///
+    /// Returns the number of labels it acknowledged.
+    ///
+    /// # Errors
+    /// [`OutboxError::Storage`] when a segment cannot be removed; it is then removed at the next opening.
+    pub fn ack(&mut self, ack: &AckMsg) -> Result<u64, OutboxError> {
+        if ack.epoch != self.meta.epoch {
+            return Ok(0);
+        }
+        if ack.collector != self.meta.collector {
+            if self.meta.collector != 0 {
+                self.meta.watermark = 0;
+                self.reindex()?;
+            }
+            self.meta.collector = ack.collector;
+        }
+        self.meta.watermark = self.meta.watermark.max(ack.watermark.min(self.committed()));
+        let mut stored: Vec<u64> = self.index.range(..=self.meta.watermark).map(|(&sequence, _)| sequence).collect();
+        for &(from, to) in &ack.stored {
+            if from <= to {
+                stored.extend(self.index.range(from..=to).map(|(&sequence, _)| sequence));
+            }
+        }
+        let mut count = 0;
+        for sequence in stored {
+            if self.index.remove(&sequence).is_some() {
+                count += 1;
+                let at = self.segments.partition_point(|segment| segment.end <= sequence);
+                if let Some(segment) = self.segments.get_mut(at) {
+                    segment.unacked -= 1;
+                }
+            }
+        }
+        self.remove_stored()?;
+        Ok(count)
+    }
+
+    /// Removes segments of which the collector has everything, but not the one that is appended to.
+    fn remove_stored(&mut self) -> Result<(), OutboxError> {
+        let kept = self.segments.len().saturating_sub(1);
+        let names: Vec<String> = self.segments.iter().take(kept).filter(|segment| segment.unacked == 0).map(|s| s.name.clone()).collect();
+        self.segments.retain(|segment| !names.contains(&segment.name));
+        for name in names {
+            self.storage.remove(&name).map_err(failed("remove", &name))?;
+        }
+        Ok(())
+    }
+
+    /// Puts every committed record that is still on disk into the index again.
+    fn reindex(&mut self) -> Result<(), OutboxError> {
+        let uncommitted = self.uncommitted.first().map_or(u64::MAX, |extent| extent.sequence);
+        for segment in &mut self.segments {
+            let bytes = self.storage.read(&segment.name).map_err(failed("read", &segment.name))?;
+            let (extents, _) = segment::scan(&bytes, segment.first);
+            let committed = extents.into_iter().filter(|extent| extent.sequence < uncommitted);
+            let before = self.index.len();
+            self.index.extend(committed.map(|extent| (extent.sequence, extent)));
+            segment.unacked += (self.index.len() - before) as u64;
+        }
+        Ok(())
+    }
+
+    /// The first pending sequence above `after`.
+    pub fn next_pending(&self, after: u64) -> Option<u64> {
+        self.index.range(after.checked_add(1)?..).next().map(|(&sequence, _)| sequence)
+    }
+
+    /// Whether a label is committed and not acknowledged.
+    pub fn is_pending(&self, sequence: u64) -> bool {
+        self.index.contains_key(&sequence)
+    }
+
+    /// Reads a pending label; `None` when it is not pending any more.
+    ///
+    /// # Errors
+    /// [`OutboxError::Storage`], also when the record is damaged on disk.
+    pub fn read(&mut self, sequence: u64) -> Result<Option<Entry>, OutboxError> {
+        let Some(extent) = self.index.get(&sequence).copied() else { return Ok(None) };
+        let at = self.segments.partition_point(|segment| segment.end <= sequence);
+        let Some(segment) = self.segments.get(at) else { return Ok(None) };
+        let bytes = self.storage.read_at(&segment.name, extent.offset, extent.length as usize).map_err(failed("read", &segment.name))?;
+        match segment::read_record(&bytes) {
+            Some((entry, _)) if entry.sequence == sequence => Ok(Some(entry)),
+            _ => Err(failed("read", &segment.name)(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the record of sequence {sequence} is damaged"),
+            ))),
+        }
+    }
+
+    /// Commits and writes the counts, at the end.
+    ///
+    /// # Errors
+    /// [`OutboxError::Storage`].
+    pub fn close(&mut self) -> Result<(), OutboxError> {
+        self.commit()?;
+        self.write_meta()
+    }
+}
+
+fn set_aside<S: Storage>(storage: &mut S, name: &str, bytes: &[u8], recovery: &mut Recovery) -> Result<(), OutboxError> {
+    let aside = format!("{name}.aside");
+    storage.replace(&aside, bytes).map_err(failed("write", &aside))?;
+    storage.remove(name).map_err(failed("remove", name))?;
+    recovery.set_aside.push(aside);
+    Ok(())
+}
+
+/// Below 2⁶³, so that every database takes it.
+fn random_epoch() -> Result<u64, OutboxError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| OutboxError::Random(error.to_string()))?;
+    Ok((u64::from_le_bytes(bytes) >> 1).max(1))
+}

@@ -1,0 +1,448 @@
+//! Power is lost at every operation, and whatever was committed is there afterwards.
+
+use super::*;
+use omnilabel_keypoints::wire::VERSION;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+/// A file as the system sees it and as the disk has it.
+#[derive(Clone, Debug, Default)]
+struct File {
+    seen: Vec<u8>,
+    durable: Vec<u8>,
+    /// Whether the name itself is durable.
+    named: bool,
+}
+
+/// What happens to the operation that the fault hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Power is lost: nothing works from here on.
+    PowerLoss,
+    /// The disk is full this once.
+    Full,
+    /// This once, the system reports an error, and half of the bytes are written.
+    Error,
+}
+
+#[derive(Debug, Default)]
+struct Machine {
+    files: BTreeMap<String, File>,
+    operations: usize,
+    fault: Option<(usize, Fault)>,
+    dead: bool,
+}
+
+impl Machine {
+    /// Counts a mutating operation: what is to be done with it.
+    fn step(&mut self) -> Result<(), Fault> {
+        if self.dead {
+            return Err(Fault::PowerLoss);
+        }
+        let index = self.operations;
+        self.operations += 1;
+        match self.fault {
+            Some((at, fault)) if at == index => {
+                self.dead = fault == Fault::PowerLoss;
+                Err(fault)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// After a power cut: durable bytes, and of what was written but not synced the share `kept` (0 to 1).
+    fn reboot(&mut self, kept: f64) {
+        self.files.retain(|_, file| file.named || kept > 0.0);
+        for file in self.files.values_mut() {
+            if file.seen.starts_with(&file.durable) {
+                let extra = ((file.seen.len() - file.durable.len()) as f64 * kept) as usize;
+                file.seen.truncate(file.durable.len() + extra);
+            } else {
+                file.seen = file.durable.clone();
+            }
+            file.durable = file.seen.clone();
+            file.named = true;
+        }
+        self.dead = false;
+        self.fault = None;
+    }
+}
+
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Machine>>);
+
+fn error(fault: Fault) -> io::Error {
+    match fault {
+        Fault::Full => io::Error::from(io::ErrorKind::StorageFull),
+        Fault::PowerLoss | Fault::Error => io::Error::other("power"),
+    }
+}
+
+impl Storage for Memory {
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        Ok(self.0.lock().unwrap().files.keys().cloned().collect())
+    }
+    fn read(&mut self, name: &str) -> io::Result<Vec<u8>> {
+        Ok(self.0.lock().unwrap().files.get(name).ok_or(io::ErrorKind::NotFound)?.seen.clone())
+    }
+    fn read_at(&mut self, name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let bytes = self.read(name)?;
+        Ok(bytes.get(offset as usize..offset as usize + length).ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
+    }
+    fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut machine = self.0.lock().unwrap();
+        let result = machine.step();
+        let written = match result {
+            Ok(()) => bytes.len(),
+            Err(Fault::Full) => 0,
+            Err(_) if machine.dead && machine.fault.is_none_or(|(at, _)| at + 1 != machine.operations) => 0,
+            Err(_) => bytes.len() / 2,
+        };
+        machine.files.entry(name.to_owned()).or_default().seen.extend_from_slice(&bytes[..written]);
+        result.map_err(error)
+    }
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        let mut machine = self.0.lock().unwrap();
+        let result = machine.step();
+        let file = machine.files.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+        match result {
+            Ok(()) => {
+                // A system that reported a failed sync forgets what was dirty: only bytes written since count.
+                file.durable = file.seen.clone();
+                file.named = true;
+            }
+            Err(Fault::Error | Fault::Full) => file.seen = file.durable.clone(),
+            Err(Fault::PowerLoss) => {}
+        }
+        result.map_err(error)
+    }
+    fn truncate(&mut self, name: &str, length: u64) -> io::Result<()> {
+        let mut machine = self.0.lock().unwrap();
+        machine.step().map_err(error)?;
+        let file = machine.files.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+        file.seen.resize(length as usize, 0);
+        file.durable.truncate(length as usize);
+        Ok(())
+    }
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        let mut machine = self.0.lock().unwrap();
+        machine.step().map_err(error)?;
+        machine.files.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into())
+    }
+    fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut machine = self.0.lock().unwrap();
+        machine.step().map_err(error)?;
+        machine.files.insert(name.to_owned(), File { seen: bytes.to_vec(), durable: bytes.to_vec(), named: true });
+        Ok(())
+    }
+}
+
+const SMALL: Limits = Limits { max_bytes: 4000, segment_bytes: 600 };
+const ROOMY: Limits = Limits { max_bytes: 1 << 30, segment_bytes: 600 };
+
+fn payload(sequence: u64) -> (Vec<u8>, Vec<u8>) {
+    let label = format!("label {sequence} {}", "x".repeat(sequence as usize % 40)).into_bytes();
+    let jpeg = if sequence.is_multiple_of(3) { vec![sequence as u8; 90] } else { Vec::new() };
+    (label, jpeg)
+}
+
+fn append<S: Storage>(outbox: &mut Outbox<S>) -> Result<u64, OutboxError> {
+    let sequence = outbox.next_key().sequence;
+    let (label, jpeg) = payload(sequence);
+    outbox.append(sequence * 10, label, jpeg).map(|key| key.sequence)
+}
+
+fn ack<S: Storage>(outbox: &Outbox<S>, watermark: u64, stored: &[(u64, u64)]) -> AckMsg {
+    AckMsg { version: VERSION, collector: 5, epoch: outbox.next_key().epoch, watermark, stored: heapless::Vec::from_slice(stored).unwrap() }
+}
+
+fn pending<S: Storage>(outbox: &mut Outbox<S>) -> Vec<u64> {
+    let (mut list, mut after) = (Vec::new(), 0);
+    while let Some(sequence) = outbox.next_pending(after) {
+        let entry = outbox.read(sequence).unwrap().unwrap();
+        let (label, jpeg) = payload(sequence);
+        assert_eq!(entry, Entry { sequence, frame: sequence * 10, label, jpeg });
+        list.push(sequence);
+        after = sequence;
+    }
+    assert_eq!(list.len() as u64, outbox.pending());
+    list
+}
+
+/// What a run with a fault must keep: committed and not acknowledged.
+#[derive(Debug, Default)]
+struct Ledger {
+    committed: BTreeSet<u64>,
+    acknowledged: BTreeSet<u64>,
+    epoch: u64,
+}
+
+/// Appends, commits, acknowledges; stops at the first power loss, goes on after other faults.
+fn scenario(memory: &Memory, limits: Limits, ledger: &mut Ledger) {
+    let dead = || memory.0.lock().unwrap().dead;
+    let Ok((mut outbox, _)) = Outbox::open(memory.clone(), limits) else { return };
+    ledger.epoch = outbox.next_key().epoch;
+    let mut open = BTreeSet::new();
+    for round in 1..=60_u64 {
+        if let Ok(sequence) = append(&mut outbox) {
+            assert!(open.insert(sequence) && !ledger.committed.contains(&sequence), "sequence {sequence} was given twice");
+        }
+        if round % 4 == 0 && outbox.commit().is_ok() {
+            ledger.committed.append(&mut open);
+        }
+        if round % 10 == 0 {
+            let until = outbox.committed().saturating_sub(5);
+            let named: BTreeSet<u64> = ledger.committed.iter().copied().filter(|&s| s <= until || s == until + 2).collect();
+            // The message is out; whether or not the device can act on it, the collector has the labels.
+            let gap = named.contains(&(until + 2)).then_some((until + 2, until + 2));
+            let message = ack(&outbox, until, gap.as_slice());
+            ledger.acknowledged.extend(named);
+            let _ = outbox.ack(&message);
+        }
+        if dead() {
+            return;
+        }
+    }
+}
+
+fn check_after(memory: &Memory, limits: Limits, ledger: &Ledger, what: &str) {
+    let (mut outbox, recovery) = Outbox::open(memory.clone(), limits).unwrap();
+    assert!(recovery.set_aside.is_empty(), "{what}: {recovery:?}");
+    let have: BTreeSet<u64> = pending(&mut outbox).into_iter().collect();
+    let missing: Vec<_> = ledger.committed.difference(&ledger.acknowledged).filter(|s| !have.contains(s)).collect();
+    assert!(missing.len() as u64 <= outbox.evicted(), "{what}: lost {missing:?}, evicted {}", outbox.evicted());
+    if let Some(last) = ledger.committed.last() {
+        assert_eq!(outbox.next_key().epoch, ledger.epoch, "{what}");
+        assert!(outbox.next_key().sequence > *last, "{what}: a committed sequence would be given again");
+    }
+    let fresh = append(&mut outbox).unwrap();
+    outbox.commit().unwrap();
+    assert!(pending(&mut outbox).contains(&fresh), "{what}");
+}
+
+fn operations(limits: Limits) -> usize {
+    let memory = Memory::default();
+    scenario(&memory, limits, &mut Ledger::default());
+    let count = memory.0.lock().unwrap().operations;
+    count
+}
+
+#[test]
+fn power_loss_at_every_operation_loses_nothing_that_was_committed() {
+    for limits in [ROOMY, SMALL] {
+        let count = operations(limits);
+        assert!(count > 50, "the scenario has only {count} operations");
+        for at in 0..count {
+            for kept in [0.0, 0.3, 0.9, 1.0] {
+                let memory = Memory::default();
+                memory.0.lock().unwrap().fault = Some((at, Fault::PowerLoss));
+                let mut ledger = Ledger::default();
+                scenario(&memory, limits, &mut ledger);
+                memory.0.lock().unwrap().reboot(kept);
+                check_after(&memory, limits, &ledger, &format!("power lost at operation {at}, {kept} of the rest kept"));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_error_or_a_full_disk_at_every_operation_is_survived_without_loss() {
+    for limits in [ROOMY, SMALL] {
+        for fault in [Fault::Error, Fault::Full] {
+            for at in 0..operations(limits) {
+                let memory = Memory::default();
+                memory.0.lock().unwrap().fault = Some((at, fault));
+                let mut ledger = Ledger::default();
+                scenario(&memory, limits, &mut ledger);
+                let what = format!("{fault:?} at operation {at}");
+                memory.0.lock().unwrap().reboot(0.0);
+                check_after(&memory, limits, &ledger, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_outbox_that_is_made_anew_draws_another_epoch() {
+    let (first, recovery) = Outbox::open(Memory::default(), ROOMY).unwrap();
+    assert!(recovery.created);
+    let (second, _) = Outbox::open(Memory::default(), ROOMY).unwrap();
+    assert_ne!(first.next_key().epoch, second.next_key().epoch);
+    assert_eq!(first.next_key().sequence, 1);
+}
+
+#[test]
+fn acknowledgements_of_another_epoch_or_beyond_what_was_sent_change_nothing_that_is_not_theirs() {
+    let (mut outbox, _) = Outbox::open(Memory::default(), ROOMY).unwrap();
+    for _ in 0..5 {
+        append(&mut outbox).unwrap();
+    }
+    outbox.commit().unwrap();
+    append(&mut outbox).unwrap();
+    let other = AckMsg { epoch: 1, ..ack(&outbox, 5, &[]) };
+    assert_eq!(outbox.ack(&other).unwrap(), 0);
+    let backwards = ack(&outbox, 0, &[(4, 2)]);
+    assert_eq!(outbox.ack(&backwards).unwrap(), 0);
+    let everything = ack(&outbox, u64::MAX, &[(0, u64::MAX)]);
+    assert_eq!(outbox.ack(&everything).unwrap(), 5);
+    outbox.commit().unwrap();
+    assert_eq!(pending(&mut outbox), [6], "what was not committed when the acknowledgement came is still to be sent");
+}
+
+#[test]
+fn a_collector_restored_from_a_backup_gets_again_what_is_still_here() {
+    let (mut outbox, _) = Outbox::open(Memory::default(), ROOMY).unwrap();
+    for _ in 0..5 {
+        append(&mut outbox).unwrap();
+    }
+    outbox.commit().unwrap();
+    let message = ack(&outbox, 5, &[]);
+    outbox.ack(&message).unwrap();
+    assert!(pending(&mut outbox).is_empty());
+    let restored = AckMsg { collector: 6, watermark: 2, ..message };
+    outbox.ack(&restored).unwrap();
+    assert_eq!(pending(&mut outbox), [3, 4, 5]);
+}
+
+#[test]
+fn the_byte_budget_evicts_the_oldest_and_counts_them() {
+    let memory = Memory::default();
+    let (mut outbox, _) = Outbox::open(memory.clone(), SMALL).unwrap();
+    for _ in 0..200 {
+        append(&mut outbox).unwrap();
+        outbox.commit().unwrap();
+        assert!(outbox.bytes() <= SMALL.max_bytes + SMALL.segment_bytes);
+    }
+    let left = pending(&mut outbox);
+    assert_eq!(outbox.evicted() + outbox.pending(), 200);
+    assert_eq!(*left.last().unwrap(), 200);
+    drop(outbox);
+    let (mut outbox, _) = Outbox::open(memory, SMALL).unwrap();
+    assert_eq!(pending(&mut outbox), left);
+    assert_eq!((outbox.committed(), outbox.evicted()), (200, 200 - left.len() as u64));
+}
+
+#[test]
+fn a_damaged_segment_is_set_aside_and_the_rest_goes_on() {
+    let memory = Memory::default();
+    let (mut outbox, _) = Outbox::open(memory.clone(), ROOMY).unwrap();
+    for _ in 0..30 {
+        append(&mut outbox).unwrap();
+    }
+    outbox.commit().unwrap();
+    drop(outbox);
+    let first = memory.0.lock().unwrap().files.keys().find(|name| name.ends_with(".seg")).unwrap().clone();
+    memory.0.lock().unwrap().files.get_mut(&first).unwrap().seen[6] ^= 1;
+    let (mut outbox, recovery) = Outbox::open(memory, ROOMY).unwrap();
+    assert_eq!(recovery.set_aside, [format!("{first}.aside")]);
+    assert_eq!(outbox.next_key().sequence, 31);
+    assert!(!pending(&mut outbox).is_empty());
+}
+
+#[test]
+fn on_a_real_disk_labels_survive_a_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Outbox::open(Disk::open(folder.path()).unwrap(), ROOMY).unwrap();
+    let (mut outbox, _) = open();
+    for _ in 0..50 {
+        append(&mut outbox).unwrap();
+    }
+    outbox.commit().unwrap();
+    append(&mut outbox).unwrap();
+    let message = ack(&outbox, 20, &[(30, 35)]);
+    outbox.ack(&message).unwrap();
+    drop(outbox);
+    let (mut outbox, recovery) = open();
+    assert_eq!(recovery, Recovery::default());
+    let left = pending(&mut outbox);
+    assert!(left.ends_with(&[50, 51]) && left.contains(&21), "{left:?}");
+    outbox.ack(&message).unwrap();
+    assert_eq!(pending(&mut outbox), (21..30).chain(36..=51).collect::<Vec<_>>());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append,
+    Commit,
+    Ack { watermark: u64, from: u64, to: u64 },
+    Reopen,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => Just(Step::Append),
+        3 => Just(Step::Commit),
+        2 => (0..60_u64, 0..60_u64, 0..60_u64).prop_map(|(watermark, from, to)| Step::Ack { watermark, from, to }),
+        1 => Just(Step::Reopen),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    /// Against the simplest model: a set of what was appended, minus what was acknowledged. A clean reopening keeps what the system
+    /// has, and may bring acknowledged labels back until the next acknowledgement.
+    #[test]
+    fn behaves_like_a_set(steps in steps()) {
+        let memory = Memory::default();
+        let (mut outbox, _) = Outbox::open(memory.clone(), ROOMY).unwrap();
+        let (mut model, mut open, mut stored, mut high) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), 0);
+        for step in steps {
+            match step {
+                Step::Append => {
+                    open.insert(append(&mut outbox).unwrap());
+                    // A new segment commits the one before.
+                    while open.len() > outbox.uncommitted() {
+                        model.extend(open.pop_first());
+                    }
+                }
+                Step::Commit => { outbox.commit().unwrap(); model.append(&mut open); }
+                Step::Ack { watermark, from, to } => {
+                    let message = ack(&outbox, watermark, &[(from, to)]);
+                    outbox.ack(&message).unwrap();
+                    high = high.max(watermark.min(outbox.committed()));
+                    let gone: Vec<u64> = model.iter().copied().filter(|s| *s <= high || (from..=to).contains(s)).collect();
+                    model.retain(|s| !gone.contains(s));
+                    stored.extend(gone);
+                }
+                Step::Reopen => {
+                    drop(outbox);
+                    high = 0;
+                    model.append(&mut open);
+                    outbox = Outbox::open(memory.clone(), ROOMY).unwrap().0;
+                    let have: BTreeSet<u64> = pending(&mut outbox).into_iter().collect();
+                    prop_assert!(model.is_subset(&have));
+                    prop_assert!(have.iter().all(|s| model.contains(s) || stored.contains(s)));
+                    model = have;
+                }
+            }
+            prop_assert_eq!(pending(&mut outbox), model.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(outbox.uncommitted(), open.len());
+        }
+    }
+}
+
+#[test]
+fn the_sender_sends_in_order_keeps_its_window_and_repeats() {
+    use std::time::{Duration, Instant};
+    let start = Instant::now();
+    let mut sender = Sender::default();
+    let pending: BTreeSet<u64> = (1..=200).collect();
+    let next = |pending: &BTreeSet<u64>, after: u64| pending.range(after + 1..).next().copied();
+    let mut sent = Vec::new();
+    while let Some(sequence) = sender.next(start, |after| next(&pending, after)) {
+        sent.push(sequence);
+    }
+    assert_eq!(sent, (1..=SEND_WINDOW as u64).collect::<Vec<_>>());
+    let mut left = pending.clone();
+    left.retain(|&s| s == 3 || s > 10);
+    sender.acknowledged(10, |s| left.contains(&s));
+    assert_eq!(sender.next(start, |after| next(&left, after)), Some(SEND_WINDOW as u64 + 1));
+    let later = start + Duration::from_secs(4);
+    assert_eq!(sender.next(later, |after| next(&left, after)), Some(3), "the gap is sent again before its full time");
+    let much_later = start + Duration::from_secs(16);
+    assert_eq!(sender.next(much_later, |after| next(&left, after)), Some(11));
+    sender.restart();
+    assert_eq!(sender.next(much_later, |after| next(&left, after)), Some(3));
+}

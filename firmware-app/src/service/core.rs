@@ -1,0 +1,345 @@
+//! The one loop: it owns the outbox, the slots and the counts, takes events and sends messages.
+
+use crate::annotate::Model;
+use crate::camera::CameraEvent;
+use crate::config::{CameraConfig, EdgeConfig};
+use crate::outbox::{Disk, Outbox, Sender};
+use crate::publish::{self, Histogram, Topics};
+use crate::service::engine::{Command, Labelled};
+use crate::service::trial::Report;
+use crate::service::{Event, Loader, Outgoing, Summary};
+use crate::slots::Slots;
+use crate::update::Fetch;
+use ed25519_dalek::VerifyingKey;
+use omnilabel_keypoints::wire::topic::Kind;
+use omnilabel_keypoints::wire::{AckMsg, Encoding, Message, StatusMsg, VERSION};
+use omnilabel_link::Incoming;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// A group of labels is committed at this size …
+const GROUP: usize = 64;
+/// … or at this age.
+const GROUP_AGE: Duration = Duration::from_millis(250);
+/// Counts are reported this often when they change.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
+/// Room that is left in the outgoing queue for messages that are not labels.
+const SPARE: usize = 8;
+
+/// The appliance's state and rules.
+pub(super) struct Core {
+    pub(super) config: EdgeConfig,
+    pub(super) topics: Topics,
+    pub(super) outbox: Outbox<Disk>,
+    sender: Sender,
+    pub(super) slots: Slots,
+    pub(super) key: VerifyingKey,
+    pub(super) loader: Arc<dyn Loader>,
+    /// The model of the confirmed slot.
+    pub(super) confirmed: Arc<Model>,
+    /// The model on probation.
+    pub(super) candidate: Option<Arc<Model>>,
+    pub(super) fetch: Option<Fetch>,
+    /// A release that came while another was tried.
+    pub(super) later: Option<Vec<u8>>,
+    pub(super) report: Report,
+    pub(super) commands: SyncSender<Command>,
+    pub(super) events: mpsc::Sender<Event>,
+    outgoing: mpsc::Sender<Outgoing>,
+    connected: bool,
+    counts: Summary,
+    histogram: Histogram,
+    /// Mean time of the confirmed model for a frame, seconds.
+    pub(super) mean_secs: Option<f64>,
+    pub(super) last_frame: Instant,
+    oldest_uncommitted: Option<Instant>,
+    status_sent: Option<(Instant, StatusMsg)>,
+    histogram_sent: Option<(Instant, u64)>,
+    ended: bool,
+}
+
+impl Core {
+    #[expect(clippy::too_many_arguments, reason = "each is one end of the wiring, given once")]
+    pub(super) fn new(
+        config: EdgeConfig,
+        topics: Topics,
+        outbox: Outbox<Disk>,
+        slots: Slots,
+        key: VerifyingKey,
+        loader: Arc<dyn Loader>,
+        confirmed: Arc<Model>,
+        outgoing: mpsc::Sender<Outgoing>,
+        commands: SyncSender<Command>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let histogram = Histogram::new(confirmed.counter());
+        let report = Report::new(slots.recovered());
+        Self {
+            config,
+            topics,
+            outbox,
+            sender: Sender::default(),
+            slots,
+            key,
+            loader,
+            confirmed,
+            candidate: None,
+            fetch: None,
+            later: None,
+            report,
+            commands,
+            events,
+            outgoing,
+            connected: false,
+            counts: Summary::default(),
+            histogram,
+            mean_secs: None,
+            last_frame: Instant::now(),
+            oldest_uncommitted: None,
+            status_sent: None,
+            histogram_sent: None,
+            ended: false,
+        }
+    }
+
+    /// Handles events until the end.
+    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Event>) -> Summary {
+        self.boot();
+        while let Some(event) = inbox.blocking_recv() {
+            if matches!(event, Event::Shutdown) {
+                break;
+            }
+            self.handle(event);
+            self.pump();
+            if self.is_done() {
+                break;
+            }
+        }
+        self.finish()
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Link(Incoming::Connected) => {
+                tracing::info!("connected to the broker");
+                self.connected = true;
+                self.sender.restart();
+                self.fetch.iter_mut().for_each(Fetch::restart);
+                self.status_sent = None;
+                self.histogram_sent = None;
+                self.report.is_new = true;
+            }
+            Event::Link(Incoming::Disconnected { reason, retry_in }) => {
+                tracing::warn!(reason, ?retry_in, pending = self.outbox.pending(), "no broker; labels wait in the outbox");
+                self.connected = false;
+            }
+            Event::Link(Incoming::Message { topic, payload, .. }) => self.message(&topic, &payload),
+            Event::Labelled(labelled) => self.labelled(*labelled),
+            Event::Camera(CameraEvent::Bad { reason }) => {
+                self.counts.bad_frames += 1;
+                tracing::warn!(reason, "a frame could not be read");
+            }
+            Event::Camera(CameraEvent::Lost { reason, retry_in }) => tracing::warn!(reason, ?retry_in, "the camera is away"),
+            Event::Camera(CameraEvent::End) => {
+                tracing::info!(frames = self.counts.frames, "the camera's last frame is labelled");
+                self.ended = true;
+            }
+            Event::Camera(CameraEvent::Shot(_)) | Event::Tick | Event::Shutdown => {}
+            Event::Tested(tested) => self.tested(*tested),
+        }
+    }
+
+    fn message(&mut self, topic: &str, payload: &[u8]) {
+        if let Some(hash) = self.topics.block_of(topic) {
+            let hash = hash.to_owned();
+            self.block(&hash, payload);
+        } else if topic == self.topics.of(Kind::Ack) {
+            match AckMsg::decode(payload) {
+                Ok(ack) => self.acknowledged(&ack),
+                Err(error) => tracing::warn!(%error, topic, "not an acknowledgement"),
+            }
+        } else if topic == self.topics.release(&self.config.channel) {
+            self.offered(payload);
+        }
+    }
+
+    fn acknowledged(&mut self, ack: &AckMsg) {
+        let collector = self.outbox.collector();
+        match self.outbox.ack(ack) {
+            Ok(count) => tracing::debug!(count, watermark = ack.watermark, pending = self.outbox.pending(), "acknowledged"),
+            Err(error) => tracing::error!(%error, "an acknowledged segment stays for now"),
+        }
+        if collector != 0 && collector != self.outbox.collector() {
+            tracing::warn!("the collector was restored: it gets again what is still here");
+            self.sender.restart();
+        }
+        if ack.epoch == self.outbox.next_key().epoch {
+            let highest = ack.stored.iter().map(|&(_, to)| to).fold(ack.watermark, u64::max);
+            self.sender.acknowledged(highest, |sequence| self.outbox.is_pending(sequence));
+        }
+    }
+
+    fn labelled(&mut self, labelled: Labelled) {
+        self.last_frame = Instant::now();
+        self.judge(&labelled);
+        if labelled.replay {
+            return;
+        }
+        let label = match &labelled.result {
+            Ok(label) => label,
+            Err(reason) => {
+                self.counts.bad_frames += 1;
+                tracing::error!(reason, "a frame could not be labelled");
+                return;
+            }
+        };
+        self.counts.frames += 1;
+        self.histogram.add(label, labelled.model.0);
+        let jpeg = publish::picture(&labelled.shot, label, &self.config.publish);
+        let key = self.outbox.next_key();
+        let message = publish::label_message(label, key, &labelled.shot, labelled.model, !jpeg.is_empty());
+        let appended = publish::encode(&message, self.config.publish.encoding)
+            .map_err(anyhow::Error::from)
+            .and_then(|bytes| Ok(self.outbox.append(labelled.shot.id, bytes, jpeg)?));
+        match appended {
+            Ok(_) => {
+                self.oldest_uncommitted.get_or_insert_with(Instant::now);
+            }
+            Err(error) => {
+                self.counts.dropped += 1;
+                tracing::error!(%error, dropped = self.counts.dropped, "a label could not be written and is dropped");
+            }
+        }
+    }
+
+    /// Everything that is due.
+    fn pump(&mut self) {
+        let now = Instant::now();
+        if self.outbox.uncommitted() >= GROUP || self.oldest_uncommitted.is_some_and(|at| now.duration_since(at) >= GROUP_AGE) {
+            self.commit(now);
+        }
+        if self.connected {
+            self.send_labels(now);
+            self.send_reports(now);
+            let request = self.fetch.as_mut().and_then(|fetch| fetch.request(now));
+            if let Some(request) = request {
+                let topic = self.topics.of(Kind::BlocksGet);
+                self.send(topic, &request, Encoding::Cbor, false);
+            }
+        }
+        self.probation_without_frames(now);
+    }
+
+    fn commit(&mut self, now: Instant) {
+        // After an error it is tried again after the same time.
+        self.oldest_uncommitted = Some(now);
+        match self.outbox.commit() {
+            Ok(_) => self.oldest_uncommitted = None,
+            Err(error) => tracing::error!(%error, "labels are not committed yet"),
+        }
+        if self.outbox.uncommitted() == 0 {
+            self.oldest_uncommitted = None;
+        }
+    }
+
+    fn send_labels(&mut self, now: Instant) {
+        // A label and its frame are two messages.
+        while self.outgoing.capacity() >= SPARE + 2 {
+            let Some(sequence) = self.sender.next(now, |after| self.outbox.next_pending(after)) else { return };
+            let entry = match self.outbox.read(sequence) {
+                Ok(Some(entry)) => entry,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(%error, sequence, "a label cannot be read from the outbox");
+                    continue;
+                }
+            };
+            if !entry.jpeg.is_empty() {
+                match publish::frame_payload(self.outbox.next_key().epoch, &entry) {
+                    Ok(payload) => self.put(Outgoing::Publish { topic: self.topics.of(Kind::Frames), payload, retain: false }),
+                    Err(error) => tracing::error!(%error, sequence, "a frame cannot be encoded"),
+                }
+            }
+            self.put(Outgoing::Publish { topic: self.topics.of(Kind::Labels), payload: entry.label, retain: false });
+        }
+    }
+
+    fn status(&self, online: bool) -> StatusMsg {
+        StatusMsg {
+            version: VERSION,
+            online,
+            model: self.slots.state().confirmed_counter,
+            frames: self.counts.frames,
+            bad_frames: self.counts.bad_frames,
+            committed: self.outbox.committed(),
+            pending: self.outbox.pending(),
+            evicted: self.outbox.evicted(),
+            epoch: self.outbox.next_key().epoch,
+        }
+    }
+
+    fn send_reports(&mut self, now: Instant) {
+        if self.outgoing.capacity() < SPARE / 2 {
+            return;
+        }
+        if self.report.is_new {
+            self.report.is_new = false;
+            let message = self.report.message(&self.slots.state());
+            self.send(self.topics.of(Kind::Model), &message, self.config.publish.encoding, true);
+        }
+        let due = |at: Instant| now.duration_since(at) >= REPORT_EVERY;
+        let status = self.status(true);
+        if self.status_sent.as_ref().is_none_or(|(at, sent)| due(*at) && *sent != status) {
+            self.send(self.topics.of(Kind::Status), &status, self.config.publish.encoding, true);
+            self.status_sent = Some((now, status));
+        }
+        let frames = self.histogram.message().frames;
+        if frames > 0 && self.histogram_sent.is_none_or(|(at, sent)| due(at) && sent != frames) {
+            let message = self.histogram.message().clone();
+            self.send(self.topics.of(Kind::Histogram), &message, self.config.publish.encoding, false);
+            self.histogram_sent = Some((now, frames));
+        }
+    }
+
+    pub(super) fn send<M: Message>(&self, topic: String, message: &M, encoding: Encoding, retain: bool) {
+        match publish::encode(message, encoding) {
+            Ok(payload) => self.put(Outgoing::Publish { topic, payload, retain }),
+            Err(error) => tracing::error!(%error, topic, "a message cannot be encoded"),
+        }
+    }
+
+    /// The queue is never full here: everything that is sent in numbers leaves [`SPARE`] places.
+    pub(super) fn put(&self, item: Outgoing) {
+        if self.outgoing.try_send(item).is_err() {
+            tracing::warn!("the publisher is behind: a message is left out");
+        }
+    }
+
+    /// Whether the camera ended, was to end the process, and everything is acknowledged.
+    fn is_done(&self) -> bool {
+        let stop = matches!(self.config.camera, CameraConfig::Folder { stop_at_end: true, .. });
+        stop && self.ended && self.outbox.uncommitted() == 0 && self.outbox.pending() == 0 && !self.trial_is_open()
+    }
+
+    fn finish(mut self) -> Summary {
+        if let Err(error) = self.outbox.close() {
+            tracing::error!(%error, "the outbox could not be closed");
+        }
+        if self.connected {
+            let histogram = self.histogram.message().clone();
+            if histogram.frames > 0 {
+                self.send(self.topics.of(Kind::Histogram), &histogram, self.config.publish.encoding, false);
+            }
+            self.send(self.topics.of(Kind::Status), &self.status(false), self.config.publish.encoding, true);
+        }
+        Summary {
+            committed: self.outbox.committed(),
+            pending: self.outbox.pending(),
+            evicted: self.outbox.evicted(),
+            model: self.slots.state().confirmed_counter,
+            ..self.counts
+        }
+    }
+}

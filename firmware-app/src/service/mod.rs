@@ -1,0 +1,232 @@
+//! The appliance: threads and tasks around one loop ([`core::Core`]) that handles closed events.
+//!
+//! ```text
+//! camera thread ─▶ engine thread ─▶ events ─▶ core thread ─▶ outgoing ─▶ publisher task ─▶ link
+//!                        ▲                     ▲   │                                        │
+//!                        └──────── commands ───┼───┘            link reader task ◀──────────┘
+//!                                              └──────────────────────┘
+//! ```
+//! The core never waits for the network: it sends only while `outgoing` has room, and what it cannot send stays in the outbox.
+
+mod core;
+mod engine;
+mod trial;
+
+#[cfg(test)]
+mod tests;
+
+use crate::annotate::Model;
+use crate::camera::CameraEvent;
+use crate::config::EdgeConfig;
+use crate::outbox::{Disk, Limits, Outbox};
+use crate::publish::Topics;
+use crate::slots::Slots;
+use anyhow::Context;
+use omnilabel_bundle::Bundle;
+use omnilabel_keypoints::wire::topic::Kind;
+use omnilabel_keypoints::wire::{Encoding, StatusMsg, VERSION};
+use omnilabel_link::{Incoming, Link, Will};
+use omnilabel_runtime::check_golden;
+use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Events that wait for the core; senders wait when it is full.
+const EVENTS: usize = 64;
+/// Messages between core and publisher; the core sends only while there is room.
+const OUTGOING: usize = 64;
+/// The core's clock.
+const TICK: Duration = Duration::from_millis(50);
+/// How long the end waits for the broker.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// Everything that can happen to the core.
+pub(crate) enum Event {
+    /// From the link.
+    Link(Incoming),
+    /// From the engine: a frame went through the model.
+    Labelled(Box<engine::Labelled>),
+    /// From the camera: anything but a frame.
+    Camera(CameraEvent),
+    /// The bundle on trial was assembled, loaded and tried on its golden frames.
+    Tested(Box<trial::Tested>),
+    /// Time passes.
+    Tick,
+    /// The process is to end.
+    Shutdown,
+}
+
+/// From the core to the publisher.
+pub(crate) enum Outgoing {
+    /// A message. Without a connection it is dropped unless it is retained: the outbox has it.
+    Publish { topic: String, payload: Vec<u8>, retain: bool },
+    /// A subscription more.
+    Subscribe(String),
+    /// A subscription less.
+    Unsubscribe(String),
+}
+
+/// What a run did, for its last line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Frames labelled.
+    pub frames: u64,
+    /// Frames that could not be read or labelled.
+    pub bad_frames: u64,
+    /// Live frames that nobody had time for.
+    pub skipped_frames: u64,
+    /// Labels that could not be committed.
+    pub dropped: u64,
+    /// Labels committed over the life of the outbox.
+    pub committed: u64,
+    /// Labels that are not acknowledged.
+    pub pending: u64,
+    /// Labels evicted by the byte budget.
+    pub evicted: u64,
+    /// Counter of the confirmed release.
+    pub model: u64,
+}
+
+/// Loads the model of a release, and tries it: what the trial does with a bundle. A trait object so that tests need no network.
+pub trait Loader: Send + Sync {
+    /// Loads the bundle of release `counter`.
+    ///
+    /// # Errors
+    /// Why it does not load.
+    fn load(&self, bundle: &Bundle, counter: u64) -> anyhow::Result<Model>;
+    /// Tries the golden frames.
+    ///
+    /// # Errors
+    /// The first difference, or why they cannot be run.
+    fn golden(&self, bundle: &Bundle, model: &Model) -> anyhow::Result<()>;
+}
+
+struct Tract(crate::config::TeacherConfig);
+
+impl Loader for Tract {
+    fn load(&self, bundle: &Bundle, counter: u64) -> anyhow::Result<Model> {
+        Ok(Model::load(bundle, counter, &self.0)?)
+    }
+
+    fn golden(&self, bundle: &Bundle, model: &Model) -> anyhow::Result<()> {
+        Ok(check_golden(bundle, model.teacher())??)
+    }
+}
+
+/// Runs the appliance until its camera ended and everything is acknowledged (`stop_at_end`), or until `stop` is set.
+///
+/// # Errors
+/// When the device cannot start: no model, no key, no camera folder, no state folder.
+pub async fn run(config: EdgeConfig, stop: watch::Receiver<bool>) -> anyhow::Result<Summary> {
+    let loader = Arc::new(Tract(config.teacher.clone()));
+    run_with(config, loader, stop).await
+}
+
+/// [`run`] with another way to load models.
+///
+/// # Errors
+/// See [`run`].
+pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: watch::Receiver<bool>) -> anyhow::Result<Summary> {
+    let state_dir = config.state_dir.clone();
+    let key = crate::update::read_public_key(&config.root_key())?;
+    let (slots, bundle) = Slots::open(&state_dir, &key)?;
+    let model = Arc::new(loader.load(&bundle, slots.state().confirmed_counter).context("the confirmed model does not load")?);
+    let disk = Disk::open(&state_dir.join("outbox")).with_context(|| state_dir.join("outbox").display().to_string())?;
+    // Eight segments of the budget, so that an eviction loses little at once.
+    let segment_bytes = (config.outbox.max_bytes / 8).min(8 * 1024 * 1024);
+    let (outbox, recovery) = Outbox::open(disk, Limits { max_bytes: config.outbox.max_bytes, segment_bytes })?;
+    tracing::info!(?recovery, pending = outbox.pending(), epoch = outbox.next_key().epoch, "the outbox is open");
+    let camera = crate::camera::open(&config.camera, &state_dir.join("camera.progress"))?;
+
+    let topics = Topics::new(&config.broker, &config.device);
+    let offline = StatusMsg { version: VERSION, online: false, ..StatusMsg::default() };
+    let will = Will { topic: topics.of(Kind::Status), payload: crate::publish::encode(&offline, Encoding::Cbor)? };
+    let subscriptions = vec![topics.of(Kind::Ack), topics.release(&config.channel)];
+    let client = format!("{}-{}", config.broker.site, config.device);
+    let (link, incoming) = Link::open(&config.broker, &client, Some(will), subscriptions)?;
+
+    let (events, inbox) = mpsc::channel(EVENTS);
+    let (outgoing, outbound) = mpsc::channel(OUTGOING);
+    let (shots, taken) = std::sync::mpsc::sync_channel(engine::SHOTS);
+    let (commands, told) = std::sync::mpsc::sync_channel(8);
+    let (connected, online) = watch::channel(false);
+    let skipped = Arc::new(AtomicU64::new(0));
+
+    let core = core::Core::new(config, topics, outbox, slots, key, loader, Arc::clone(&model), outgoing, commands, events.clone());
+    std::thread::Builder::new().name("camera".into()).spawn({
+        let skipped = Arc::clone(&skipped);
+        move || engine::watch(camera, &shots, &skipped)
+    })?;
+    std::thread::Builder::new().name("engine".into()).spawn({
+        let events = events.clone();
+        move || engine::run(model, &taken, &told, &events)
+    })?;
+    let reader = tokio::spawn(read(incoming, events.clone(), connected));
+    let publisher = tokio::spawn(publish(link.clone(), outbound, online));
+    let clock = tokio::spawn(async move {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                _ = interval.tick() => {
+                    // A busy core looks at its clock after every event anyway.
+                    if let Err(mpsc::error::TrySendError::Closed(_)) = events.try_send(Event::Tick) {
+                        return;
+                    }
+                }
+                () = asked(&mut stop) => {
+                    // A core that is gone needs no telling.
+                    let _ = events.send(Event::Shutdown).await;
+                    return;
+                }
+            }
+        }
+    });
+    let summary = tokio::task::spawn_blocking(move || core.run(inbox)).await.context("the core stopped unexpectedly")?;
+    // The core is gone and with it the sender: the publisher sends what it has and ends.
+    let _ = tokio::time::timeout(CLOSE, publisher).await;
+    link.close().await;
+    reader.abort();
+    clock.abort();
+    Ok(Summary { skipped_frames: skipped.load(Ordering::Relaxed), ..summary })
+}
+
+/// Waits until the process is to end; for ever when nobody is left to say so.
+async fn asked(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|&stop| stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn read(mut incoming: mpsc::Receiver<Incoming>, events: mpsc::Sender<Event>, connected: watch::Sender<bool>) {
+    while let Some(message) = incoming.recv().await {
+        match &message {
+            Incoming::Connected => {
+                connected.send_replace(true);
+            }
+            Incoming::Disconnected { .. } => {
+                connected.send_replace(false);
+            }
+            Incoming::Message { .. } => {}
+        }
+        if events.send(Event::Link(message)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn publish(link: Link, mut outbound: mpsc::Receiver<Outgoing>, online: watch::Receiver<bool>) {
+    while let Some(item) = outbound.recv().await {
+        let result = match item {
+            Outgoing::Publish { retain: false, .. } if !*online.borrow() => Ok(()),
+            Outgoing::Publish { topic, payload, retain } => link.publish(&topic, payload, retain).await,
+            Outgoing::Subscribe(filter) => link.subscribe(&filter).await,
+            Outgoing::Unsubscribe(filter) => link.unsubscribe(&filter).await,
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "cannot publish");
+        }
+    }
+}

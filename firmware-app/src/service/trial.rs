@@ -1,0 +1,319 @@
+//! The core's part that takes releases: it carries out what `omnilabel_keypoints::trial` decides.
+
+use crate::annotate::Model;
+use crate::service::core::Core;
+use crate::service::engine::{Command, Labelled};
+use crate::service::{Event, Outgoing};
+use crate::update::{Fetch, VerifiedRelease};
+use omnilabel_bundle::Bundle;
+use omnilabel_keypoints::release::ReleaseError;
+use omnilabel_keypoints::trial::{self, Action, Phase, Reason, Slot, State};
+use omnilabel_keypoints::wire::{Message, ModelMsg, ReleaseMsg, VERSION};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// No frame is too slow below this: a busy device is not a bad model.
+const SLOW: Duration = Duration::from_secs(2);
+/// Without a frame for this long a probation goes on with the last frames.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The result of the golden frames.
+pub(crate) struct Tested {
+    counter: u64,
+    result: Result<Arc<Model>, (Reason, String)>,
+}
+
+/// What `…/model` says about the past.
+pub(super) struct Report {
+    refused: Option<u64>,
+    reason: String,
+    /// Whether it is to be sent.
+    pub(super) is_new: bool,
+}
+
+impl Report {
+    pub(super) fn new(recovered: Option<&str>) -> Self {
+        if let Some(reason) = recovered {
+            tracing::error!(reason, "the slot state was not readable; the device goes on with a model that verifies");
+        }
+        let reason = recovered.map_or(String::new(), |reason| format!("recovered: {reason}"));
+        Self { refused: None, reason, is_new: true }
+    }
+
+    fn refuse(&mut self, counter: Option<u64>, reason: String) {
+        tracing::error!(counter, reason, "a release is refused");
+        self.is_new = true;
+        self.refused = counter;
+        self.reason = reason;
+    }
+
+    pub(super) fn message(&self, state: &State) -> ModelMsg {
+        let trial = match state.phase {
+            Phase::Idle => None,
+            Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. } => Some(counter),
+        };
+        let mut reason = heapless::String::new();
+        for c in self.reason.chars() {
+            if reason.push(c).is_err() {
+                break;
+            }
+        }
+        ModelMsg { version: VERSION, confirmed: state.confirmed_counter, trial, refused: self.refused, reason }
+    }
+}
+
+impl Core {
+    pub(super) fn boot(&mut self) {
+        self.step(trial::Event::Boot, "the device restarted during the trial");
+    }
+
+    pub(super) fn trial_is_open(&self) -> bool {
+        self.slots.state().phase != Phase::Idle
+    }
+
+    /// One step of the state machine: the new state is on disk before its action is carried out.
+    fn step(&mut self, event: trial::Event, detail: &str) {
+        let before = self.slots.state();
+        let (mut state, action) = trial::step(before, event);
+        if let (Action::Swap(_), Phase::Probation { frames_left, .. }) = (action, &mut state.phase) {
+            *frames_left = self.config.update.probation_frames;
+        }
+        let counts_down = matches!((before.phase, state.phase), (Phase::Probation { .. }, Phase::Probation { .. }));
+        if counts_down {
+            self.slots.set_progress(state);
+        } else if let Err(error) = self.slots.set(state) {
+            // The old state holds; the trial stands still until something else happens, and a restart tries again.
+            tracing::error!(error = format!("{error:#}"), "the slot state cannot be written");
+            return;
+        }
+        self.report.is_new |= !counts_down && before != state;
+        match action {
+            Action::None | Action::Refuse => {}
+            Action::Fetch(_) => self.begin_fetch(),
+            Action::Test(slot) => self.begin_test(slot),
+            Action::Swap(_) => {
+                if let Some(model) = self.candidate.clone() {
+                    tracing::info!(counter = model.counter(), "the new model runs on probation");
+                    self.swap(model);
+                }
+            }
+            Action::Revert(_, reason) => self.revert(before, reason, detail),
+            Action::Confirm(slot) => {
+                if let Err(error) = self.slots.note_origin(slot) {
+                    tracing::error!(error = format!("{error:#}"), "the origin of the confirmed model is not noted");
+                }
+                if let Some(model) = self.candidate.take() {
+                    tracing::info!(counter = model.counter(), "the new model is confirmed");
+                    self.confirmed = model;
+                }
+                self.mean_secs = None;
+                self.report.refused = None;
+                self.report.reason.clear();
+                self.offer_later();
+            }
+        }
+    }
+
+    fn swap(&self, model: Arc<Model>) {
+        if self.commands.try_send(Command::Swap(model)).is_err() {
+            tracing::error!("the engine does not take a model");
+        }
+    }
+
+    fn revert(&mut self, before: State, reason: Reason, detail: &str) {
+        if self.candidate.take().is_some() {
+            self.swap(Arc::clone(&self.confirmed));
+        }
+        let counter = match before.phase {
+            Phase::Idle => None,
+            Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. } => Some(counter),
+        };
+        self.report.refuse(counter, format!("{}: {detail}", name(reason)));
+        self.end_fetch();
+        self.offer_later();
+    }
+
+    /// A message on the release topic, from anyone who may write there.
+    pub(super) fn offered(&mut self, payload: &[u8]) {
+        // An empty retained message takes a release back.
+        if payload.is_empty() {
+            return;
+        }
+        let message = match ReleaseMsg::decode(payload) {
+            Ok(message) => message,
+            Err(error) => return self.report.refuse(None, format!("not a release message: {error}")),
+        };
+        let release = match VerifiedRelease::verify(&message, &self.key) {
+            Ok(release) => release,
+            Err(error) => return self.report.refuse(None, error.to_string()),
+        };
+        let manifest = release.manifest();
+        let counter = manifest.counter;
+        let state = self.slots.state();
+        let known = state.highest.max(state.confirmed_counter);
+        match manifest.check(&self.config.broker.site, &self.config.channel, known) {
+            Ok(()) => {}
+            // The retained release comes again with every connect.
+            Err(ReleaseError::Counter { offered, .. }) if offered == state.confirmed_counter || Some(offered) == self.report.refused => {
+                return;
+            }
+            Err(error) => return self.report.refuse(Some(counter), error.to_string()),
+        }
+        let (_, action) = trial::step(state, trial::Event::Offer { counter });
+        let same = state.phase == Phase::Fetching { counter } && self.fetch.is_none();
+        match action {
+            Action::Fetch(_) => {
+                if let Err(error) = self.slots.keep_offer(payload) {
+                    tracing::error!(error = format!("{error:#}"), "the release cannot be kept");
+                    return;
+                }
+                tracing::info!(counter, name = manifest.name.as_str(), "a signed release is offered");
+                self.step(trial::Event::Offer { counter }, "");
+            }
+            Action::None if same && self.slots.keep_offer(payload).is_ok() => self.begin_fetch(),
+            // Another release is on trial; this one is taken up afterwards.
+            Action::Refuse => self.later = Some(payload.to_vec()),
+            _ => {}
+        }
+    }
+
+    fn offer_later(&mut self) {
+        if let Some(payload) = self.later.take() {
+            self.offered(&payload);
+        }
+    }
+
+    fn begin_fetch(&mut self) {
+        let confirmed = self.slots.path(self.slots.state().confirmed);
+        let Some(release) = self.slots.offer(&self.key) else {
+            tracing::warn!("the release on trial is not on disk; it is fetched when it is offered again");
+            return;
+        };
+        match Fetch::begin(&release, self.slots.folder(), &confirmed) {
+            Ok(fetch) => {
+                tracing::info!(counter = fetch.counter(), missing = fetch.missing(), "fetching the blocks of a release");
+                self.fetch = Some(fetch);
+                self.put(Outgoing::Subscribe(self.topics.blocks()));
+                self.fetched();
+            }
+            Err(error) => self.step(trial::Event::Failed(Reason::Hash), &format!("{error:#}")),
+        }
+    }
+
+    fn end_fetch(&mut self) {
+        if let Some(fetch) = self.fetch.take() {
+            fetch.clean();
+            self.put(Outgoing::Unsubscribe(self.topics.blocks()));
+        }
+    }
+
+    pub(super) fn block(&mut self, hash: &str, payload: &[u8]) {
+        let Some(fetch) = &mut self.fetch else { return };
+        if let Err(error) = fetch.block(hash, payload) {
+            // A full disk: the block is asked for again.
+            tracing::error!(error = format!("{error:#}"), "a block cannot be kept");
+            return;
+        }
+        self.fetched();
+    }
+
+    fn fetched(&mut self) {
+        let complete = self.fetch.as_ref().is_some_and(Fetch::is_complete);
+        if complete && matches!(self.slots.state().phase, Phase::Fetching { .. }) {
+            self.step(trial::Event::Fetched, "");
+        }
+    }
+
+    /// Assembles, loads and tries the bundle on a thread of its own: labelling goes on meanwhile.
+    fn begin_test(&mut self, slot: Slot) {
+        let Phase::Testing { counter } = self.slots.state().phase else { return };
+        if self.fetch.is_none()
+            && let Some(release) = self.slots.offer(&self.key)
+        {
+            // After a restart: the blocks lie where they lay.
+            let confirmed = self.slots.path(self.slots.state().confirmed);
+            self.fetch = Fetch::begin(&release, self.slots.folder(), &confirmed).ok();
+        }
+        let Some(fetch) = self.fetch.as_ref().filter(|fetch| fetch.is_complete()).cloned() else {
+            return self.step(trial::Event::Failed(Reason::Hash), "blocks of the release are missing after a restart");
+        };
+        let (path, loader, events) = (self.slots.path(slot), Arc::clone(&self.loader), self.events.clone());
+        let test = move || {
+            let result = try_bundle(&fetch, &path, counter, loader.as_ref());
+            let _ = events.blocking_send(Event::Tested(Box::new(Tested { counter, result })));
+        };
+        if let Err(error) = std::thread::Builder::new().name("trial".into()).spawn(test) {
+            self.step(trial::Event::Failed(Reason::Load), &error.to_string());
+        }
+    }
+
+    pub(super) fn tested(&mut self, tested: Tested) {
+        if (self.slots.state().phase != Phase::Testing { counter: tested.counter }) {
+            return;
+        }
+        match tested.result {
+            Ok(model) => {
+                self.candidate = Some(model);
+                self.end_fetch();
+                self.step(trial::Event::GoldenPassed, "");
+            }
+            Err((reason, detail)) => self.step(trial::Event::Failed(reason), &detail),
+        }
+    }
+
+    /// Health: what a labelled frame says about the model that made it.
+    pub(super) fn judge(&mut self, labelled: &Labelled) {
+        let secs = labelled.took.as_secs_f64();
+        if labelled.model.0 == self.confirmed.counter() {
+            if labelled.result.is_ok() {
+                self.mean_secs = Some(self.mean_secs.map_or(secs, |mean| 0.9 * mean + 0.1 * secs));
+            }
+            return;
+        }
+        let Phase::Probation { counter, .. } = self.slots.state().phase else { return };
+        if labelled.model.0 != counter {
+            return;
+        }
+        let limit = self.mean_secs.map_or(f64::INFINITY, |mean| mean * self.config.update.max_slowdown).max(SLOW.as_secs_f64());
+        match &labelled.result {
+            Err(reason) => self.step(trial::Event::Failed(Reason::Health), reason),
+            Ok(_) if secs > limit => {
+                let detail = format!("a frame took {secs:.2} s, at most {limit:.2} s are allowed");
+                self.step(trial::Event::Failed(Reason::Health), &detail);
+            }
+            Ok(_) => self.step(trial::Event::HealthyFrame, ""),
+        }
+    }
+
+    pub(super) fn probation_without_frames(&mut self, now: Instant) {
+        if matches!(self.slots.state().phase, Phase::Probation { .. }) && now.duration_since(self.last_frame) >= QUIET {
+            self.last_frame = now - QUIET + Duration::from_millis(50);
+            // A full queue means that the engine is busy with the one before.
+            let _ = self.commands.try_send(Command::Replay);
+        }
+    }
+}
+
+fn try_bundle(fetch: &Fetch, slot: &std::path::Path, counter: u64, loader: &dyn super::Loader) -> Result<Arc<Model>, (Reason, String)> {
+    let bundle: Bundle = fetch.assemble(slot).map_err(|error| (Reason::Hash, format!("{error:#}")))?;
+    // The graphs come from outside: whatever the loader does with them, the device goes on.
+    let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let model = loader.load(&bundle, counter).map_err(|error| (Reason::Load, format!("{error:#}")))?;
+        loader.golden(&bundle, &model).map_err(|error| (Reason::Golden, format!("{error:#}")))?;
+        Ok(Arc::new(model))
+    }));
+    tried.unwrap_or_else(|_| Err((Reason::Load, "loading or trying the model panicked".to_owned())))
+}
+
+fn name(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Signature => "signature",
+        Reason::Manifest => "manifest",
+        Reason::Hash => "hash",
+        Reason::Load => "load",
+        Reason::Golden => "golden frames",
+        Reason::Health => "health",
+        Reason::Restart => "restart",
+        Reason::Unexpected => "unexpected",
+    }
+}

@@ -1,0 +1,241 @@
+//! The two model slots on disk and what is known about them.
+//!
+//! ```text
+//! STATE/root.pub             the key that releases are signed with (64 hex digits)
+//! STATE/a/, STATE/b/         bundles; the one that is not confirmed may be anything
+//! STATE/a.release, …         the signed release that a slot came from (none: provisioned)
+//! STATE/state.json           the slot state, replaced as a whole; STATE/state.old.json is the one before
+//! STATE/offer.release        the signed release that is on trial
+//! STATE/blocks/{sha256}      blocks that were fetched for it
+//! ```
+//! State that cannot be read never counts as healthy: the one before is taken, or a slot whose bundle verifies.
+
+#[cfg(test)]
+mod tests;
+
+use crate::outbox::{replace_file, sync_folder};
+use crate::update::VerifiedRelease;
+use anyhow::{Context, bail};
+use ed25519_dalek::VerifyingKey;
+use omnilabel_bundle::Bundle;
+use omnilabel_keypoints::trial::{Slot, State};
+use omnilabel_keypoints::wire::{Message, ReleaseMsg};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// File of the root public key below the state folder.
+pub const ROOT_KEY: &str = "root.pub";
+const STATE: &str = "state.json";
+const OLD: &str = "state.old.json";
+const OFFER: &str = "offer.release";
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    format: u32,
+    state: State,
+    /// CRC-32 of the state's own JSON, so that a flipped bit does not become another valid state.
+    crc: u32,
+}
+
+/// The slots of a state folder.
+#[derive(Debug)]
+pub struct Slots {
+    folder: PathBuf,
+    state: State,
+    /// Why the state on disk was not taken as it was.
+    recovered: Option<String>,
+}
+
+/// `a` or `b`.
+pub const fn name(slot: Slot) -> &'static str {
+    match slot {
+        Slot::A => "a",
+        Slot::B => "b",
+    }
+}
+
+fn encode(state: State) -> anyhow::Result<Vec<u8>> {
+    let crc = crc32fast::hash(&serde_json::to_vec(&state)?);
+    Ok(serde_json::to_vec_pretty(&Record { format: FORMAT, state, crc })?)
+}
+
+fn decode(bytes: &[u8]) -> anyhow::Result<State> {
+    let record: Record = serde_json::from_slice(bytes).context("not a slot state")?;
+    if record.format != FORMAT {
+        bail!("slot state of format {}, expected {FORMAT}", record.format);
+    }
+    if crc32fast::hash(&serde_json::to_vec(&record.state)?) != record.crc {
+        bail!("the checksum is wrong");
+    }
+    Ok(record.state)
+}
+
+impl Slots {
+    /// Opens the state folder and finds the confirmed slot. `key` is for the releases that the slots came from.
+    ///
+    /// # Errors
+    /// When nothing was installed, or no slot has a bundle that verifies.
+    pub fn open(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle)> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+            decode(&bytes).with_context(|| path.display().to_string())
+        };
+        let mut reasons = Vec::new();
+        let mut candidates = Vec::new();
+        for file in [STATE, OLD] {
+            match read(file) {
+                Ok(state) => candidates.push(state),
+                Err(error) => reasons.push(format!("{error:#}")),
+            }
+        }
+        if candidates.is_empty() && !folder.join(name(Slot::A)).exists() && !folder.join(name(Slot::B)).exists() {
+            bail!("{}: no model is installed; run `omnilabel-edge model install` first", folder.display());
+        }
+        let old = reasons.first().cloned();
+        for (index, state) in candidates.iter().enumerate() {
+            match Bundle::open(&folder.join(name(state.confirmed))) {
+                Ok(bundle) => {
+                    let recovered = if index > 0 { Some(reasons.join("; ")) } else { old.filter(|reason| !reason.contains(OLD)) };
+                    return Ok((Self { folder: folder.to_owned(), state: *state, recovered }, bundle));
+                }
+                Err(error) => reasons.push(format!("the confirmed model does not verify: {error}")),
+            }
+        }
+        // Neither state can be acted on: the newest bundle that verifies, as confirmed as anything here can be.
+        let highest = candidates.iter().map(|state| state.highest.max(state.confirmed_counter)).max().unwrap_or(0);
+        let mut whole = Vec::new();
+        for slot in [Slot::A, Slot::B] {
+            match Bundle::open(&folder.join(name(slot))) {
+                Ok(bundle) => whole.push((counter_of(folder, slot, key), slot, bundle)),
+                Err(error) => reasons.push(error.to_string()),
+            }
+        }
+        whole.sort_by_key(|(counter, ..)| *counter);
+        let Some((counter, slot, bundle)) = whole.pop() else {
+            bail!("{}: no slot has a model that verifies: {}", folder.display(), reasons.join("; "));
+        };
+        let state = State { confirmed_counter: counter, highest: highest.max(counter), ..State::provisioned(slot) };
+        let slots = Self { folder: folder.to_owned(), state, recovered: Some(reasons.join("; ")) };
+        slots.write()?;
+        Ok((slots, bundle))
+    }
+
+    /// Puts the first model and the root key into a fresh state folder.
+    ///
+    /// # Errors
+    /// When the bundle does not verify, the key is none, or a model is installed already.
+    pub fn install(folder: &Path, bundle: &Path, root_key: Option<&Path>) -> anyhow::Result<()> {
+        let source = Bundle::open(bundle).context("the bundle cannot be installed")?;
+        if folder.join(STATE).exists() {
+            bail!("{}: a model is installed already; updates come as signed releases", folder.display());
+        }
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        if let Some(path) = root_key {
+            let key = crate::update::read_public_key(path)?;
+            replace_file(&folder.join(ROOT_KEY), format!("{}\n", omnilabel_bundle::hex(key.as_bytes())).as_bytes())
+                .with_context(|| folder.join(ROOT_KEY).display().to_string())?;
+        }
+        let slot = folder.join(name(Slot::A));
+        if slot.exists() {
+            std::fs::remove_dir_all(&slot).with_context(|| slot.display().to_string())?;
+        }
+        for file in source.manifest().files.keys().map(String::as_str).chain(["manifest.json"]) {
+            let bytes = std::fs::read(source.path(file)).with_context(|| source.path(file).display().to_string())?;
+            write_into(&slot, file, &bytes)?;
+        }
+        Bundle::open(&slot).context("the bundle changed while it was installed")?;
+        Self { folder: folder.to_owned(), state: State::provisioned(Slot::A), recovered: None }.write()
+    }
+
+    /// What is known.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Why the state on disk was not taken as it was, for the report.
+    pub fn recovered(&self) -> Option<&str> {
+        self.recovered.as_deref()
+    }
+
+    /// The folder of a slot.
+    pub fn path(&self, slot: Slot) -> PathBuf {
+        self.folder.join(name(slot))
+    }
+
+    /// The state folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Replaces the state, durably, before it is acted on.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old state then holds.
+    pub fn set(&mut self, state: State) -> anyhow::Result<()> {
+        if state == self.state {
+            return Ok(());
+        }
+        let before = self.state;
+        self.state = state;
+        self.write().inspect_err(|_| self.state = before)
+    }
+
+    /// Counts a frame of the probation: not written, as a restart reverts a probation however far it is.
+    pub fn set_progress(&mut self, state: State) {
+        self.state = state;
+    }
+
+    fn write(&self) -> anyhow::Result<()> {
+        let path = self.folder.join(STATE);
+        // Only a state that can be read is worth keeping as the one before.
+        if let Ok(old) = std::fs::read(&path)
+            && decode(&old).is_ok()
+        {
+            replace_file(&self.folder.join(OLD), &old).with_context(|| self.folder.join(OLD).display().to_string())?;
+        }
+        replace_file(&path, &encode(self.state)?).with_context(|| path.display().to_string())
+    }
+
+    /// Keeps the signed release that is on trial, as it came.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_offer(&self, payload: &[u8]) -> anyhow::Result<()> {
+        let path = self.folder.join(OFFER);
+        replace_file(&path, payload).with_context(|| path.display().to_string())
+    }
+
+    /// The signed release that was on trial, its signature checked anew.
+    pub fn offer(&self, key: &VerifyingKey) -> Option<VerifiedRelease> {
+        let payload = std::fs::read(self.folder.join(OFFER)).ok()?;
+        VerifiedRelease::verify(&ReleaseMsg::decode(&payload).ok()?, key).ok()
+    }
+
+    /// Notes that a slot's bundle is the release on trial.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_origin(&self, slot: Slot) -> anyhow::Result<()> {
+        let (from, to) = (self.folder.join(OFFER), self.folder.join(format!("{}.release", name(slot))));
+        let payload = std::fs::read(&from).with_context(|| from.display().to_string())?;
+        replace_file(&to, &payload).with_context(|| to.display().to_string())
+    }
+}
+
+/// The counter of the release that a slot came from; 0 when it has none that verifies.
+fn counter_of(folder: &Path, slot: Slot, key: &VerifyingKey) -> u64 {
+    let payload = std::fs::read(folder.join(format!("{}.release", name(slot)))).unwrap_or_default();
+    let release = ReleaseMsg::decode(&payload).ok().and_then(|message| VerifiedRelease::verify(&message, key).ok());
+    release.map_or(0, |release| release.manifest().counter)
+}
+
+/// Writes a file of a bundle and makes it durable. `name` was checked to stay inside.
+pub(crate) fn write_into(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    let parent = path.parent().unwrap_or(folder);
+    std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    replace_file(&path, bytes).with_context(|| path.display().to_string())?;
+    sync_folder(folder).with_context(|| folder.display().to_string())
+}

@@ -1,0 +1,100 @@
+//! Whatever happens to the state on disk, the device starts with a model that verifies, or says why not.
+
+use super::*;
+use crate::testing::{bundle, key, release, sign};
+use omnilabel_keypoints::trial::Phase;
+use omnilabel_keypoints::wire::Encoding;
+
+fn installed() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("bundle");
+    bundle(&source, "first", 1, 500);
+    let public = folder.path().join("public");
+    std::fs::write(&public, omnilabel_bundle::hex(key().verifying_key().as_bytes())).unwrap();
+    Slots::install(&folder.path().join("state"), &source, Some(&public)).unwrap();
+    folder
+}
+
+fn open(folder: &tempfile::TempDir) -> anyhow::Result<(Slots, Bundle)> {
+    Slots::open(&folder.path().join("state"), &key().verifying_key())
+}
+
+/// The device confirmed release 4 in slot B.
+fn updated() -> tempfile::TempDir {
+    let folder = installed();
+    let (mut slots, _) = open(&folder).unwrap();
+    let next = bundle(&slots.path(Slot::B), "second", 2, 700);
+    let (manifest, _) = release(&next, 4);
+    slots.keep_offer(&crate::publish::encode(&sign(&manifest, &key()), Encoding::Cbor).unwrap()).unwrap();
+    slots.set(State { phase: Phase::Probation { counter: 4, frames_left: 1 }, ..slots.state() }).unwrap();
+    slots.set(State { confirmed: Slot::B, confirmed_counter: 4, phase: Phase::Idle, highest: 4 }).unwrap();
+    slots.note_origin(Slot::B).unwrap();
+    folder
+}
+
+#[test]
+fn an_installed_model_opens_and_is_not_installed_twice() {
+    let folder = installed();
+    let (slots, model) = open(&folder).unwrap();
+    assert_eq!((slots.state(), slots.recovered()), (State::provisioned(Slot::A), None));
+    assert_eq!(model.manifest().name, "first");
+    let again = Slots::install(&folder.path().join("state"), &folder.path().join("bundle"), None).unwrap_err();
+    assert!(again.to_string().contains("installed already"), "{again}");
+    assert_eq!(crate::update::read_public_key(&folder.path().join("state").join(ROOT_KEY)).unwrap(), key().verifying_key());
+}
+
+#[test]
+fn nothing_installed_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = open(&folder).unwrap_err().to_string();
+    assert!(error.contains("model install"), "{error}");
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_the_state_never_means_another_state() {
+    let folder = updated();
+    let path = folder.path().join("state").join(STATE);
+    let good = std::fs::read(&path).unwrap();
+    let state = open(&folder).unwrap().0.state();
+    for index in 0..good.len() {
+        let mut bad = good.clone();
+        bad[index] ^= 1 << (index % 8);
+        std::fs::write(&path, &bad).unwrap();
+        let (slots, model) = open(&folder).unwrap();
+        // Either the flip changed nothing that is read (white space), or the state before it was taken: the probation, which a boot reverts.
+        let before =
+            matches!(slots.state().phase, Phase::Probation { .. }) && slots.recovered().is_some() && model.manifest().name == "first";
+        assert!(before || slots.state() == state, "byte {index}: {:?}", slots.state());
+    }
+    std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+    assert!(open(&folder).unwrap().0.recovered().is_some());
+}
+
+#[test]
+fn without_any_state_the_newest_model_that_verifies_is_taken() {
+    let folder = updated();
+    let state = folder.path().join("state");
+    for file in [STATE, OLD] {
+        std::fs::write(state.join(file), "{}").unwrap();
+    }
+    let (slots, model) = open(&folder).unwrap();
+    assert_eq!((model.manifest().name.as_str(), slots.state().confirmed_counter, slots.state().highest), ("second", 4, 4));
+    assert!(slots.recovered().unwrap().contains(STATE));
+    // What was found is the state from now on.
+    assert_eq!(open(&folder).unwrap().0.state(), slots.state());
+}
+
+#[test]
+fn a_damaged_confirmed_model_gives_way_to_the_other_slot_and_two_damaged_ones_to_an_error() {
+    let folder = updated();
+    let weights = |slot: &str| folder.path().join("state").join(slot).join("weights.safetensors");
+    let mut bytes = std::fs::read(weights("b")).unwrap();
+    bytes[5] ^= 1;
+    std::fs::write(weights("b"), &bytes).unwrap();
+    let (slots, model) = open(&folder).unwrap();
+    assert_eq!(model.manifest().name, "first");
+    assert!(slots.recovered().unwrap().contains("weights.safetensors"));
+    std::fs::remove_file(weights("a")).unwrap();
+    let error = open(&folder).unwrap_err().to_string();
+    assert!(error.contains("no slot has a model that verifies"), "{error}");
+}

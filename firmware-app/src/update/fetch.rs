@@ -1,0 +1,170 @@
+//! The blocks of one release. Each is a file under its hash, so that a restart goes on where it was.
+
+use crate::outbox::replace_file;
+use crate::slots::write_into;
+use crate::update::VerifiedRelease;
+use anyhow::{Context, bail};
+use omnilabel_bundle::{Bundle, hex};
+use omnilabel_keypoints::release::{ReleaseFile, ReleaseManifest};
+use omnilabel_keypoints::wire::{BlockRequest, VERSION};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The most blocks that are asked for at a time.
+pub const IN_FLIGHT: usize = 8;
+/// Blocks that did not come are asked for again after this.
+pub const REQUEST_AGAIN: Duration = Duration::from_secs(5);
+
+/// What is fetched, and where it lies.
+#[derive(Clone, Debug)]
+pub struct Fetch {
+    manifest: Box<ReleaseManifest>,
+    blocks: PathBuf,
+    /// The confirmed model: files with the same hash are copied from it.
+    confirmed: PathBuf,
+    missing: BTreeSet<String>,
+    asked: BTreeSet<String>,
+    asked_at: Option<Instant>,
+}
+
+impl Fetch {
+    /// Begins or goes on with fetching `release` into `STATE/blocks`.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn begin(release: &VerifiedRelease, state_dir: &Path, confirmed: &Path) -> anyhow::Result<Self> {
+        let blocks = state_dir.join("blocks");
+        std::fs::create_dir_all(&blocks).with_context(|| blocks.display().to_string())?;
+        let manifest = Box::new(release.manifest().clone());
+        // Paths and block lists are sound whoever called; counters and names are the caller's to judge.
+        manifest.check(&manifest.site, &manifest.channel, 0)?;
+        let mut missing = BTreeSet::new();
+        for (index, file) in manifest.files.iter().enumerate() {
+            if local_copy(confirmed, file).is_none() {
+                missing.extend(manifest.blocks_of(index).iter().map(|hash| hash.as_str().to_owned()));
+            }
+        }
+        let wanted = missing.clone();
+        for entry in std::fs::read_dir(&blocks).with_context(|| blocks.display().to_string())? {
+            let path = entry.with_context(|| blocks.display().to_string())?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let good = wanted.contains(&name) && std::fs::read(&path).is_ok_and(|bytes| hex(&Sha256::digest(&bytes)) == name);
+            if good {
+                missing.remove(&name);
+            } else {
+                // Of another release, or torn.
+                std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(Self { manifest, blocks, confirmed: confirmed.to_owned(), missing, asked: BTreeSet::new(), asked_at: None })
+    }
+
+    /// Counter of the release.
+    pub fn counter(&self) -> u64 {
+        self.manifest.counter
+    }
+
+    /// Blocks that are not here.
+    pub fn missing(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// Whether every block is here.
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// The connection is new: what was asked for may not come.
+    pub fn restart(&mut self) {
+        self.asked.clear();
+        self.asked_at = None;
+    }
+
+    /// What to ask for now, if anything.
+    pub fn request(&mut self, now: Instant) -> Option<BlockRequest> {
+        let late = self.asked_at.is_some_and(|at| now.duration_since(at) >= REQUEST_AGAIN);
+        if late {
+            self.asked.clear();
+        }
+        if self.missing.is_empty() || !self.asked.is_empty() {
+            return None;
+        }
+        let wanted: Vec<String> = self.missing.iter().take(IN_FLIGHT).cloned().collect();
+        self.asked_at = Some(now);
+        // A hash of the manifest has 64 digits and IN_FLIGHT is less than a request holds.
+        let blocks = wanted.iter().filter_map(|hash| heapless::String::try_from(hash.as_str()).ok()).collect();
+        self.asked.extend(wanted);
+        Some(BlockRequest { version: VERSION, counter: self.manifest.counter, blocks })
+    }
+
+    /// Takes a block. One that is not wanted is ignored, whoever asked for it; one with another hash than its topic says, too.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn block(&mut self, hash: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        if !self.missing.contains(hash) {
+            return Ok(());
+        }
+        if bytes.len() > self.manifest.block_bytes as usize || hex(&Sha256::digest(bytes)) != hash {
+            tracing::warn!(hash, bytes = bytes.len(), "a block with another hash than its name is dropped");
+            return Ok(());
+        }
+        let path = self.blocks.join(hash);
+        replace_file(&path, bytes).with_context(|| path.display().to_string())?;
+        self.missing.remove(hash);
+        self.asked.remove(hash);
+        Ok(())
+    }
+
+    /// Builds the bundle in `slot` from blocks and local files, each file checked by its hash, and opens it.
+    ///
+    /// # Errors
+    /// What does not fit together; the slot is then not usable, which no state calls usable.
+    pub fn assemble(&self, slot: &Path) -> anyhow::Result<Bundle> {
+        if slot.exists() {
+            std::fs::remove_dir_all(slot).with_context(|| slot.display().to_string())?;
+        }
+        for (index, file) in self.manifest.files.iter().enumerate() {
+            let bytes = match local_copy(&self.confirmed, file) {
+                Some(bytes) => bytes,
+                None => self.join(index, file)?,
+            };
+            if bytes.len() as u64 != file.bytes || hex(&Sha256::digest(&bytes)) != file.sha256.as_str() {
+                bail!("{}: the blocks do not make the file that was signed", file.path);
+            }
+            write_into(slot, &file.path, &bytes)?;
+        }
+        Bundle::open(slot).context("the bundle of the release does not verify")
+    }
+
+    fn join(&self, index: usize, file: &ReleaseFile) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for hash in self.manifest.blocks_of(index) {
+            let path = self.blocks.join(hash.as_str());
+            bytes.extend(std::fs::read(&path).with_context(|| path.display().to_string())?);
+            if bytes.len() as u64 > file.bytes {
+                bail!("{}: the blocks are longer than the file that was signed", file.path);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Removes the blocks, after the release was assembled or given up.
+    pub fn clean(&self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.blocks) {
+            tracing::warn!(%error, folder = %self.blocks.display(), "cannot remove fetched blocks");
+        }
+    }
+}
+
+/// The bytes of the confirmed model's file of the same path, if they are the ones that were signed.
+fn local_copy(confirmed: &Path, file: &ReleaseFile) -> Option<Vec<u8>> {
+    let path = confirmed.join(file.path.as_str());
+    if std::fs::metadata(&path).ok()?.len() != file.bytes {
+        return None;
+    }
+    let bytes = std::fs::read(&path).ok()?;
+    (hex(&Sha256::digest(&bytes)) == file.sha256.as_str()).then_some(bytes)
+}

@@ -1,0 +1,70 @@
+//! A release on its way in: verified before anything in it is parsed, fetched block by block, assembled from blocks and from what the
+//! confirmed model has already. What state the trial is in is [`crate::slots`]' and `omnilabel_keypoints::trial`'s.
+
+mod fetch;
+
+#[cfg(test)]
+mod tests;
+
+pub use fetch::{Fetch, IN_FLIGHT, REQUEST_AGAIN};
+
+use anyhow::{Context, bail};
+use ed25519_dalek::{Signature, VerifyingKey};
+use omnilabel_keypoints::release::{DOMAIN, ReleaseManifest};
+use omnilabel_keypoints::wire::ReleaseMsg;
+use std::path::Path;
+
+/// Why a release was refused before a byte of it was fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The signature is not the root key's over these bytes.
+    #[error("the signature does not verify against the root key")]
+    Signature,
+    /// Signed, but not a manifest.
+    #[error("the signed manifest is not of the expected shape: {0}")]
+    Manifest(#[from] serde_json::Error),
+}
+
+/// A manifest whose signature is good. There is no other way to make one than [`VerifiedRelease::verify`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct VerifiedRelease {
+    manifest: ReleaseManifest,
+}
+
+impl VerifiedRelease {
+    /// Checks the signature over the exact bytes under the domain string, and only then reads them.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn verify(message: &ReleaseMsg, key: &VerifyingKey) -> Result<Self, Refusal> {
+        let bytes: [u8; 64] = message.signature.as_slice().try_into().map_err(|_| Refusal::Signature)?;
+        let signed = [DOMAIN, message.manifest.as_slice()].concat();
+        key.verify_strict(&signed, &Signature::from_bytes(&bytes)).map_err(|_| Refusal::Signature)?;
+        Ok(Self { manifest: serde_json::from_slice(&message.manifest)? })
+    }
+
+    /// What was signed.
+    pub fn manifest(&self) -> &ReleaseManifest {
+        &self.manifest
+    }
+}
+
+/// Reads a public key: 64 hex digits.
+///
+/// # Errors
+/// Names the file and what was expected.
+pub fn read_public_key(path: &Path) -> anyhow::Result<VerifyingKey> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the root public key", path.display()))?;
+    let text = text.trim();
+    let mut bytes = [0_u8; 32];
+    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect();
+    match digits {
+        Some(digits) if digits.len() == 64 => {
+            for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+                *byte = pair[0] << 4 | pair[1];
+            }
+        }
+        _ => bail!("{}: expected a public Ed25519 key of 64 hex digits", path.display()),
+    }
+    VerifyingKey::from_bytes(&bytes).with_context(|| format!("{}: not a point of the Ed25519 curve", path.display()))
+}

@@ -1,0 +1,256 @@
+//! Bundles are refused for every way of being wrong, and the refusal names the file.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use omnilabel_bundle::*;
+use omnilabel_keypoints::label::Thresholds;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn manifest() -> Manifest {
+    let roi = |resolution| RoiSpec { resolution, sampling_ratio: 2, aligned: false };
+    Manifest {
+        format: FORMAT,
+        name: "test".into(),
+        architecture: "none".into(),
+        skeleton: SkeletonSpec {
+            keypoints: vec!["left_hand".into(), "right_hand".into()],
+            edges: vec![(0, 1)],
+            flip: vec![1, 0],
+            sigmas: vec![0.05, 0.05],
+        },
+        input: InputSpec { short_side: 128, max_long_side: 256, size_divisor: 32, mean: [0.5; 3], std: [0.25; 3] },
+        network: NetworkSpec {
+            levels: vec![LevelSpec { stride: 4, anchor_size: 32.0 }],
+            roi_levels: 1,
+            canonical_size: 224.0,
+            canonical_level: 0,
+            aspect_ratios: vec![0.5, 1.0, 2.0],
+            rpn: RpnSpec { pre_nms_top_n: 100, post_nms_top_n: 50, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.0 },
+            box_roi: roi(7),
+            keypoint_roi: roi(14),
+            box_coder: [10.0, 10.0, 5.0, 5.0],
+            score_threshold: 0.05,
+            nms_iou: 0.5,
+            max_detections: 20,
+            heatmap_side: 56,
+        },
+        thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
+        parent: None,
+        dataset_sha256: None,
+        ap: Some(0.25),
+        files: BTreeMap::new(),
+        golden: vec![GoldenFrame { image: "golden/a.png".into(), detections: "golden/a.json".into() }],
+    }
+}
+
+/// A protobuf field with a length-delimited value.
+fn field(number: u8, value: &[u8]) -> Vec<u8> {
+    assert!(number < 16 && value.len() < 128);
+    [&[number << 3 | 2, value.len() as u8], value].concat()
+}
+
+/// An ONNX model with one initializer that lies outside.
+fn graph(location: &str, offset: &str, length: &str) -> Vec<u8> {
+    let entry = |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
+    let tensor = [field(8, b"w"), entry("location", location), entry("offset", offset), entry("length", length), vec![14 << 3, 1]].concat();
+    field(7, &field(5, &tensor))
+}
+
+fn write(root: &Path) {
+    std::fs::create_dir_all(root.join("golden")).unwrap();
+    for name in GRAPHS {
+        std::fs::write(root.join(name), graph("weights.safetensors", "8", "16")).unwrap();
+    }
+    std::fs::write(root.join("weights.safetensors"), [7; 24]).unwrap();
+    std::fs::write(root.join("golden/a.png"), b"not looked at here").unwrap();
+    std::fs::write(root.join("golden/a.json"), b"[]").unwrap();
+}
+
+fn sealed() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    seal(dir.path(), manifest()).unwrap();
+    dir
+}
+
+/// `change` makes `Bundle::open` fail with a message that contains every one of `expected`.
+fn refused(change: impl FnOnce(&Path), expected: &[&str]) {
+    let dir = sealed();
+    change(dir.path());
+    let message = Bundle::open(dir.path()).unwrap_err().to_string();
+    for part in expected {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+}
+
+fn edit(root: &Path, from: &str, to: &str) {
+    let path = root.join("manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{text} lacks {from}");
+    std::fs::write(path, text.replacen(from, to, 1)).unwrap();
+}
+
+#[test]
+fn sealing_is_deterministic_and_opens() {
+    let dir = sealed();
+    let first = std::fs::read(dir.path().join("manifest.json")).unwrap();
+    let bundle = Bundle::open(dir.path()).unwrap();
+    assert_eq!(bundle.sha256(), sha256_file(&dir.path().join("manifest.json")).unwrap());
+    assert_eq!(bundle.manifest().files.len(), 6);
+    assert_eq!(bundle.skeleton().len(), 2);
+    let again = seal(dir.path(), bundle.manifest().clone()).unwrap();
+    assert_eq!(again.sha256(), bundle.sha256());
+    assert_eq!(std::fs::read(dir.path().join("manifest.json")).unwrap(), first);
+    assert_eq!(SkeletonSpec::from(bundle.skeleton()), bundle.manifest().skeleton);
+}
+
+#[test]
+fn a_torn_seal_is_repaired_by_the_next() {
+    let dir = sealed();
+    std::fs::write(dir.path().join("manifest.json.partial"), b"{").unwrap();
+    assert!(Bundle::open(dir.path()).is_err());
+    seal(dir.path(), manifest()).unwrap();
+    Bundle::open(dir.path()).unwrap();
+}
+
+#[test]
+fn any_flipped_byte_of_any_file_is_named() {
+    let dir = sealed();
+    let names: Vec<String> = Bundle::open(dir.path()).unwrap().manifest().files.keys().cloned().collect();
+    for name in names {
+        let path = dir.path().join(&name);
+        let good = std::fs::read(&path).unwrap();
+        for i in 0..good.len() {
+            let mut bad = good.clone();
+            bad[i] ^= 1 << (i % 8);
+            std::fs::write(&path, bad).unwrap();
+            let message = Bundle::open(dir.path()).unwrap_err().to_string();
+            assert!(message.contains(&name) && message.contains("sha256"), "{name}[{i}]: {message}");
+        }
+        std::fs::write(&path, good).unwrap();
+    }
+    Bundle::open(dir.path()).unwrap();
+}
+
+#[test]
+fn any_flipped_byte_of_the_manifest_changes_its_identity_or_is_refused() {
+    let dir = sealed();
+    let path = dir.path().join("manifest.json");
+    let good = std::fs::read(&path).unwrap();
+    let identity = Bundle::open(dir.path()).unwrap().sha256();
+    for i in 0..good.len() {
+        let mut bad = good.clone();
+        bad[i] ^= 1 << (i % 8);
+        std::fs::write(&path, bad).unwrap();
+        assert!(Bundle::open(dir.path()).map_or(true, |b| b.sha256() != identity), "byte {i}");
+    }
+}
+
+#[test]
+fn files() {
+    refused(|r| std::fs::remove_file(r.join("manifest.json")).unwrap(), &["manifest.json"]);
+    refused(|r| std::fs::remove_file(r.join("golden/a.png")).unwrap(), &["a.png", "missing"]);
+    refused(|r| std::fs::write(r.join("golden/b.png"), "x").unwrap(), &["b.png", "does not list"]);
+    refused(|r| std::fs::write(r.join("weights.safetensors"), [7; 25]).unwrap(), &["weights.safetensors", "size is 25", "24"]);
+    refused(|r| std::fs::File::create(r.join("manifest.json")).unwrap().set_len(2 << 20).unwrap(), &["manifest.json", "at most"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_refused() {
+    use std::os::unix::fs::symlink;
+    let outside = tempfile::tempdir().unwrap();
+    write(outside.path());
+    for name in ["weights.safetensors", "manifest.json"] {
+        refused(
+            |r| {
+                std::fs::rename(r.join(name), outside.path().join(name)).unwrap();
+                symlink(outside.path().join(name), r.join(name)).unwrap();
+            },
+            &[name, "plain file"],
+        );
+    }
+    refused(
+        |r| {
+            std::fs::remove_dir_all(r.join("golden")).unwrap();
+            symlink(outside.path().join("golden"), r.join("golden")).unwrap();
+        },
+        &["golden", "plain file"],
+    );
+}
+
+#[test]
+fn paths_that_leave() {
+    for bad in ["../a.png", "/a.png", "golden/../../a.png", "golden//a.png", "golden\\\\a.png", "c:/a.png", "./a.png", "manifest.json"] {
+        refused(|r| edit(r, "\"golden/a.png\": {", &format!("{bad:?}: {{").replace("\\\\\\\\", "\\\\")), &["manifest.json", "files"]);
+    }
+}
+
+#[test]
+fn numbers_and_shapes() {
+    refused(|r| edit(r, "\"format\": 1", "\"format\": 2"), &["format 2", "expected 1"]);
+    for (from, to, field) in [
+        ("\"short_side\": 128", "\"short_side\": 0", "input.short_side"),
+        ("\"size_divisor\": 32", "\"size_divisor\": 0", "input.size_divisor"),
+        ("\"max_long_side\": 256", "\"max_long_side\": 4000000000", "input.max_long_side"),
+        ("\"stride\": 4", "\"stride\": 0", "stride"),
+        ("\"anchor_size\": 32.0", "\"anchor_size\": 1e38", "anchor_size"),
+        ("\"roi_levels\": 1", "\"roi_levels\": 2", "roi_levels"),
+        ("\"canonical_level\": 0", "\"canonical_level\": 1", "canonical_level"),
+        ("\"sampling_ratio\": 2", "\"sampling_ratio\": 0", "sampling_ratio"),
+        ("\"resolution\": 14", "\"resolution\": 1000000", "resolution"),
+        ("\"heatmap_side\": 56", "\"heatmap_side\": 0", "heatmap_side"),
+        ("\"post_nms_top_n\": 50", "\"post_nms_top_n\": 4000000000", "post_nms_top_n"),
+        ("\"ap\": 0.25", "\"ap\": -1", "ap"),
+        ("\"bytes\": 24", "\"bytes\": 99999999999", "at most"),
+        ("\"image\": \"golden/a.png\"", "\"image\": \"golden/c.png\"", "golden[0]"),
+        ("\"name\": \"test\"", "\"name\": \"\"", "name"),
+    ] {
+        refused(|r| edit(r, from, to), &["manifest.json", field]);
+    }
+    refused(|r| edit(r, "\"format\": 1", "\"format\": \"one\""), &["manifest.json"]);
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    let mut bad = manifest();
+    bad.input.std[1] = f32::NAN;
+    assert!(seal(dir.path(), bad).unwrap_err().to_string().contains("input.std[1]"));
+    assert!(!dir.path().join("manifest.json").exists());
+}
+
+#[test]
+fn external_data_that_leaves_or_overruns() {
+    for (location, offset, length, expected) in [
+        ("../weights.safetensors", "8", "16", "leaves"),
+        ("/etc/passwd", "0", "1", "leaves"),
+        ("other.bin", "8", "16", "no such file"),
+        ("weights.safetensors", "9", "16", "beyond"),
+        ("weights.safetensors", "18446744073709551615", "16", "beyond"),
+        ("weights.safetensors", "minus one", "16", "offset"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path());
+        std::fs::write(dir.path().join("box_head.onnx"), graph(location, offset, length)).unwrap();
+        let message = seal(dir.path(), manifest()).unwrap_err().to_string();
+        assert!(message.contains("box_head.onnx") && message.contains(expected), "{location}: {message}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    std::fs::write(dir.path().join("backbone.onnx"), b"this is not a graph").unwrap();
+    assert!(seal(dir.path(), manifest()).unwrap_err().to_string().contains("backbone.onnx"));
+}
+
+#[test]
+fn the_scan_reads_any_bytes() {
+    let good = graph("weights.safetensors", "8", "16");
+    let found = onnx::external_data(&good).unwrap();
+    assert_eq!(found[0].tensor, "w");
+    assert_eq!((found[0].offset, found[0].length), (8, Some(16)));
+    for i in 0..good.len() {
+        for byte in 0..=255 {
+            let mut bad = good.clone();
+            bad[i] = byte;
+            let _: Result<_, _> = onnx::external_data(&bad);
+        }
+        let _: Result<_, _> = onnx::external_data(&good[..i]);
+    }
+}

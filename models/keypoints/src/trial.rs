@@ -1,0 +1,211 @@
+//! The slot state machine: an update is on trial until it proves itself. Pure: the caller persists [`State`] and carries out
+//! [`Action`]s.
+
+use serde::{Deserialize, Serialize};
+
+/// Which of the two slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slot {
+    /// The first.
+    A,
+    /// The second.
+    B,
+}
+
+impl Slot {
+    /// The other slot.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+/// Why a release was refused or reverted. Codes are append-only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The signature does not verify.
+    Signature,
+    /// Wrong site, channel, order or form.
+    Manifest,
+    /// A file or block has another hash.
+    Hash,
+    /// The bundle does not load.
+    Load,
+    /// The golden frames gave other labels on this device.
+    Golden,
+    /// Health limits were broken during probation.
+    Health,
+    /// The device restarted during the trial.
+    Restart,
+    /// An event came that does not belong to the phase.
+    Unexpected,
+}
+
+/// What the device persists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The slot that is known to work.
+    pub confirmed: Slot,
+    /// Its release counter, 0 for the provisioned model.
+    pub confirmed_counter: u64,
+    /// What is going on in the other slot.
+    pub phase: Phase,
+    /// The highest counter that was ever confirmed or refused.
+    pub highest: u64,
+}
+
+/// What is going on in the slot that is not confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// Blocks of this release are being fetched.
+    Fetching {
+        /// Its counter.
+        counter: u64,
+    },
+    /// Fetched and hashed; the golden frames are being tried.
+    Testing {
+        /// Its counter.
+        counter: u64,
+    },
+    /// It runs; health is watched for this many more frames.
+    Probation {
+        /// Its counter.
+        counter: u64,
+        /// Frames still to go.
+        frames_left: u32,
+    },
+}
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The device started.
+    Boot,
+    /// A verified release of this counter is offered.
+    Offer {
+        /// Its counter.
+        counter: u64,
+    },
+    /// All files are there with their hashes.
+    Fetched,
+    /// The golden frames were reproduced.
+    GoldenPassed,
+    /// A frame was labelled within the health limits.
+    HealthyFrame,
+    /// Something went wrong in the current phase.
+    Failed(Reason),
+}
+
+/// What the caller has to do, after it has persisted the new state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    None,
+    /// Fetch the blocks of this release into the slot.
+    Fetch(Slot),
+    /// Try the golden frames of the slot.
+    Test(Slot),
+    /// Run the model of the slot from the next frame on.
+    Swap(Slot),
+    /// Back to the confirmed slot; report the reason.
+    Revert(Slot, Reason),
+    /// The slot is confirmed; report it.
+    Confirm(Slot),
+    /// The offer is refused without touching anything.
+    Refuse,
+}
+
+/// The frames of probation after a swap.
+pub const PROBATION_FRAMES: u32 = 16;
+
+/// One step: the state after `event`, and what to do. Anything unexpected in a trial reverts to the confirmed slot.
+///
+/// An offer is refused while another release is tested or on probation; the release topic is retained, so the caller offers it
+/// again once the phase is [`Phase::Idle`]. A newer offer takes the place of one that is still being fetched.
+pub fn step(state: State, event: Event) -> (State, Action) {
+    let slot = state.confirmed.other();
+    match (state.phase, event) {
+        (_, Event::Offer { counter }) => offer(state, counter),
+
+        (Phase::Idle, _) => (state, Action::None),
+
+        (Phase::Fetching { .. }, Event::Boot) => (state, Action::Fetch(slot)),
+        (Phase::Fetching { counter }, Event::Fetched) => (state.with(Phase::Testing { counter }), Action::Test(slot)),
+
+        (Phase::Testing { .. }, Event::Boot) => (state, Action::Test(slot)),
+        (Phase::Testing { counter }, Event::GoldenPassed) => {
+            (state.with(Phase::Probation { counter, frames_left: PROBATION_FRAMES }), Action::Swap(slot))
+        }
+
+        // Until the swap, the confirmed model labels the frames.
+        (Phase::Fetching { .. } | Phase::Testing { .. }, Event::HealthyFrame) => (state, Action::None),
+
+        (Phase::Probation { counter, frames_left: 1 }, Event::HealthyFrame) => {
+            let confirmed = State { confirmed: slot, confirmed_counter: counter, phase: Phase::Idle, highest: state.highest.max(counter) };
+            (confirmed, Action::Confirm(slot))
+        }
+        (Phase::Probation { counter, frames_left }, Event::HealthyFrame) if frames_left > 1 => {
+            (state.with(Phase::Probation { counter, frames_left: frames_left - 1 }), Action::None)
+        }
+        (Phase::Probation { counter, .. }, Event::Boot) => revert(state, counter, Reason::Restart),
+
+        (Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. }, Event::Failed(reason)) => {
+            revert(state, counter, reason)
+        }
+        (
+            Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. },
+            Event::Fetched | Event::GoldenPassed | Event::HealthyFrame,
+        ) => revert(state, counter, Reason::Unexpected),
+    }
+}
+
+/// A verified release of `counter` is offered.
+fn offer(state: State, counter: u64) -> (State, Action) {
+    if counter <= state.highest.max(state.confirmed_counter) {
+        return (state, Action::Refuse);
+    }
+    let fetch = (state.with(Phase::Fetching { counter }), Action::Fetch(state.confirmed.other()));
+    match state.phase {
+        Phase::Idle => fetch,
+        Phase::Fetching { counter: current } if counter > current => fetch,
+        Phase::Fetching { counter: current } | Phase::Testing { counter: current } | Phase::Probation { counter: current, .. }
+            if counter == current =>
+        {
+            (state, Action::None)
+        }
+        _ => (state, Action::Refuse),
+    }
+}
+
+/// Back to the confirmed slot; the release is not taken again.
+fn revert(state: State, counter: u64, reason: Reason) -> (State, Action) {
+    let reverted = State { phase: Phase::Idle, highest: state.highest.max(counter), ..state };
+    (reverted, Action::Revert(state.confirmed, reason))
+}
+
+impl State {
+    /// A device whose provisioned model lies in `slot`.
+    pub const fn provisioned(slot: Slot) -> Self {
+        Self { confirmed: slot, confirmed_counter: 0, phase: Phase::Idle, highest: 0 }
+    }
+
+    /// The slot whose model labels frames in this state.
+    pub const fn running(&self) -> Slot {
+        match self.phase {
+            Phase::Probation { .. } => self.confirmed.other(),
+            Phase::Idle | Phase::Fetching { .. } | Phase::Testing { .. } => self.confirmed,
+        }
+    }
+
+    const fn with(self, phase: Phase) -> Self {
+        Self { phase, ..self }
+    }
+}

@@ -1,0 +1,174 @@
+//! Every event sequence up to length 6, from every kind of state, on a simulated pair of slots.
+
+use omnilabel_keypoints::trial::{Action, Event, PROBATION_FRAMES, Phase, Reason, Slot, State, step};
+
+const EVENTS: [Event; 9] = [
+    Event::Boot,
+    Event::Offer { counter: 1 },
+    Event::Offer { counter: 2 },
+    Event::Offer { counter: 3 },
+    Event::Fetched,
+    Event::GoldenPassed,
+    Event::HealthyFrame,
+    Event::Failed(Reason::Hash),
+    Event::Failed(Reason::Health),
+];
+
+/// What lies in a slot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Content {
+    /// Half written, or nothing.
+    Torn,
+    /// All files with their hashes.
+    Whole,
+    /// It reproduced the golden frames.
+    Golden,
+    /// It was confirmed.
+    Proven,
+}
+
+#[derive(Clone, Copy)]
+struct Device {
+    state: State,
+    slots: [Content; 2],
+}
+
+impl Device {
+    fn slot(&mut self, slot: Slot) -> &mut Content {
+        &mut self.slots[slot as usize]
+    }
+
+    /// One event, its action carried out, and every invariant.
+    fn step(&mut self, event: Event) {
+        let before = self.state;
+        let (state, action) = step(before, event);
+        match action {
+            Action::Fetch(slot) => {
+                assert_ne!(slot, state.confirmed, "the confirmed slot is never written");
+                assert_ne!(slot, before.running(), "the running slot is never written");
+                *self.slot(slot) = Content::Torn;
+                assert!(matches!(state.phase, Phase::Fetching { counter } if counter > state.highest));
+            }
+            Action::Test(slot) => {
+                if event == Event::Fetched {
+                    *self.slot(slot) = Content::Whole;
+                }
+                assert_eq!((slot, state.running()), (state.confirmed.other(), state.confirmed));
+                assert_ne!(*self.slot(slot), Content::Torn, "only what is whole is tested");
+            }
+            Action::Swap(slot) => {
+                assert_eq!(event, Event::GoldenPassed);
+                *self.slot(slot) = Content::Golden;
+                assert_eq!(state.phase_frames(), Some(PROBATION_FRAMES));
+            }
+            Action::Confirm(slot) => {
+                assert_eq!(event, Event::HealthyFrame);
+                assert_eq!(*self.slot(slot), Content::Golden, "only what reproduced the golden frames is confirmed");
+                assert!(before.phase_frames() == Some(1) && state.confirmed == slot && state.confirmed_counter > before.confirmed_counter);
+                *self.slot(slot) = Content::Proven;
+            }
+            Action::Revert(slot, _) => {
+                assert_eq!((slot, state.phase), (before.confirmed, Phase::Idle));
+                assert!(before.phase != Phase::Idle && state.highest > before.highest, "what was reverted is not taken again");
+            }
+            Action::Refuse => assert_eq!(state, before, "a refusal touches nothing"),
+            Action::None => {}
+        }
+        if !matches!(action, Action::Confirm(_)) {
+            assert_eq!((state.confirmed, state.confirmed_counter), (before.confirmed, before.confirmed_counter));
+        }
+        assert!(state.highest >= before.highest && state.highest >= state.confirmed_counter);
+        self.state = state;
+        assert_eq!(*self.slot(state.confirmed), Content::Proven);
+        assert!(
+            matches!(*self.slot(state.running()), Content::Proven | Content::Golden),
+            "a working model runs: {state:?} after {event:?}"
+        );
+    }
+}
+
+trait Frames {
+    fn phase_frames(&self) -> Option<u32>;
+}
+
+impl Frames for State {
+    fn phase_frames(&self) -> Option<u32> {
+        if let Phase::Probation { frames_left, .. } = self.phase { Some(frames_left) } else { None }
+    }
+}
+
+fn explore(device: Device, depth: u32, paths: &mut u64) {
+    *paths += 1;
+    // Wherever a path ends, a failure leads back to a proven slot.
+    let mut end = device;
+    for event in [Event::Boot, Event::Failed(Reason::Load)] {
+        end.step(event);
+    }
+    assert_eq!((end.state.phase, end.state.running()), (Phase::Idle, end.state.confirmed));
+    if depth > 0 {
+        for event in EVENTS {
+            let mut next = device;
+            next.step(event);
+            explore(next, depth - 1, paths);
+        }
+    }
+}
+
+#[test]
+fn every_sequence_keeps_a_working_slot() {
+    let mut paths = 0;
+    for confirmed in [Slot::A, Slot::B] {
+        let idle = State::provisioned(confirmed);
+        let counter = 2;
+        let starts = [
+            (Phase::Idle, Content::Torn),
+            (Phase::Fetching { counter }, Content::Torn),
+            (Phase::Testing { counter }, Content::Whole),
+            (Phase::Probation { counter, frames_left: 0 }, Content::Golden),
+            (Phase::Probation { counter, frames_left: 1 }, Content::Golden),
+            (Phase::Probation { counter, frames_left: 2 }, Content::Golden),
+            (Phase::Probation { counter, frames_left: PROBATION_FRAMES }, Content::Golden),
+        ];
+        for (phase, content) in starts {
+            let mut device = Device { state: State { phase, ..idle }, slots: [Content::Proven; 2] };
+            *device.slot(confirmed.other()) = content;
+            explore(device, if confirmed == Slot::A { 6 } else { 4 }, &mut paths);
+        }
+    }
+    assert!(paths > 7 * 9u64.pow(6));
+}
+
+#[test]
+fn an_update_goes_through() {
+    let mut state = State::provisioned(Slot::A);
+    let mut check = |event, expected| {
+        let (next, action) = step(state, event);
+        assert_eq!(action, expected, "{event:?} in {state:?}");
+        state = next;
+    };
+    check(Event::Boot, Action::None);
+    check(Event::Offer { counter: 4 }, Action::Fetch(Slot::B));
+    check(Event::Offer { counter: 4 }, Action::None);
+    check(Event::Boot, Action::Fetch(Slot::B));
+    check(Event::HealthyFrame, Action::None);
+    check(Event::Fetched, Action::Test(Slot::B));
+    check(Event::Offer { counter: 5 }, Action::Refuse);
+    check(Event::Boot, Action::Test(Slot::B));
+    check(Event::GoldenPassed, Action::Swap(Slot::B));
+    for _ in 1..PROBATION_FRAMES {
+        check(Event::HealthyFrame, Action::None);
+    }
+    check(Event::HealthyFrame, Action::Confirm(Slot::B));
+    check(Event::Offer { counter: 4 }, Action::Refuse);
+    check(Event::Offer { counter: 5 }, Action::Fetch(Slot::A));
+    check(Event::Offer { counter: 6 }, Action::Fetch(Slot::A));
+    check(Event::Fetched, Action::Test(Slot::A));
+    check(Event::Failed(Reason::Golden), Action::Revert(Slot::B, Reason::Golden));
+    check(Event::Offer { counter: 6 }, Action::Refuse);
+    check(Event::Offer { counter: 7 }, Action::Fetch(Slot::A));
+    check(Event::Fetched, Action::Test(Slot::A));
+    check(Event::GoldenPassed, Action::Swap(Slot::A));
+    check(Event::Boot, Action::Revert(Slot::B, Reason::Restart));
+    check(Event::Offer { counter: 8 }, Action::Fetch(Slot::A));
+    check(Event::GoldenPassed, Action::Revert(Slot::B, Reason::Unexpected));
+}

@@ -1,0 +1,261 @@
+//! Two tasks around the client's event loop. The *polling* task only polls and never waits for anybody else; the *forwarding* task
+//! subscribes after each connect, hands messages to the owner and acknowledges them to the broker once the owner has them.
+
+use crate::{Backoff, Incoming, RECEIVE_QUEUE};
+use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// What is subscribed after each connect.
+pub(crate) type Subscriptions = Arc<Mutex<Vec<String>>>;
+
+/// How long a clean close waits for the broker.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that lived this long was a success: back-off starts over.
+const STABLE: Duration = Duration::from_secs(5);
+/// Brokers do not keep to the receive maximum: rumqttd 0.20 ignores it and mosquitto 2.0.11 loses count of it when the client
+/// publishes too. What they send beyond it waits here, so that the polling task never waits for the owner (who may be waiting in a
+/// publish); past these limits the connection is dropped, which loses nothing that outbox and collector do not repeat.
+const BACKLOG_MESSAGES: usize = 4096;
+/// The same in bytes of payload.
+const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
+
+/// From the polling to the forwarding task.
+enum Item {
+    Connected { connection: u64 },
+    Disconnected { reason: String, retry_in: Duration },
+    Message { publish: Publish, connection: u64 },
+}
+
+pub(crate) fn add(subscriptions: &Subscriptions, filter: &str) -> bool {
+    let mut list = subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = !list.iter().any(|known| known == filter);
+    if new {
+        list.push(filter.to_owned());
+    }
+    new
+}
+
+pub(crate) fn remove(subscriptions: &Subscriptions, filter: &str) -> bool {
+    let mut list = subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = list.len();
+    list.retain(|known| known != filter);
+    list.len() < before
+}
+
+pub(crate) fn start(
+    client: AsyncClient,
+    eventloop: EventLoop,
+    subscriptions: Vec<String>,
+) -> (Subscriptions, mpsc::Receiver<Incoming>, watch::Sender<bool>, watch::Receiver<bool>) {
+    let subscriptions: Subscriptions = Arc::new(Mutex::new(subscriptions));
+    let (items, inner) = mpsc::channel(BACKLOG_MESSAGES);
+    let (outgoing, receiver) = mpsc::channel(RECEIVE_QUEUE);
+    let (close, closing) = watch::channel(false);
+    let (done, closed) = watch::channel(false);
+    let (connection, current) = watch::channel(0);
+    let backlog_bytes = Arc::new(AtomicUsize::new(0));
+    let poller = Poller {
+        eventloop,
+        client: client.clone(),
+        items,
+        backlog_bytes: Arc::clone(&backlog_bytes),
+        connection,
+        backoff: Backoff::default(),
+        connected: None,
+    };
+    tokio::spawn(async move {
+        poller.run(closing).await;
+        done.send_replace(true);
+    });
+    tokio::spawn(forward(client, Arc::clone(&subscriptions), inner, outgoing, current, backlog_bytes));
+    (subscriptions, receiver, close, closed)
+}
+
+/// Waits until the link is to be closed: true when asked to, false when every handle was dropped (the broker then sends the last will).
+async fn asked(closing: &mut watch::Receiver<bool>) -> bool {
+    closing.wait_for(|&closing| closing).await.is_ok()
+}
+
+struct Poller {
+    eventloop: EventLoop,
+    client: AsyncClient,
+    items: mpsc::Sender<Item>,
+    /// Payload bytes in `items`.
+    backlog_bytes: Arc<AtomicUsize>,
+    /// Counts connects and disconnects: the number tells connections apart.
+    connection: watch::Sender<u64>,
+    backoff: Backoff,
+    /// Since when.
+    connected: Option<Instant>,
+}
+
+impl Poller {
+    async fn run(mut self, mut closing: watch::Receiver<bool>) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                asked = asked(&mut closing) => {
+                    if asked && self.connected.is_some() {
+                        self.disconnect().await;
+                    }
+                    return;
+                }
+                event = self.eventloop.poll() => event,
+            };
+            match event {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    self.connected = Some(Instant::now());
+                    let connection = self.next_connection();
+                    self.put(Item::Connected { connection }).await;
+                }
+                Ok(Event::Incoming(Packet::Publish(publish))) => {
+                    if let Err(reason) = self.message(publish) {
+                        self.eventloop.clean();
+                        if !self.retry(reason, &mut closing).await {
+                            return;
+                        }
+                    }
+                }
+                Ok(Event::Incoming(Packet::SubAck(ack))) => {
+                    let refused = ack.return_codes.iter().filter(|code| !matches!(code, rumqttc::SubscribeReasonCode::Success(_))).count();
+                    if refused > 0 {
+                        tracing::error!(?ack.return_codes, "the broker refused {refused} subscriptions: check its access control");
+                    }
+                }
+                Ok(Event::Incoming(Packet::PubAck(ack))) if (ack.reason as u8) >= 0x80 => {
+                    tracing::error!(reason = ?ack.reason, "the broker refused a message: check its access control");
+                }
+                Ok(_) => {}
+                Err(ConnectionError::RequestsDone) => return,
+                Err(error) => {
+                    if !self.retry(error.to_string(), &mut closing).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_connection(&mut self) -> u64 {
+        self.connection.send_modify(|number| *number += 1);
+        *self.connection.borrow()
+    }
+
+    /// Puts a message into the backlog, or says why it does not fit.
+    fn message(&mut self, publish: Publish) -> Result<(), String> {
+        let connection = *self.connection.borrow();
+        let bytes = publish.payload.len();
+        if self.backlog_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > BACKLOG_BYTES {
+            self.backlog_bytes.fetch_sub(bytes, Ordering::SeqCst);
+            return Err(format!("more than {BACKLOG_BYTES} bytes wait for the receiver"));
+        }
+        self.items.try_send(Item::Message { publish, connection }).map_err(|_| {
+            self.backlog_bytes.fetch_sub(bytes, Ordering::SeqCst);
+            format!("more than {BACKLOG_MESSAGES} messages wait for the receiver")
+        })
+    }
+
+    /// Tells the owner and waits before the next attempt; false when the link is to be closed.
+    async fn retry(&mut self, reason: String, closing: &mut watch::Receiver<bool>) -> bool {
+        self.next_connection();
+        if self.connected.take().is_some_and(|since| since.elapsed() >= STABLE) {
+            self.backoff.reset();
+        }
+        let retry_in = self.backoff.next_delay();
+        self.put(Item::Disconnected { reason, retry_in }).await;
+        tokio::select! {
+            _ = asked(closing) => false,
+            () = tokio::time::sleep(retry_in) => true,
+        }
+    }
+
+    async fn put(&mut self, item: Item) {
+        // The forwarding task lives as long as this one; when it is gone the runtime is shutting down.
+        let _ = self.items.send(item).await;
+    }
+
+    /// Sends what is queued and DISCONNECT, then polls until the client says that it is done.
+    async fn disconnect(&mut self) {
+        let asked = self.client.try_disconnect_with_timeout(CLOSE_TIMEOUT);
+        if let Err(error) = asked {
+            tracing::warn!(%error, "no clean disconnect");
+            return;
+        }
+        let drained = tokio::time::timeout(CLOSE_TIMEOUT, async {
+            loop {
+                if let Err(error) = self.eventloop.poll().await {
+                    return error;
+                }
+            }
+        });
+        match drained.await {
+            Ok(ConnectionError::RequestsDone) => {}
+            Ok(error) => tracing::warn!(%error, "no clean disconnect"),
+            Err(_) => tracing::warn!("no clean disconnect within {CLOSE_TIMEOUT:?}"),
+        }
+    }
+}
+
+async fn forward(
+    client: AsyncClient,
+    subscriptions: Subscriptions,
+    mut items: mpsc::Receiver<Item>,
+    outgoing: mpsc::Sender<Incoming>,
+    mut current: watch::Receiver<u64>,
+    backlog_bytes: Arc<AtomicUsize>,
+) {
+    while let Some(item) = items.recv().await {
+        let (incoming, ack) = match item {
+            Item::Connected { connection } => {
+                let list = subscriptions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if !list.is_empty() {
+                    let filters = list.into_iter().map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
+                    subscribe(&client, filters, connection, &mut current).await;
+                }
+                (Incoming::Connected, None)
+            }
+            Item::Disconnected { reason, retry_in } => (Incoming::Disconnected { reason, retry_in }, None),
+            Item::Message { publish, connection } => {
+                backlog_bytes.fetch_sub(publish.payload.len(), Ordering::SeqCst);
+                let message = Incoming::Message {
+                    topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+                    payload: publish.payload.to_vec(),
+                    retained: publish.retain,
+                };
+                (message, Some((publish, connection)))
+            }
+        };
+        // An owner that dropped its receiver only publishes: messages are taken from the broker all the same.
+        let _ = outgoing.send(incoming).await;
+        // An acknowledgement on another connection than the message's would name somebody else's packet.
+        if let Some((publish, of)) = ack
+            && of == *current.borrow()
+            && client.ack(&publish).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Subscribes and waits for the broker's answer, or for the end of the connection.
+async fn subscribe(
+    client: &AsyncClient,
+    filters: impl Iterator<Item = SubscribeFilter>,
+    connection: u64,
+    current: &mut watch::Receiver<u64>,
+) {
+    match client.subscribe_many_tracked(filters).await {
+        Ok(notice) => tokio::select! {
+            answer = notice.wait_async() => {
+                if let Err(error) = answer {
+                    tracing::warn!(%error, "no answer to the subscriptions");
+                }
+            }
+            _ = current.wait_for(|&number| number != connection) => {}
+        },
+        Err(error) => tracing::error!(%error, "cannot subscribe"),
+    }
+}

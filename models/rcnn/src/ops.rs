@@ -1,0 +1,34 @@
+//! Differentiable operations with their own forward and backward on the CPU, f32 and f64 (f64 is for gradient checks).
+//!
+//! candle 0.11 lacks or miscomputes the gradients of several operations that a feature pyramid needs, and its convolution's
+//! backward runs at a tenth of its matrix product's speed. Everything here is a `CustomOp`, so it takes part in candle's graph.
+//! No operation here depends on the number of threads: work is partitioned by the shapes alone.
+//!
+//! | function | shapes |
+//! |---|---|
+//! | [`conv2d`] | `[n, c, h, w]`, `[o, c/g, kh, kw]`, `[o]` → `[n, o, h', w']` |
+//! | [`conv_transpose2d`] | `[n, c, h, w]`, `[c, o, k, k]`, `[o]` → `[n, o, s(h−1)+k−2p, …]` |
+//! | [`linear`] | `[r, i]`, `[o, i]`, `[o]` → `[r, o]` |
+//! | [`scale_rows`] | `[o, …]`, `[o]` → `[o, …]` |
+//! | [`max_pool2d`], [`subsample2`] | `[n, c, h, w]` → `[n, c, h', w']` |
+//! | [`upsample_nearest2`], [`upsample_bilinear2`] | `[n, c, h, w]` → `[n, c, 2h, 2w]` |
+//! | [`add_relu`] | two of one shape → that shape |
+//! | [`roi_align`] | levels `[n, c, h, w]`, RoIs → `[r, c, q, q]` |
+
+mod conv;
+mod element;
+mod elementwise;
+mod gemm;
+mod im2col;
+mod kernels;
+mod linear;
+mod pool;
+mod roi;
+mod upsample;
+
+pub use conv::{ConvSpec, conv_transpose2d, conv2d};
+pub use elementwise::{add_relu, scale_rows};
+pub use linear::linear;
+pub use pool::{max_pool2d, subsample2};
+pub use roi::roi_align;
+pub use upsample::{upsample_bilinear2, upsample_nearest2};

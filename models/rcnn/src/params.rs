@@ -1,0 +1,201 @@
+//! Named parameters: torchvision's names, ordered by name, in and out of safetensors files.
+
+use crate::RcnnError;
+use candle_core::{DType, Device, Tensor, Var};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How a fresh parameter is filled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// One value.
+    Constant(f32),
+    /// Uniform in `±bound`.
+    Uniform(f32),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f32),
+}
+
+/// A parameter and whether the optimiser moves it.
+#[derive(Clone, Debug)]
+struct Param {
+    var: Var,
+    trainable: bool,
+}
+
+/// All tensors of a network by name, in the order of the names. f32 on the CPU.
+#[derive(Debug)]
+pub struct Params {
+    seed: u64,
+    map: BTreeMap<String, Param>,
+}
+
+impl Params {
+    /// No parameters yet; fresh ones are drawn from `seed` and their name, so that neither order nor threads matter.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, map: BTreeMap::new() }
+    }
+
+    /// Adds a parameter and returns the handle that a layer computes with: part of the graph only when `trainable`. A value set
+    /// later is seen through the handle.
+    ///
+    /// # Errors
+    /// [`RcnnError::Config`] when the name is taken.
+    pub fn add(&mut self, name: &str, shape: &[usize], fill: Fill, trainable: bool) -> Result<Tensor, RcnnError> {
+        if self.map.contains_key(name) {
+            return Err(RcnnError::Config(format!("two tensors are named `{name}`")));
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ fnv1a(name));
+        let len = shape.iter().product();
+        let data: Vec<f32> = match fill {
+            Fill::Constant(value) => vec![value; len],
+            Fill::Uniform(bound) => (0..len).map(|_| rng.random_range(-bound..=bound)).collect(),
+            Fill::Normal(std) => (0..len).map(|_| std * normal(&mut rng)).collect(),
+        };
+        let var = Var::from_vec(data, shape, &Device::Cpu)?;
+        let handle = if trainable { var.as_tensor().clone() } else { var.as_detached_tensor() };
+        self.map.insert(name.to_owned(), Param { var, trainable });
+        Ok(handle)
+    }
+
+    /// The parameters that the optimiser moves, by name.
+    pub fn trainable(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.map.iter().filter(|(_, p)| p.trainable).map(|(name, p)| (name.as_str(), &p.var))
+    }
+
+    /// Every tensor, by name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.map.iter().map(|(name, p)| (name.as_str(), &p.var))
+    }
+
+    /// A tensor by name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.map.get(name).map(|p| &p.var)
+    }
+
+    /// Number of scalars that the optimiser moves.
+    pub fn count(&self) -> usize {
+        self.trainable().map(|(_, var)| var.elem_count()).sum()
+    }
+
+    /// Overwrites the values of a tensor.
+    ///
+    /// # Errors
+    /// [`RcnnError::Config`] when there is no such tensor or it has another size.
+    pub fn set(&self, name: &str, values: &[f32]) -> Result<(), RcnnError> {
+        match self.get(name) {
+            Some(var) if var.elem_count() == values.len() => Ok(var.set(&Tensor::from_slice(values, var.shape(), &Device::Cpu)?)?),
+            Some(var) => Err(RcnnError::Config(format!("tensor `{name}` has {} values, got {}", var.elem_count(), values.len()))),
+            None => Err(RcnnError::Config(format!("no tensor `{name}`"))),
+        }
+    }
+
+    /// Writes every tensor to a safetensors file, which is replaced in one step.
+    ///
+    /// # Errors
+    /// [`RcnnError::Io`].
+    pub fn save(&self, path: &Path) -> Result<(), RcnnError> {
+        let tensors: Vec<(String, Tensor)> = self.all().map(|(name, var)| (name.to_owned(), var.as_detached_tensor())).collect();
+        write_tensors(path, &tensors)
+    }
+
+    /// Reads every tensor from a safetensors file.
+    ///
+    /// # Errors
+    /// [`RcnnError::Weights`] names the first tensor that is missing, surplus or of another shape; nothing is changed then.
+    pub fn load(&self, path: &Path) -> Result<(), RcnnError> {
+        let tensors = read_tensors(path)?;
+        let weights = |tensor: &str, message: String| RcnnError::Weights { path: path.to_owned(), tensor: tensor.to_owned(), message };
+        for (name, var) in self.all() {
+            let found = tensors.get(name).ok_or_else(|| weights(name, "missing".to_owned()))?;
+            if found.dims() != var.dims() {
+                return Err(weights(name, format!("shape {:?}, expected {:?}", found.dims(), var.dims())));
+            }
+        }
+        if let Some(name) = tensors.keys().find(|name| !self.map.contains_key(*name)) {
+            return Err(weights(name, "the network has no such tensor".to_owned()));
+        }
+        self.assign(&tensors).map(drop)
+    }
+
+    /// Sets every tensor whose name and shape match and returns the names of the network's tensors that kept their value.
+    ///
+    /// # Errors
+    /// When a value cannot be set.
+    pub fn assign(&self, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<String>, RcnnError> {
+        let mut skipped = Vec::new();
+        for (name, var) in self.all() {
+            match tensors.get(name) {
+                Some(tensor) if tensor.dims() == var.dims() => var.set(tensor)?,
+                _ => skipped.push(name.to_owned()),
+            }
+        }
+        Ok(skipped)
+    }
+}
+
+/// FNV-1a, 64 bits.
+fn fnv1a(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// One normal deviate (Box and Muller).
+fn normal(rng: &mut ChaCha8Rng) -> f32 {
+    let u: f64 = 1.0 - rng.random::<f64>();
+    let v: f64 = rng.random();
+    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+}
+
+/// Writes f32 tensors to a safetensors file in the order of their names, replacing it in one step.
+///
+/// # Errors
+/// [`RcnnError::Io`] or [`RcnnError::Weights`].
+pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), RcnnError> {
+    let io = |source| RcnnError::Io { path: path.to_owned(), source };
+    let mut blobs = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        blobs.push((name, tensor.dims().to_vec(), bytes));
+    }
+    let unsound = |name: &str, error: safetensors::SafeTensorError| RcnnError::Weights {
+        path: path.to_owned(),
+        tensor: name.to_owned(),
+        message: error.to_string(),
+    };
+    let mut views = BTreeMap::new();
+    for (name, dims, bytes) in &blobs {
+        views.insert(name.as_str(), TensorView::new(Dtype::F32, dims.clone(), bytes).map_err(|e| unsound(name, e))?);
+    }
+    let bytes = safetensors::serialize(views, None).map_err(|e| unsound("", e))?;
+    let temporary = path.with_extension("safetensors.new");
+    let write = || {
+        let mut file = std::fs::File::create(&temporary)?;
+        std::io::Write::write_all(&mut file, &bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(io)
+}
+
+/// Reads the f32 tensors of a safetensors file.
+///
+/// # Errors
+/// [`RcnnError::Io`], or [`RcnnError::Weights`] for a damaged file or a tensor of another type.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, RcnnError> {
+    let bytes = std::fs::read(path).map_err(|source| RcnnError::Io { path: path.to_owned(), source })?;
+    let weights = |tensor: &str, message: String| RcnnError::Weights { path: path.to_owned(), tensor: tensor.to_owned(), message };
+    let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| weights("", format!("not a safetensors file: {e}")))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        if view.dtype() != Dtype::F32 {
+            return Err(weights(&name, format!("type {:?}, expected F32", view.dtype())));
+        }
+        let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        tensors.insert(name, Tensor::from_vec(values, view.shape(), &Device::Cpu)?);
+    }
+    Ok(tensors)
+}

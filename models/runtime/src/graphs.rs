@@ -1,0 +1,284 @@
+//! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
+
+use omnilabel_bundle::{Bundle, GRAPHS, RoiSpec};
+use rayon::prelude::*;
+use std::sync::{Arc, Mutex};
+use tract_linalg::multithread::{Executor, multithread_tract_scope};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::{dims, ensure, format_err};
+use tract_onnx::tract_hir::infer::Factoid;
+use tract_onnx::tract_hir::internal::{DimLike, ToDim};
+
+const BACKBONE: &str = GRAPHS[0];
+const BOX_HEAD: &str = GRAPHS[1];
+const KEYPOINT_HEAD: &str = GRAPHS[2];
+
+/// Why inference failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The bundle was refused.
+    #[error(transparent)]
+    Bundle(#[from] omnilabel_bundle::BundleError),
+    /// A graph did not load or run, or gave an output of another shape than the manifest says.
+    #[error("{graph}: {message}")]
+    Graph {
+        /// File of the graph.
+        graph: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A golden frame could not be read.
+    #[error(transparent)]
+    Frame(#[from] omnilabel_detect::frame::FrameError),
+    /// A request that this model cannot serve.
+    #[error("{0}")]
+    Request(String),
+}
+
+/// The backbone's outputs, one tensor per level.
+#[derive(Clone, Debug, Default)]
+pub struct BackboneOutput {
+    /// `(values, channels, rows, columns)` per level that RoIs are pooled from; further levels are not looked at.
+    pub features: Vec<(Vec<f32>, usize, usize, usize)>,
+    /// `(values [a, rows, columns], rows, columns)` per level.
+    pub objectness: Vec<(Vec<f32>, usize, usize)>,
+    /// `[4a, rows, columns]` per level.
+    pub deltas: Vec<Vec<f32>>,
+}
+
+/// The three graphs of a bundle.
+pub trait Graphs: Send + Sync {
+    /// Body, FPN and RPN head on one image `[3, rows, columns]`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`].
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError>;
+    /// Class logits `[r, 2]` and box deltas `[r, 8]` of `r` pooled RoIs.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`].
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError>;
+    /// Heatmaps `[r, k, m, m]` of `r` pooled RoIs.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`].
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError>;
+}
+
+/// Each plan of the backbone holds its own packed copy of the weights: as many are kept as fit, within limits.
+const PLAN_BYTES: u64 = 512 << 20;
+const MIN_PLANS: u64 = 4;
+const MAX_PLANS: u64 = 64;
+
+/// The graphs on tract. The backbone is optimised for each input shape it meets, and the plans of the latest shapes are kept. The
+/// box head takes any number of RoIs at once; the keypoint head takes one at a time, on as many threads as there are: its
+/// convolutions over a batch cost 1.8 times as much per RoI, because the batch's unfolded maps leave the cache.
+pub struct TractGraphs {
+    backbone: Backbone,
+    box_head: Head,
+    keypoint_head: Head,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+type Plan = Arc<TypedRunnableModel>;
+
+struct Backbone {
+    model: InferenceModel,
+    plans: Mutex<Vec<((usize, usize), Plan)>>,
+    max_plans: usize,
+    levels: usize,
+    roi_levels: usize,
+    anchors: usize,
+}
+
+struct Head {
+    file: &'static str,
+    plan: Plan,
+    /// Of one RoI.
+    input: [usize; 3],
+    /// Of one RoI, per output.
+    outputs: Vec<Vec<usize>>,
+}
+
+impl TractGraphs {
+    /// Loads the three graphs; `threads` workers (at least 1) share the matrix products.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`].
+    pub fn load(bundle: &Bundle, threads: usize) -> Result<Self, RuntimeError> {
+        let network = &bundle.manifest().network;
+        let (levels, roi_levels) = (network.levels.len(), network.roi_levels as usize);
+        let each = |name: &'static str, n: usize| (0..n).map(move |level| format!("{name}_{level}"));
+        let names: Vec<_> = each("features", roi_levels).chain(each("objectness", levels)).chain(each("deltas", levels)).collect();
+        // An upper bound: the heads' weights are in it.
+        let weights: u64 = bundle.manifest().files.values().map(|file| file.bytes).sum();
+        let backbone = Backbone {
+            model: parse(bundle, BACKBONE, &names).map_err(graph_error(BACKBONE))?,
+            plans: Mutex::new(Vec::new()),
+            max_plans: (PLAN_BYTES / weights.max(1)).clamp(MIN_PLANS, MAX_PLANS) as usize,
+            levels,
+            roi_levels,
+            anchors: network.aspect_ratios.len(),
+        };
+        let (k, side) = (bundle.skeleton().len(), network.heatmap_side as usize);
+        let box_outputs = [("class_logits", vec![2]), ("box_deltas", vec![8])];
+        let box_head = Head::load(bundle, BOX_HEAD, network.box_roi, &box_outputs, false)?;
+        let keypoint_head = Head::load(bundle, KEYPOINT_HEAD, network.keypoint_roi, &[("heatmaps", vec![k, side, side])], true)?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| format!("tract-{i}")).build();
+        let pool = pool.map_err(|e| RuntimeError::Request(format!("a pool of {threads} threads: {e}")))?;
+        Ok(Self { backbone, box_head, keypoint_head, pool: Arc::new(pool) })
+    }
+
+    /// The workers.
+    pub fn pool(&self) -> &Arc<rayon::ThreadPool> {
+        &self.pool
+    }
+
+    fn run(&self, file: &'static str, plan: &Plan, input: Tensor) -> Result<TVec<TValue>, RuntimeError> {
+        let executor = match self.pool.current_num_threads() {
+            1 => Executor::SingleThread,
+            _ => Executor::MultiThread(self.pool.clone()),
+        };
+        multithread_tract_scope(executor, || plan.run(tvec!(input.into()))).map_err(graph_error(file))
+    }
+}
+
+impl Graphs for TractGraphs {
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
+        let input = Tensor::from_shape(&[1, 3, rows, columns], image).map_err(graph_error(BACKBONE))?;
+        let plan = self.backbone.plan(rows, columns).map_err(graph_error(BACKBONE))?;
+        let outputs = self.run(BACKBONE, &plan, input)?;
+        let mut outputs = outputs.iter();
+        let mut out = BackboneOutput::default();
+        for level in 0..self.backbone.roi_levels {
+            let (values, [channels, rows, columns]) = map_of(outputs.next(), &format!("features_{level}"))?;
+            out.features.push((values, channels, rows, columns));
+        }
+        let mut shapes = Vec::new();
+        for level in 0..self.backbone.levels {
+            let (values, shape) = map_of(outputs.next(), &format!("objectness_{level}"))?;
+            if shape[0] != self.backbone.anchors {
+                return Err(shape_error(&format!("objectness_{level}"), &shape, "one channel per aspect ratio"));
+            }
+            shapes.push(shape);
+            out.objectness.push((values, shape[1], shape[2]));
+        }
+        for (level, shape) in shapes.into_iter().enumerate() {
+            let (values, found) = map_of(outputs.next(), &format!("deltas_{level}"))?;
+            if found != [4 * shape[0], shape[1], shape[2]] {
+                return Err(shape_error(&format!("deltas_{level}"), &found, "four channels per anchor on the grid of objectness"));
+            }
+            out.deltas.push(values);
+        }
+        Ok(out)
+    }
+
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
+        if r == 0 {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let mut outputs = self.head(&self.box_head, &rois, r)?.into_iter();
+        Ok((outputs.next().unwrap_or_default(), outputs.next().unwrap_or_default()))
+    }
+
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        let one = self.keypoint_head.input.iter().product();
+        if rois.len() != r * one {
+            let message = format!("{} values are not {r} RoIs of {one}", rois.len());
+            return Err(RuntimeError::Graph { graph: KEYPOINT_HEAD.to_owned(), message });
+        }
+        let each = |roi: &[f32]| Ok(self.head(&self.keypoint_head, roi, 1)?.into_iter().next().unwrap_or_default());
+        let maps: Result<Vec<Vec<f32>>, RuntimeError> = self.pool.install(|| rois.par_chunks(one).map(each).collect());
+        Ok(maps?.concat())
+    }
+}
+
+impl TractGraphs {
+    fn head(&self, head: &Head, rois: &[f32], r: usize) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        let [c, rows, columns] = head.input;
+        let input = Tensor::from_shape(&[r, c, rows, columns], rois).map_err(graph_error(head.file))?;
+        let outputs = self.run(head.file, &head.plan, input)?;
+        let check = |(value, expected): (&TValue, &Vec<usize>)| {
+            let (values, shape) = values_of(value).map_err(graph_error(head.file))?;
+            if shape[..1] != [r] || shape[1..] != expected[..] {
+                return Err(RuntimeError::Graph {
+                    graph: head.file.to_owned(),
+                    message: format!("an output is {shape:?}, expected {r} times {expected:?}"),
+                });
+            }
+            Ok(values)
+        };
+        outputs.iter().zip(&head.outputs).map(check).collect()
+    }
+}
+
+impl Backbone {
+    fn plan(&self, rows: usize, columns: usize) -> TractResult<Plan> {
+        let lock = || self.plans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut plans = lock();
+        if let Some(at) = plans.iter().position(|(shape, _)| *shape == (rows, columns)) {
+            // The latest used lies last.
+            plans[at..].rotate_left(1);
+            return Ok(plans[plans.len() - 1].1.clone());
+        }
+        // Built without the lock, so that other shapes go on; two threads may build the same plan once.
+        drop(plans);
+        let mut model = self.model.clone();
+        model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
+        let plan = model.into_optimized()?.into_runnable()?;
+        let mut plans = lock();
+        plans.retain(|(shape, _)| *shape != (rows, columns));
+        if plans.len() >= self.max_plans {
+            plans.remove(0);
+        }
+        plans.push(((rows, columns), plan.clone()));
+        Ok(plan)
+    }
+}
+
+impl Head {
+    fn load(bundle: &Bundle, file: &'static str, roi: RoiSpec, outputs: &[(&str, Vec<usize>)], single: bool) -> Result<Self, RuntimeError> {
+        let names: Vec<String> = outputs.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let load = || -> TractResult<(Plan, [usize; 3])> {
+            let mut model = parse(bundle, file, &names)?;
+            let channels = model.input_fact(0)?.shape.dim(1).and_then(|dim| dim.concretize()).and_then(|dim| dim.to_usize().ok());
+            let channels = channels.ok_or_else(|| format_err!("the input states no number of channels"))?;
+            let side = roi.resolution as usize;
+            let n = if single { 1.to_dim() } else { model.symbols.sym("rois").to_dim() };
+            model.set_input_fact(0, f32::fact(dims!(n, channels, side, side)).into())?;
+            Ok((model.into_optimized()?.into_runnable()?, [channels, side, side]))
+        };
+        let (plan, input) = load().map_err(graph_error(file))?;
+        Ok(Self { file, plan, input, outputs: outputs.iter().map(|(_, shape)| shape.clone()).collect() })
+    }
+}
+
+fn parse(bundle: &Bundle, file: &str, outputs: &[String]) -> TractResult<InferenceModel> {
+    let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
+    let mut model = onnx.model_for_path(bundle.path(file))?;
+    ensure!(model.inputs.len() == 1, "{} inputs, expected one", model.inputs.len());
+    model.select_outputs_by_name(outputs)?;
+    Ok(model)
+}
+
+fn values_of(value: &TValue) -> TractResult<(Vec<f32>, Vec<usize>)> {
+    Ok((value.try_as_plain_ram()?.as_slice::<f32>()?.to_vec(), value.shape().to_vec()))
+}
+
+/// The values of a `[1, c, h, w]` output of the backbone.
+fn map_of(value: Option<&TValue>, name: &str) -> Result<(Vec<f32>, [usize; 3]), RuntimeError> {
+    let value = value.ok_or_else(|| shape_error(name, &[], "an output"))?;
+    let (values, shape) = values_of(value).map_err(graph_error(BACKBONE))?;
+    match shape[..] {
+        [1, c, h, w] => Ok((values, [c, h, w])),
+        _ => Err(shape_error(name, &shape, "[1, c, h, w]")),
+    }
+}
+
+fn shape_error(name: &str, shape: &[usize], expected: &str) -> RuntimeError {
+    RuntimeError::Graph { graph: BACKBONE.to_owned(), message: format!("{name} is {shape:?}, expected {expected}") }
+}
+
+fn graph_error(graph: &str) -> impl Fn(TractError) -> RuntimeError {
+    move |e| RuntimeError::Graph { graph: graph.to_owned(), message: format!("{e:#}") }
+}

@@ -1,0 +1,197 @@
+//! The exported bundle on tract against candle, which trained it: the same pipeline on both, graph by graph and as detections, on
+//! drawn and on real pictures.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use candle_core::{Device, Tensor};
+use omnilabel_bundle::Bundle;
+use omnilabel_detect::frame::{Frame, transform};
+use omnilabel_keypoints::geometry::Size;
+use omnilabel_keypoints::label::{Detection, Thresholds};
+use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_keypoints::view::View;
+use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::export::{ExportMeta, GRAPH_TOLERANCE, write_bundle};
+use omnilabel_rcnn::network::Network;
+use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError, Teacher, TractGraphs, ViewPlan};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Boxes of up to 256 px whose deltas differ by `GRAPH_TOLERANCE`, in frames of up to 4 times the network's size.
+const BOX_TOLERANCE_PX: f32 = 0.25;
+/// Of softmax scores, whose logits differ by `GRAPH_TOLERANCE` of the largest.
+const SCORE_TOLERANCE: f32 = 1e-3;
+
+struct Candle(Arc<Network>);
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+impl Graphs for Candle {
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
+        let image = Tensor::from_slice(image, (1, 3, rows, columns), &Device::Cpu).unwrap();
+        let levels = self.0.forward_backbone(&image).unwrap();
+        let shape = |t: &Tensor| t.dims4().unwrap();
+        Ok(BackboneOutput {
+            features: levels.features.iter().map(|t| (values(t), shape(t).1, shape(t).2, shape(t).3)).collect(),
+            objectness: levels.objectness.iter().map(|t| (values(t), shape(t).2, shape(t).3)).collect(),
+            deltas: levels.deltas.iter().map(values).collect(),
+        })
+    }
+
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
+        let (logits, deltas) = self.0.box_head(&self.rois(rois, r, 7)).unwrap();
+        Ok((values(&logits), values(&deltas)))
+    }
+
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        Ok(values(&self.0.keypoint_head(&self.rois(rois, r, 14)).unwrap()))
+    }
+}
+
+impl Candle {
+    fn rois(&self, rois: Vec<f32>, r: usize, side: usize) -> Tensor {
+        Tensor::from_vec(rois, (r, self.0.config().fpn_channels, side, side), &Device::Cpu).unwrap()
+    }
+}
+
+const NAMES: [&str; 3] = ["nose", "left_hand", "right_hand"];
+
+/// A random network whose outputs are loud enough to differ between places, and its bundle.
+fn exported() -> (tempfile::TempDir, Bundle, Arc<Network>) {
+    let network = Network::new(Config::nano(3), 11).unwrap();
+    let input = &network.config().input;
+    let image = transform(&drawn(200, 150, 1), input, View { short_side: 128, flip: false });
+    network.calibrate(&Tensor::from_vec(image.data, (1, 3, image.rows, image.columns), &Device::Cpu).unwrap()).unwrap();
+    let gains = [("rpn.head.cls_logits.weight", 30.0), ("cls_score.weight", 30.0), ("kps_score_lowres.weight", 100.0)];
+    let mut louder = 0;
+    for (name, var) in network.params().all() {
+        if let Some((_, gain)) = gains.iter().find(|(part, _)| name.ends_with(part)) {
+            let louder_values: Vec<f32> = values(var).iter().map(|v| v * gain).collect();
+            network.params().set(name, &louder_values).unwrap();
+            louder += 1;
+        }
+    }
+    assert_eq!(louder, gains.len(), "{:?}", network.params().all().map(|(name, _)| name).collect::<Vec<_>>());
+    let skeleton = Skeleton::new(&NAMES, &[], None, None).unwrap();
+    let thresholds = Thresholds { instance: 0.5, keypoint: 0.2, floor: 0.1 };
+    let meta = ExportMeta { name: "test".into(), skeleton, thresholds, parent: None, dataset_sha256: None, ap: None };
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = write_bundle(&network, &meta, dir.path()).unwrap();
+    (dir, bundle, Arc::new(network))
+}
+
+/// Overlapping smooth and hard shapes.
+fn drawn(width: u32, height: u32, seed: u32) -> Frame {
+    let s = seed as f32;
+    let colour = |x: f32, y: f32, c: f32| {
+        let wave = 127.0 + 100.0 * (x / (11.0 + s) + c).sin() * (y / 17.0 + s).cos();
+        let block = ((x + 7.0 * s) as u32 / 31 + (y as u32) / 23 + c as u32).is_multiple_of(3);
+        if block { 255.0 - wave } else { wave }
+    };
+    let pixel = |i: u32| [0.0, 1.0, 2.0].map(|c| colour((i % width) as f32, (i / width) as f32, c) as u8);
+    Frame { size: Size { width, height }, rgb: (0..width * height).flat_map(pixel).collect() }
+}
+
+/// The first pictures of a data set beside the repository.
+fn real(set: &str, count: usize) -> Vec<(String, Frame)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(set).join("val/images");
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        eprintln!("no pictures in ../shared/data/{set}/val/images: skipped");
+        return Vec::new();
+    };
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.into_iter().take(count).map(|path| (path.display().to_string(), Frame::open(&path).unwrap())).collect()
+}
+
+fn frames() -> Vec<(String, Frame)> {
+    let mut frames: Vec<_> = [(160, 120), (90, 200), (300, 260)]
+        .into_iter()
+        .zip(1..)
+        .map(|((w, h), seed)| (format!("drawn {w} x {h}"), drawn(w, h, seed)))
+        .collect();
+    frames.extend(real("lspe", 2));
+    frames.extend(real("coco", 2));
+    frames
+}
+
+fn compare(expected: &[f32], found: &[f32], what: &str) {
+    assert_eq!(expected.len(), found.len(), "{what}");
+    let scale = expected.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+    let worst = expected.iter().zip(found).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(worst <= GRAPH_TOLERANCE * scale, "{what} differs by {worst}, the largest value is {scale}");
+}
+
+#[test]
+fn graphs_agree() {
+    let (_dir, bundle, network) = exported();
+    let (candle, tract) = (Candle(network), TractGraphs::load(&bundle, 2).unwrap());
+    for (name, frame) in frames() {
+        let image = transform(&frame, &bundle.manifest().input, View { short_side: 128, flip: true });
+        let a = candle.backbone(&image.data, image.rows, image.columns).unwrap();
+        let b = tract.backbone(&image.data, image.rows, image.columns).unwrap();
+        for level in 0..5 {
+            if let (Some(a), Some(b)) = (a.features.get(level), b.features.get(level)) {
+                assert_eq!((a.1, a.2, a.3), (b.1, b.2, b.3));
+                compare(&a.0, &b.0, &format!("{name}: features_{level}"));
+            }
+            assert_eq!((a.objectness[level].1, a.objectness[level].2), (b.objectness[level].1, b.objectness[level].2));
+            compare(&a.objectness[level].0, &b.objectness[level].0, &format!("{name}: objectness_{level}"));
+            compare(&a.deltas[level], &b.deltas[level], &format!("{name}: deltas_{level}"));
+        }
+        // Real feature values as RoIs: the first ones of the finest level.
+        let channels = a.features[0].1;
+        for (side, r) in [(7, 3), (14, 2)] {
+            let rois: Vec<f32> = a.features[0].0.iter().copied().cycle().take(r * channels * side * side).collect();
+            if side == 7 {
+                let ((l, d), (m, e)) = (candle.box_head(rois.clone(), r).unwrap(), tract.box_head(rois, r).unwrap());
+                compare(&l, &m, &format!("{name}: class_logits"));
+                compare(&d, &e, &format!("{name}: box_deltas"));
+            } else {
+                let (a, b) = (candle.keypoint_head(rois.clone(), r).unwrap(), tract.keypoint_head(rois, r).unwrap());
+                compare(&a, &b, &format!("{name}: heatmaps"));
+            }
+        }
+    }
+}
+
+/// Every detection has its twin; the order of equal scores is free.
+fn same(expected: &[Detection], found: &[Detection], what: &str) -> (usize, usize) {
+    assert_eq!(expected.len(), found.len(), "{what}");
+    let (mut points, mut moved) = (0, 0);
+    for a in expected {
+        let off = |b: &Detection| {
+            let (a, b) = (a.rect, b.rect);
+            [a.x1 - b.x1, a.y1 - b.y1, a.x2 - b.x2, a.y2 - b.y2].iter().fold(0f32, |m, d| m.max(d.abs()))
+        };
+        let b = found.iter().min_by(|x, y| off(x).total_cmp(&off(y))).unwrap();
+        assert!(off(b) <= BOX_TOLERANCE_PX && (a.score - b.score).abs() <= SCORE_TOLERANCE, "{what}: {a:?} {b:?}");
+        for (a, b) in a.keypoints.iter().zip(&b.keypoints) {
+            assert!((a.peak_logit - b.peak_logit).abs() <= SCORE_TOLERANCE * a.peak_logit.abs().max(1.0), "{what}: {a:?} {b:?}");
+            assert!((a.probability - b.probability).abs() <= SCORE_TOLERANCE, "{what}: {a:?} {b:?}");
+            points += 1;
+            moved += usize::from((a.point.x - b.point.x).abs().max((a.point.y - b.point.y).abs()) > 3.0 * BOX_TOLERANCE_PX);
+        }
+    }
+    (points, moved)
+}
+
+#[test]
+fn detections_agree() {
+    let (_dir, bundle, network) = exported();
+    let tract = Teacher::load(&bundle, 2).unwrap();
+    let candle = Teacher::with_graphs(Box::new(Candle(network)), bundle.manifest().clone(), bundle.skeleton().clone());
+    let (mut points, mut moved, mut people) = (0, 0, 0);
+    for (name, frame) in frames() {
+        for plan in [ViewPlan::single(bundle.manifest()), ViewPlan::new(bundle.manifest(), &[96, 128], true)] {
+            let (expected, found) = (candle.detect(&frame, &plan).unwrap(), tract.detect(&frame, &plan).unwrap());
+            let (p, m) = same(&expected, &found, &format!("{name}, {} views", plan.views.len()));
+            (points, moved, people) = (points + p, moved + m, people + expected.len());
+        }
+    }
+    // A random network's heatmaps are flat: equal peaks exchange places now and then, the values at them do not.
+    println!("{people} people, {moved} of {points} keypoints moved");
+    assert!(people > 20 && moved * 50 <= points, "{people} people, {moved} of {points} keypoints moved");
+}

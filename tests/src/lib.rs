@@ -1,0 +1,3 @@
+//! Whole-system tests: the rules of the house here, real peers in `tests/`.
+
+pub mod house;

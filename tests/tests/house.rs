@@ -1,0 +1,98 @@
+//! The manifests keep the rules of ARCHITECTURE.md, and a manifest that breaks them is noticed.
+
+use omnilabel_tests::house::{Graph, manifest_violations, no_std_violations};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned()
+}
+
+fn cargo(args: &[&str]) -> String {
+    let out = Command::new(env!("CARGO"))
+        .args(args)
+        .env_remove("CARGO_RESOLVER_FEATURE_UNIFICATION")
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(out.status.success(), "cargo {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("cargo prints UTF-8")
+}
+
+fn graph() -> Graph {
+    let rustc = Command::new("rustc").arg("-vV").output().expect("rustc runs");
+    let version = String::from_utf8(rustc.stdout).expect("rustc prints UTF-8");
+    let host = version.lines().find_map(|l| l.strip_prefix("host: ")).expect("rustc -vV names the host");
+    let text = cargo(&["metadata", "--format-version", "1", "--offline", "--locked", "--filter-platform", host]);
+    Graph::from_metadata(&serde_json::from_str(&text).expect("JSON")).expect("a dependency graph")
+}
+
+#[test]
+fn the_workspace_keeps_its_import_rules() {
+    assert_eq!(graph().violations(), Vec::<String>::new());
+}
+
+#[test]
+fn a_forbidden_import_is_noticed() {
+    for (from, to) in [
+        ("omnilabel-edge", "omnilabel-trainer"),
+        ("omnilabel-trainer", "omnilabel-edge"),
+        ("omnilabel-edge", "candle-core"),
+        ("omnilabel-runtime", "omnilabel-rcnn"),
+        ("omnilabel-keypoints", "serde_json"),
+        ("omnilabel-link", "omnilabel-edge"),
+    ] {
+        let mut graph = graph();
+        graph.normal.entry(from.to_owned()).or_default().insert(to.to_owned());
+        assert!(!graph.violations().is_empty(), "{from} -> {to} was not noticed");
+    }
+}
+
+#[test]
+fn every_member_takes_versions_and_lints_from_the_workspace() {
+    let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml")).expect("readable").parse().expect("TOML");
+    let members = manifest["workspace"]["members"].as_array().expect("members");
+    let mut found = Vec::new();
+    for member in members {
+        let path = format!("{}/Cargo.toml", member.as_str().expect("a path"));
+        let text = std::fs::read_to_string(root().join(&path)).expect("readable");
+        found.extend(manifest_violations(&path, &text.parse().expect("TOML")));
+    }
+    assert_eq!(found, Vec::<String>::new());
+    let own = "[dependencies]\nserde = \"1\"\n".parse().expect("TOML");
+    assert_eq!(manifest_violations("fixture", &own).len(), 2);
+}
+
+/// Features of each package that the domain alone turns on, as cargo resolves them for a build of that package.
+fn domain_features() -> BTreeMap<String, BTreeSet<String>> {
+    let tree = cargo(&[
+        "tree",
+        "--offline",
+        "--locked",
+        "-p",
+        "omnilabel-keypoints",
+        "-e",
+        "normal,no-proc-macro",
+        "--prefix",
+        "none",
+        "-f",
+        "{p}|{f}",
+    ]);
+    let line = |l: &str| {
+        let (package, features) = l.split_once('|')?;
+        let features = features.trim_end_matches(" (*)").split(',').map(str::to_owned).collect();
+        Some((package.split(' ').next()?.to_owned(), features))
+    };
+    tree.lines().filter_map(line).collect()
+}
+
+#[test]
+fn the_domain_is_no_std() {
+    let lib = std::fs::read_to_string(root().join("models/keypoints/src/lib.rs")).expect("readable");
+    let features = domain_features();
+    assert!(features.len() > 3, "cargo tree lists the domain's dependencies: {features:?}");
+    assert_eq!(no_std_violations(&lib, &features), Vec::<String>::new());
+    let with_std = BTreeMap::from([("serde".to_owned(), BTreeSet::from(["std".to_owned()]))]);
+    assert_eq!(no_std_violations("//! no attribute", &with_std).len(), 2);
+}

@@ -1,0 +1,59 @@
+//! The command line: `run(std::env::args_os())` is what the binary does, so that `omnilabel` can start itself as this role.
+//!
+//! One file per subcommand: its arguments and what it prints.
+
+mod common;
+mod distill;
+mod evaluate;
+mod keygen;
+mod release;
+mod run;
+mod score;
+mod train;
+
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+#[derive(Parser)]
+#[command(name = "omnilabel-trainer", version, about = "The centre of Omnilabel: trains, evaluates, distils, collects and releases")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a keypoint R-CNN on a COCO keypoint folder and export it as a bundle
+    Train(train::Args),
+    /// Run an exported bundle over a labelled folder and score it
+    Evaluate(evaluate::Args),
+    /// Score a COCO results file: the ten keypoint numbers of pycocotools
+    Score(score::Args),
+    /// The whole method on folders: teacher, labels, calibration, student, comparison
+    Distill(distill::Args),
+    /// The centre as a service: collect, retrain, prove, sign, release
+    Run(run::Args),
+    /// Draw a signing key
+    Keygen(keygen::Args),
+    /// Sign and publish a bundle by hand
+    Release(release::Args),
+}
+
+/// Parses `args` (with the program name first) and runs the command.
+///
+/// # Errors
+/// Whatever the command reports.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+    match Cli::try_parse_from(args) {
+        Ok(cli) => match cli.command {
+            Command::Train(args) => train::run(args),
+            Command::Evaluate(args) => evaluate::run(args),
+            Command::Score(args) => score::run(args),
+            Command::Distill(args) => distill::run(args),
+            Command::Run(args) => run::run(args),
+            Command::Keygen(args) => keygen::run(args),
+            Command::Release(args) => release::run(args),
+        },
+        Err(error) => error.exit(),
+    }
+}

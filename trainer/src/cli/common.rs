@@ -1,0 +1,163 @@
+//! What several subcommands share: flags of a network and its schedule, the stop flag, progress bars.
+
+use anyhow::{Context, bail};
+use figment::Figment;
+use figment::providers::{Format, Toml};
+use indicatif::{ProgressBar, ProgressStyle};
+use omnilabel_coco::Dataset;
+use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::train::{Init, TrainOptions};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Ctrl-C and SIGTERM set the flag; a second one ends the process at once.
+pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; again to stop at once");
+    })
+    .context("the signal handler could not be installed")?;
+    Ok(flag)
+}
+
+/// A bar on a terminal, nothing elsewhere.
+pub(super) fn bar(len: u64, unit: &str) -> anyhow::Result<ProgressBar> {
+    let template = format!("{{prefix:>18}} {{wide_bar}} {{pos}}/{{len}} {unit} {{msg}} {{eta}}");
+    Ok(ProgressBar::new(len).with_style(ProgressStyle::with_template(&template)?))
+}
+
+/// Network, schedule and first weights. Flags win over `--config`.
+#[derive(clap::Args)]
+pub(super) struct TrainFlags {
+    /// TOML file with `preset`, `short_side`, `init` and a table `[options]`
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Network preset
+    #[arg(long)]
+    preset: Option<String>,
+    /// Short side of the input, px
+    #[arg(long)]
+    short_side: Option<u32>,
+    /// First weights: `seed:N`, or a safetensors file
+    #[arg(long)]
+    init: Option<String>,
+    /// Images per optimiser step
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Peak learning rate
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Seed of everything random but the first weights
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// `--config`.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TrainFile {
+    preset: Option<String>,
+    short_side: Option<u32>,
+    init: Option<String>,
+    options: TrainOptions,
+}
+
+/// Flags and file, resolved.
+pub(super) struct Training {
+    pub(super) network: Config,
+    pub(super) options: TrainOptions,
+    pub(super) init: Init,
+}
+
+impl TrainFlags {
+    pub(super) fn resolve(&self, keypoints: usize) -> anyhow::Result<Training> {
+        let file = match &self.config {
+            Some(path) => Figment::from(Toml::file_exact(path))
+                .extract::<TrainFile>()
+                .with_context(|| format!("{} is not a training configuration", path.display()))?,
+            None => TrainFile::default(),
+        };
+        let mut options = file.options;
+        options.batch = self.batch.unwrap_or(options.batch);
+        options.lr = self.lr.unwrap_or(options.lr);
+        options.seed = self.seed.unwrap_or(options.seed);
+        let preset = self.preset.clone().or(file.preset).unwrap_or_else(|| "nano".to_owned());
+        let Some(mut network) = Config::preset(&preset, keypoints) else { bail!("there is no preset `{preset}`; there is `nano`") };
+        if let Some(side) = self.short_side.or(file.short_side) {
+            if side == 0 {
+                bail!("--short-side must be at least 1");
+            }
+            let long = u64::from(network.input.max_long_side) * u64::from(side) / u64::from(network.input.short_side.max(1));
+            network.input.max_long_side = u32::try_from(long).unwrap_or(u32::MAX).max(side);
+            network.input.short_side = side;
+        }
+        let init = parse_init(self.init.as_deref().or(file.init.as_deref()).unwrap_or("seed:1"), options.seed)?;
+        Ok(Training { network, options, init })
+    }
+}
+
+/// `seed:N` or a file; the heads that a file lacks are drawn from `seed`.
+fn parse_init(text: &str, seed: u64) -> anyhow::Result<Init> {
+    if let Some(number) = text.strip_prefix("seed:") {
+        return Ok(Init::Seed(number.parse().with_context(|| format!("--init {text}: expected a number after `seed:`"))?));
+    }
+    let path = PathBuf::from(text);
+    if !path.is_file() {
+        bail!("--init {text}: no such file (random weights are `seed:N`)");
+    }
+    Ok(Init::File(path, seed))
+}
+
+/// A data set cut to a share or a number of its first images by id.
+pub(super) fn load(dir: &Path, fraction: Option<f64>, images: Option<usize>) -> anyhow::Result<Dataset> {
+    let dataset = Dataset::load(dir)?;
+    if dataset.images.is_empty() {
+        bail!("{}: annotations.json lists no images", dir.display());
+    }
+    let all = dataset.images.len();
+    let mut keep = all;
+    if let Some(fraction) = fraction {
+        if !(fraction > 0.0 && fraction <= 1.0) {
+            bail!("a fraction must be above 0 and at most 1, not {fraction}");
+        }
+        keep = (all as f64 * fraction).round() as usize;
+    }
+    keep = keep.min(images.unwrap_or(all));
+    Ok(if keep == all { dataset } else { dataset.subset(|index, _| index < keep) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(text: &str) -> anyhow::Result<Training> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("train.toml");
+        std::fs::write(&path, text)?;
+        let flags = TrainFlags { config: Some(path), preset: None, short_side: None, init: None, batch: Some(3), lr: None, seed: None };
+        flags.resolve(14)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_defaults() {
+        let training = flags("short_side = 64\ninit = \"seed:7\"\n[options]\nbatch = 8\nlr = 0.5\n").unwrap();
+        assert_eq!((training.options.batch, training.options.lr, training.network.input.short_side), (3, 0.5, 64));
+        assert_eq!(training.init, Init::Seed(7));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let error = format!("{:#}", flags("[options]\nlearning_rate = 1.0\n").err().unwrap());
+        assert!(error.contains("learning_rate") && error.contains("train.toml"), "{error}");
+        let error = format!("{:#}", flags("preset = \"giant\"").err().unwrap());
+        assert!(error.contains("giant"), "{error}");
+        let error = format!("{:#}", flags("init = \"nowhere.safetensors\"").err().unwrap());
+        assert!(error.contains("nowhere.safetensors"), "{error}");
+    }
+}

@@ -1,0 +1,156 @@
+//! `omnilabel-trainer distill`
+
+use super::common::{TrainFlags, bar, load, stop_flag};
+use crate::calibrate::Mode;
+use crate::distill::{DistillConfig, Event, Outcome, distill, split_by_id, split_folder};
+use crate::evaluate::Views;
+use crate::samples::plain_folder;
+use anyhow::{Context, bail};
+use indicatif::ProgressBar;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// COCO keypoint folder whose labels are used
+    #[arg(long, required_unless_present = "data", requires = "unlabelled")]
+    labelled: Option<PathBuf>,
+    /// COCO keypoint folder whose annotations are ignored, or a folder of pictures
+    #[arg(long, required_unless_present = "data")]
+    unlabelled: Option<PathBuf>,
+    /// One folder (or one with `train/` and `val/`) instead of --labelled and --unlabelled, divided by --labelled-fraction
+    #[arg(long, conflicts_with_all = ["labelled", "unlabelled"])]
+    data: Option<PathBuf>,
+    /// Share of --data that keeps its labels, the first images by id
+    #[arg(long, default_value_t = 0.3)]
+    labelled_fraction: f64,
+    /// Only the first so many images of --data
+    #[arg(long)]
+    images: Option<usize>,
+    /// Held-out COCO keypoint folder; with --data, its `val/` by default
+    #[arg(long, required_unless_present = "data")]
+    val: Option<PathBuf>,
+    /// Only the first so many images of the held-out folder
+    #[arg(long)]
+    val_images: Option<usize>,
+    /// Also train the upper bound on the true labels of the unlabelled images
+    #[arg(long)]
+    upper: bool,
+    /// A bundle that is the teacher, instead of training one
+    #[arg(long)]
+    teacher: Option<PathBuf>,
+    /// Short sides of the teacher's views, such as 96,128,160
+    #[arg(long, value_delimiter = ',')]
+    scales: Vec<u32>,
+    /// Each view also mirrored
+    #[arg(long)]
+    flip: bool,
+    /// Optimiser steps of the teacher
+    #[arg(long)]
+    teacher_steps: Option<u64>,
+    /// Optimiser steps of the student and the upper bound
+    #[arg(long)]
+    student_steps: Option<u64>,
+    /// Train the lower bound anew with the student's steps where they differ from the teacher's
+    #[arg(long)]
+    equal_steps: bool,
+    /// How τ is chosen
+    #[arg(long, value_enum, default_value = "paper")]
+    tau: Mode,
+    /// Instances from this share of τ on become ignore regions (the paper has none)
+    #[arg(long)]
+    ignore_from: Option<f32>,
+    #[command(flatten)]
+    flags: TrainFlags,
+    /// Where everything is written; run again, finished stages are skipped
+    #[arg(long)]
+    out: PathBuf,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 200)]
+    checkpoint_every: u64,
+    /// Print the report as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let (labelled, unlabelled) = match (&args.data, &args.labelled, &args.unlabelled) {
+        (Some(data), ..) => {
+            if !(args.labelled_fraction > 0.0 && args.labelled_fraction < 1.0) {
+                bail!("--labelled-fraction must be above 0 and below 1, not {}", args.labelled_fraction);
+            }
+            split_by_id(&load(&split_folder(data, "train"), None, args.images)?, args.labelled_fraction)
+        }
+        (None, Some(labelled), Some(unlabelled)) => {
+            let labelled = load(labelled, None, None)?;
+            let unlabelled = if unlabelled.join("annotations.json").exists() {
+                load(unlabelled, None, None)?
+            } else {
+                plain_folder(unlabelled, &labelled.skeleton).with_context(|| unlabelled.display().to_string())?
+            };
+            (labelled, unlabelled)
+        }
+        _ => bail!("give --labelled and --unlabelled, or --data"),
+    };
+    let val = match (&args.val, &args.data) {
+        (Some(val), _) => val.clone(),
+        (None, Some(data)) if data.join("val/annotations.json").exists() => data.join("val"),
+        _ => bail!("give --val: a held-out COCO keypoint folder"),
+    };
+    let training = args.flags.resolve(labelled.skeleton.len())?;
+    let steps = |n: Option<u64>| {
+        let mut options = training.options.clone();
+        options.steps = n.unwrap_or(options.steps);
+        options
+    };
+    let config = DistillConfig {
+        val: load(&val, None, args.val_images)?,
+        upper: args.upper,
+        teacher: args.teacher,
+        equal_steps: args.equal_steps,
+        network: training.network,
+        teacher_options: steps(args.teacher_steps),
+        student_options: steps(args.student_steps),
+        init: training.init,
+        views: Views { scales: args.scales, flip: args.flip },
+        mode: args.tau,
+        ignore_from: args.ignore_from,
+        out: args.out,
+        checkpoint_every: args.checkpoint_every,
+        labelled,
+        unlabelled,
+    };
+    let stop = stop_flag()?;
+    let stage = Mutex::new((String::new(), ProgressBar::hidden()));
+    let show = |event: Event<'_>| {
+        let Ok(mut stage) = stage.lock() else { return };
+        match event {
+            Event::Stage(name) => {
+                stage.1.finish_and_clear();
+                stage.0 = name.to_owned();
+                stage.1 = ProgressBar::hidden();
+            }
+            Event::Step(r) => {
+                advance(&mut stage, r.step, r.steps, "steps");
+                stage.1.set_message(format!("loss {:.3} {:.1} img/s", r.losses.total(), r.images_per_sec));
+            }
+            Event::Pictures { done, of } => advance(&mut stage, done as u64, of as u64, "images"),
+        }
+    };
+    match distill(&config, &show, &stop)? {
+        Outcome::Finished(report) if args.json => println!("{}", serde_json::to_string(&report)?),
+        Outcome::Finished(report) => print!("{}", report.table()),
+        Outcome::Stopped => println!("stopped; the same command continues"),
+    }
+    Ok(())
+}
+
+/// Moves the stage's bar, or begins it.
+fn advance(stage: &mut (String, ProgressBar), position: u64, of: u64, unit: &str) {
+    if stage.1.length() != Some(of)
+        && let Ok(new) = bar(of, unit)
+    {
+        stage.1 = new.with_prefix(stage.0.clone());
+    }
+    stage.1.set_position(position);
+}

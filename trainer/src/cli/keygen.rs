@@ -1,0 +1,18 @@
+//! `omnilabel-trainer keygen`
+
+use crate::service::sign::{PUBLIC, keygen};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Folder for `release.key` (stays at the centre) and `release.pub` (goes to every device)
+    #[arg(long)]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let (private, public) = keygen(&args.out)?;
+    println!("private key: {} (mode 0600; who has it can change what the fleet runs)", private.display());
+    println!("public key:  {} (provision it on every device as {PUBLIC})", public.display());
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! `omnilabel-trainer release`: a bundle signed and published by hand.
+
+use super::run::{log, runtime, stop_signal};
+use crate::service::config::ServiceConfig;
+use crate::service::events::{Event, EventLog};
+use crate::service::rounds::{Publish, copy_bundle, release_bundle};
+use crate::service::server::serve_release;
+use crate::service::sign::read_key;
+use crate::service::store::Store;
+use anyhow::{Context, bail};
+use omnilabel_bundle::{Bundle, hex};
+use omnilabel_runtime::{Teacher, check_golden};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// `trainer.toml` of the centre (docs/CENTRE.md)
+    #[arg(long)]
+    config: PathBuf,
+    /// The bundle
+    #[arg(long)]
+    bundle: PathBuf,
+    /// Signing key, instead of the configuration's
+    #[arg(long)]
+    key: Option<PathBuf>,
+    /// Name for people, instead of the manifest's
+    #[arg(long)]
+    name: Option<String>,
+    /// Publish it and serve its blocks until interrupted; without it, the running centre does
+    #[arg(long)]
+    serve: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    log();
+    let config = ServiceConfig::load(&args.config)?;
+    let key = read_key(args.key.as_ref().unwrap_or(&config.release.key))?;
+    let bundle = Bundle::open(&args.bundle)?;
+    if let Err(mismatch) = check_golden(&bundle, &Teacher::load(&bundle, 1)?)? {
+        bail!("{}: a device would refuse it: {mismatch}", args.bundle.display());
+    }
+    std::fs::create_dir_all(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
+    let kept = copy_bundle(&bundle, &config.state_dir.join("releases").join(hex(&bundle.sha256())))?;
+    let name = args.name.unwrap_or_else(|| bundle.manifest().name.clone());
+    runtime()?.block_on(async {
+        let store = Store::attach(&config.state_dir).await?;
+        let counter = release_bundle(&config, &store, &key, Publish { bundle: &kept, name: &name, round: None }).await?;
+        let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
+        events.emit(Event::Released { round: None, counter, name: name.clone(), reason: "by hand".to_owned() });
+        println!("release {counter} ({name}) for channel {}", config.release.channel);
+        if args.serve {
+            serve_release(config, store, events, stop_signal()?).await?;
+        } else {
+            println!("the running centre publishes it; without one, use --serve");
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,180 @@
+//! The labelling stage: ensembled detections on disk, picture by picture, and the hard labels made of them.
+
+use super::{DistillConfig, DistillError, Event, LabelCount};
+use crate::arm::ArmError;
+use crate::calibrate::{Calibration, split};
+use crate::evaluate::{Detected, Detections, Views, detect, load, same_skeleton};
+use crate::samples::{Item, SampleSet};
+use omnilabel_bundle::Bundle;
+use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// Pictures that are labelled between two writes.
+const CHUNK: usize = 256;
+
+/// The bundle's weights; unlike the manifest they do not change when thresholds are amended.
+pub(super) fn weights_sha256(bundle: &Bundle) -> String {
+    bundle.manifest().files.get("weights.safetensors").map(|f| f.sha256.clone()).unwrap_or_default()
+}
+
+/// First line of `detections.jsonl`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Header {
+    weights_sha256: String,
+    views: Views,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Detected(Detected),
+    Unreadable(String),
+    /// The ids up to here are done, whether detected or unreadable.
+    Through(u64),
+}
+
+/// The ensembled detections of all unlabelled pictures: those on disk, then the others.
+pub(super) fn detect_all(
+    config: &DistillConfig,
+    bundle: &Bundle,
+    event: &(dyn Fn(Event<'_>) + Sync),
+    cancel: &AtomicBool,
+) -> Result<Detections, DistillError> {
+    let folder = config.out.join("labels");
+    std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
+    let path = folder.join("detections.jsonl");
+    let header = Header { weights_sha256: weights_sha256(bundle), views: config.views.clone() };
+    let (mut found, through) = read(&path, &header)?;
+    let json = |source| ArmError::Json { path: path.clone(), source };
+    let of = config.unlabelled.images.len();
+    let wanted: BTreeSet<u64> = config.unlabelled.images.iter().map(|i| i.id).collect();
+    found.images.retain(|i| wanted.contains(&i.image_id));
+
+    let mut text = serde_json::to_vec(&header).map_err(json)?;
+    text.push(b'\n');
+    for line in lines(&found, through) {
+        serde_json::to_writer(&mut text, &line).map_err(json)?;
+        text.push(b'\n');
+    }
+    crate::arm::write_atomically(&path, &text)?;
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).map_err(ArmError::io(&path))?;
+
+    let teacher = load(bundle)?;
+    same_skeleton(&teacher, &config.unlabelled)?;
+    let plan = config.views.plan(&teacher);
+    let rest = config.unlabelled.subset(|_, image| through.is_none_or(|t| image.id > t));
+    let known = of - rest.images.len();
+    for (chunk, first) in (0..rest.images.len()).step_by(CHUNK).enumerate() {
+        let part = rest.subset(|index, _| (first..first + CHUNK).contains(&index));
+        let more = match detect(&teacher, &part, &plan, &|n| event(Event::Pictures { done: known + chunk * CHUNK + n, of }), cancel) {
+            // A chunk of bad pictures only: named and left out like single ones.
+            Err(crate::evaluate::EvaluateError::Unreadable { images, first }) => {
+                Detections { images: Vec::new(), unreadable: vec![format!("{images} pictures, the first: {first}")] }
+            }
+            other => other?,
+        };
+        let mut text = Vec::new();
+        for line in lines(&more, part.images.last().map(|i| i.id)) {
+            serde_json::to_writer(&mut text, &line).map_err(json)?;
+            text.push(b'\n');
+        }
+        file.write_all(&text).map_err(ArmError::io(&path))?;
+        found.images.extend(more.images);
+        found.unreadable.extend(more.unreadable);
+    }
+    Ok(found)
+}
+
+fn lines(detections: &Detections, through: Option<u64>) -> impl Iterator<Item = Line> + '_ {
+    let detected = detections.images.iter().cloned().map(Line::Detected);
+    let unreadable = detections.unreadable.iter().cloned().map(Line::Unreadable);
+    detected.chain(unreadable).chain(through.map(Line::Through))
+}
+
+/// What is on disk of this teacher and these views, up to the last complete chunk.
+fn read(path: &Path, header: &Header) -> Result<(Detections, Option<u64>), DistillError> {
+    let mut done = Detections::default();
+    let mut through = None;
+    if !path.exists() {
+        return Ok((done, through));
+    }
+    let file = std::fs::File::open(path).map_err(ArmError::io(path))?;
+    let mut lines = std::io::BufReader::new(file).lines();
+    let first = lines.next().transpose().map_err(ArmError::io(path))?.unwrap_or_default();
+    if serde_json::from_str::<Header>(&first).ok().as_ref() != Some(header) {
+        tracing::warn!(file = %path.display(), "made by another teacher or other views, done again");
+        return Ok((done, through));
+    }
+    let mut chunk = Detections::default();
+    for line in lines {
+        match serde_json::from_str(&line.map_err(ArmError::io(path))?) {
+            Ok(Line::Detected(detected)) => chunk.images.push(detected),
+            Ok(Line::Unreadable(reason)) => chunk.unreadable.push(reason),
+            Ok(Line::Through(id)) => {
+                done.images.append(&mut chunk.images);
+                done.unreadable.append(&mut chunk.unreadable);
+                through = Some(id);
+            }
+            // Torn by a power cut: the chunk is done again.
+            Err(_) => break,
+        }
+    }
+    Ok((done, through))
+}
+
+/// Applies both thresholds: samples for the student, and `annotations.json` for people.
+pub(super) fn harden_all(
+    config: &DistillConfig,
+    detections: &Detections,
+    calibration: &Calibration,
+) -> Result<(SampleSet, LabelCount), DistillError> {
+    let unlabelled = &config.unlabelled;
+    let thresholds = calibration.thresholds;
+    let mut set = SampleSet::empty(unlabelled.skeleton.clone());
+    let mut dataset =
+        Dataset { root: unlabelled.root.clone(), skeleton: unlabelled.skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
+    let mut count = LabelCount { images: unlabelled.images.len(), unreadable: detections.unreadable.len(), ..LabelCount::default() };
+    for detected in &detections.images {
+        count.detections += detected.detections.len();
+        let kept = split(&detected.detections, thresholds.instance, config.ignore_from);
+        let Ok(index) = unlabelled.images.binary_search_by_key(&detected.image_id, |i| i.id) else { continue };
+        let image = &unlabelled.images[index];
+        let path = unlabelled.image_path(image);
+        let picture = std::fs::read(&path).map_err(ArmError::io(&path))?;
+        let Some(item) = Item::generated(image.id, &image.file_name, picture.into(), &kept, thresholds.keypoint) else { continue };
+        count.labelled_images += 1;
+        count.people += item.people.len();
+        count.ignored += item.ignore.len();
+        // A plain folder's pictures have absolute names; a data set names them within its folder.
+        let file_name = Path::new(&image.file_name).file_name().map(|n| n.to_string_lossy().into_owned());
+        let file_name = file_name.filter(|_| Path::new(&image.file_name).is_absolute()).unwrap_or_else(|| image.file_name.clone());
+        dataset.images.push(ImageRecord { file_name, ..image.clone() });
+        for person in &item.people {
+            let flat: Vec<f64> =
+                person.keypoints.iter().flat_map(|k| k.map_or([0.0; 3], |p| [from_continuous(p.x), from_continuous(p.y), 2.0])).collect();
+            let labelled = person.keypoints.iter().flatten().count();
+            count.keypoints += labelled;
+            let r = person.rect;
+            dataset.annotations.push(Annotation {
+                id: dataset.annotations.len() as u64 + 1,
+                image_id: image.id,
+                category_id: 1,
+                bbox: [r.x1, r.y1, r.width(), r.height()].map(f64::from),
+                keypoints: flat,
+                num_keypoints: labelled as u32,
+                area: f64::from(r.area()),
+                iscrowd: 0,
+            });
+        }
+        set.items.push(item);
+    }
+    if set.items.is_empty() {
+        return Err(DistillError::NoLabels { detections: count.detections, images: count.images, tau: thresholds.instance });
+    }
+    dataset.write(&config.out.join("labels"))?;
+    Ok((set, count))
+}

@@ -1,0 +1,226 @@
+//! The exported bundle over a folder, through the code that devices run: single view and ensemble side by side.
+
+use crate::score::{CocoScores, GroundTruth, ScoreError, score};
+use omnilabel_bundle::Bundle;
+use omnilabel_coco::{Dataset, ResultRecord, from_continuous};
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::label::Detection;
+use omnilabel_runtime::{RuntimeError, Teacher, TractGraphs, ViewPlan};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Why an evaluation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// The folder has no image to run on.
+    #[error("{0}: no images")]
+    Empty(std::path::PathBuf),
+    /// The model labels another skeleton.
+    #[error("the model has {model} keypoints, the data set {dataset}: {first}")]
+    Skeleton {
+        /// Keypoints of the model.
+        model: usize,
+        /// Keypoints of the data set.
+        dataset: usize,
+        /// The first that differs.
+        first: String,
+    },
+    /// Every picture failed; the first reason.
+    #[error("none of the {images} pictures could be read; the first: {first}")]
+    Unreadable {
+        /// How many there are.
+        images: usize,
+        /// What was wrong with the first.
+        first: String,
+    },
+    /// The model failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The results could not be scored.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
+    /// It was asked to stop.
+    #[error("stopped")]
+    Cancelled,
+}
+
+/// The detections of one picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Detected {
+    /// The image.
+    pub image_id: u64,
+    /// By falling score.
+    pub detections: Vec<Detection>,
+}
+
+/// Detections of a folder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Detections {
+    /// In the folder's order, without the unreadable ones.
+    pub images: Vec<Detected>,
+    /// Pictures that could not be read, with the reason.
+    pub unreadable: Vec<String>,
+}
+
+impl Detections {
+    /// As COCO results of `dataset`'s category: pixel indices, the probability as the keypoint's score, no `bbox` (so that the area is
+    /// the keypoints' extent).
+    pub fn results(&self, dataset: &Dataset) -> Vec<ResultRecord> {
+        let category_id = dataset.annotations.iter().map(|a| a.category_id).min().unwrap_or(1);
+        let record = |image_id: u64, d: &Detection| ResultRecord {
+            image_id,
+            category_id,
+            keypoints: d
+                .keypoints
+                .iter()
+                .flat_map(|k| [from_continuous(k.point.x), from_continuous(k.point.y), f64::from(k.probability)])
+                .collect(),
+            score: f64::from(d.score),
+            bbox: None,
+        };
+        self.images.iter().flat_map(|i| i.detections.iter().map(move |d| record(i.image_id, d))).collect()
+    }
+}
+
+/// A model for many pictures at once: it has no workers of its own, so each of the caller's threads runs a picture from end to end.
+///
+/// # Errors
+/// [`EvaluateError::Runtime`].
+pub fn load(bundle: &Bundle) -> Result<Teacher, EvaluateError> {
+    let graphs = TractGraphs::load(bundle, 1)?;
+    Ok(Teacher::with_graphs(Box::new(graphs), bundle.manifest().clone(), bundle.skeleton().clone()))
+}
+
+/// Runs `teacher` (see [`load`]) on every picture of `dataset`, one picture per worker thread. `done` is told how many are finished.
+///
+/// # Errors
+/// [`EvaluateError::Empty`], [`EvaluateError::Unreadable`], [`EvaluateError::Runtime`], [`EvaluateError::Cancelled`]. A picture that
+/// cannot be read is named in the result and logged, and the others go on.
+pub fn detect(
+    teacher: &Teacher,
+    dataset: &Dataset,
+    plan: &ViewPlan,
+    done: &(dyn Fn(usize) + Sync),
+    cancel: &AtomicBool,
+) -> Result<Detections, EvaluateError> {
+    if dataset.images.is_empty() {
+        return Err(EvaluateError::Empty(dataset.root.clone()));
+    }
+    let finished = AtomicUsize::new(0);
+    let all: Vec<Result<Detected, String>> = dataset
+        .images
+        .par_iter()
+        .map(|image| {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(EvaluateError::Cancelled);
+            }
+            let found = match Frame::open(&dataset.image_path(image)) {
+                Ok(frame) => Ok(Detected { image_id: image.id, detections: teacher.detect(&frame, plan)? }),
+                Err(error) => Err(error.to_string()),
+            };
+            done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+            Ok(found)
+        })
+        .collect::<Result<_, EvaluateError>>()?;
+    let mut detections = Detections::default();
+    for one in all {
+        match one {
+            Ok(detected) => detections.images.push(detected),
+            Err(reason) => {
+                tracing::warn!(%reason, "picture left out");
+                detections.unreadable.push(reason);
+            }
+        }
+    }
+    match detections.unreadable.first() {
+        Some(first) if detections.images.is_empty() => {
+            Err(EvaluateError::Unreadable { images: dataset.images.len(), first: first.clone() })
+        }
+        _ => Ok(detections),
+    }
+}
+
+/// Views beside the single one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Views {
+    /// Short sides, px.
+    pub scales: Vec<u32>,
+    /// Each with its mirror image.
+    pub flip: bool,
+}
+
+impl Views {
+    /// The plan for a model.
+    pub fn plan(&self, teacher: &Teacher) -> ViewPlan {
+        let base = [teacher.manifest().input.short_side];
+        let scales = if self.scales.is_empty() { &base[..] } else { &self.scales };
+        ViewPlan::new(teacher.manifest(), scales, self.flip)
+    }
+}
+
+/// The scores of one model on one folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Images that were scored.
+    pub images: usize,
+    /// Pictures that could not be read; their people count as missed.
+    pub unreadable: Vec<String>,
+    /// One view at the base scale.
+    pub single: CocoScores,
+    /// The ensemble, where one was asked for.
+    #[serde(default)]
+    pub ensemble: Option<Ensemble>,
+}
+
+/// The scores of an ensemble.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ensemble {
+    /// Its views.
+    pub views: Views,
+    /// Its scores.
+    pub scores: CocoScores,
+}
+
+/// Fails unless model and data set name the same keypoints in the same order: labels of another order would score as bad ones.
+///
+/// # Errors
+/// [`EvaluateError::Skeleton`].
+pub fn same_skeleton(teacher: &Teacher, dataset: &Dataset) -> Result<(), EvaluateError> {
+    let (ours, theirs): (Vec<&str>, Vec<&str>) = (teacher.skeleton().names().collect(), dataset.skeleton.names().collect());
+    let Some(first) = first_difference(&ours, &theirs) else { return Ok(()) };
+    Err(EvaluateError::Skeleton { model: ours.len(), dataset: theirs.len(), first })
+}
+
+/// Where two lists of names differ first.
+pub(crate) fn first_difference(a: &[&str], b: &[&str]) -> Option<String> {
+    let at = (0..a.len().max(b.len())).find(|i| a.get(*i) != b.get(*i))?;
+    let name = |list: &[&str]| list.get(at).map_or("missing".to_owned(), |n| format!("`{n}`"));
+    Some(format!("keypoint {at} is {} there and {} here", name(a), name(b)))
+}
+
+/// Runs and scores `teacher` on `dataset`: single view, and the ensemble of `views` if given. Returns the detections too (the
+/// ensemble's, where there is one).
+///
+/// # Errors
+/// See [`EvaluateError`].
+pub fn evaluate(
+    teacher: &Teacher,
+    dataset: &Dataset,
+    views: Option<&Views>,
+    done: &(dyn Fn(usize) + Sync),
+    cancel: &AtomicBool,
+) -> Result<(Evaluation, Detections), EvaluateError> {
+    same_skeleton(teacher, dataset)?;
+    let truth = GroundTruth::from_dataset(dataset)?;
+    let mut detections = detect(teacher, dataset, &ViewPlan::single(teacher.manifest()), done, cancel)?;
+    let single = score(&truth, &detections.results(dataset))?;
+    let unreadable = detections.unreadable.clone();
+    let mut ensemble = None;
+    if let Some(views) = views {
+        let images = dataset.images.len();
+        detections = detect(teacher, dataset, &views.plan(teacher), &|n| done(images + n), cancel)?;
+        ensemble = Some(Ensemble { views: views.clone(), scores: score(&truth, &detections.results(dataset))? });
+    }
+    Ok((Evaluation { images: dataset.images.len(), unreadable, single, ensemble }, detections))
+}

@@ -1,0 +1,175 @@
+//! What a round asks of the training code. The service knows no network: [`Arm`] is the real one, tests bring a cheap one.
+
+use crate::arm::{ArmConfig, ArmOutcome, StepReport, train_arm};
+use crate::calibrate::{Judged, judge_boxes};
+use crate::evaluate::{EvaluateError, evaluate, load};
+use crate::samples::SampleSet;
+use crate::service::config::{RoundConfig, ServiceConfig};
+use anyhow::Context;
+use omnilabel_bundle::{Bundle, Manifest};
+use omnilabel_coco::Dataset;
+use omnilabel_keypoints::label::Thresholds;
+use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::train::{Init, Losses, TrainOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+/// What one run over the held-out labels gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// AP in `[0, 1]`.
+    pub ap: f64,
+    /// The ten COCO numbers by name.
+    pub scores: Vec<(String, f64)>,
+    /// Every detection, right or wrong.
+    pub judged: Vec<Judged>,
+}
+
+/// One student to train.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// Name for people, `round-N`.
+    pub name: String,
+    /// Manually labelled COCO folder.
+    pub manual: PathBuf,
+    /// Generated hard labels as a COCO folder; crowds are regions to ignore.
+    pub generated: PathBuf,
+    /// Folder for checkpoints and the bundle: a restarted job continues from what lies there.
+    pub out: PathBuf,
+    /// Thresholds that the bundle carries.
+    pub thresholds: Thresholds,
+    /// The model that it comes after.
+    pub parent: String,
+}
+
+/// How far a training is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps to do.
+    pub steps: u64,
+    /// Mean losses since the last report.
+    pub losses: Losses,
+    /// Since the last report.
+    pub images_per_sec: f64,
+}
+
+/// Trains and judges bundles, on a blocking thread.
+pub trait TrainArm: Send + Sync {
+    /// Runs a bundle over a labelled folder; `None` when `stop` became true meanwhile.
+    ///
+    /// # Errors
+    /// A bundle or folder that cannot be used.
+    fn judge(&self, bundle: &Path, data: &Path, stop: &AtomicBool) -> anyhow::Result<Option<Judgement>>;
+
+    /// Trains and writes `out/bundle` with its golden frames, whole or not at all; a bundle that lies there already is the result.
+    /// `progress` is told about every second. `None` when `stop` became true: a checkpoint is then in `out`.
+    ///
+    /// # Errors
+    /// Data that cannot be used, a loss that is not finite, a disk that is full.
+    fn train(&self, job: &Job, progress: &mut dyn FnMut(Progress), stop: &AtomicBool) -> anyhow::Result<Option<PathBuf>>;
+}
+
+/// How often `progress` is told.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Golden frames of a student.
+const GOLDEN: usize = 3;
+
+/// The real arm: keypoint R-CNN, judged through the runtime that devices run.
+pub struct Arm {
+    network: Config,
+    options: TrainOptions,
+    init: Init,
+    checkpoint_every: u64,
+}
+
+impl Arm {
+    /// The student of a configuration. It sees images as the running model does, unless `model.short_side` says otherwise.
+    ///
+    /// # Errors
+    /// A preset that does not exist, an `init` file that is not there.
+    pub fn new(config: &ServiceConfig, running: &Manifest) -> anyhow::Result<Self> {
+        let mut network = Config::preset(&config.model.preset, running.skeleton.keypoints.len())
+            .with_context(|| format!("`model.preset` is {:?}, which is not a preset", config.model.preset))?;
+        network.input = running.input.clone();
+        if let Some(side) = config.model.short_side {
+            let long = u64::from(network.input.max_long_side) * u64::from(side) / u64::from(network.input.short_side.max(1));
+            network.input.max_long_side = u32::try_from(long).unwrap_or(u32::MAX).max(side);
+            network.input.short_side = side;
+        }
+        let init = match &config.model.init {
+            Some(path) => {
+                anyhow::ensure!(path.exists(), "`model.init`: {} does not exist", path.display());
+                Init::File(path.clone(), config.model.seed)
+            }
+            None => Init::Seed(config.model.seed),
+        };
+        let RoundConfig { train, checkpoint_every, .. } = &config.round;
+        Ok(Self { network, options: train.clone(), init, checkpoint_every: *checkpoint_every })
+    }
+}
+
+impl TrainArm for Arm {
+    fn judge(&self, bundle: &Path, data: &Path, stop: &AtomicBool) -> anyhow::Result<Option<Judgement>> {
+        let teacher = load(&Bundle::open(bundle)?)?;
+        let dataset = Dataset::load(data)?;
+        let (evaluation, detections) = match evaluate(&teacher, &dataset, None, &|_| (), stop) {
+            Err(EvaluateError::Cancelled) => return Ok(None),
+            other => other?,
+        };
+        let mut judged = Vec::new();
+        for image in &detections.images {
+            judge_boxes(&dataset, image.image_id, &image.detections, &mut judged);
+        }
+        let scores = evaluation.single.named().map(|(name, value)| (name.to_owned(), value)).to_vec();
+        Ok(Some(Judgement { ap: evaluation.single.ap, scores, judged }))
+    }
+
+    fn train(&self, job: &Job, progress: &mut dyn FnMut(Progress), stop: &AtomicBool) -> anyhow::Result<Option<PathBuf>> {
+        let arm = ArmConfig {
+            name: job.name.clone(),
+            network: self.network.clone(),
+            options: self.options.clone(),
+            init: self.init.clone(),
+            out: job.out.clone(),
+            checkpoint_every: self.checkpoint_every,
+            thresholds: job.thresholds,
+            parent: Some(job.parent.clone()),
+            golden: GOLDEN,
+        };
+        let manual = SampleSet::load(&Dataset::load(&job.manual)?)?;
+        let generated = SampleSet::load(&Dataset::load(&job.generated)?)?;
+        let (mut sum, mut count, mut told) = (Losses::default(), 0.0_f32, Instant::now());
+        let mut on_step = |report: &StepReport| {
+            let one = report.losses;
+            for (total, value) in [
+                (&mut sum.objectness, one.objectness),
+                (&mut sum.rpn_box, one.rpn_box),
+                (&mut sum.classifier, one.classifier),
+                (&mut sum.box_reg, one.box_reg),
+                (&mut sum.keypoint, one.keypoint),
+            ] {
+                *total += value;
+            }
+            count += 1.0;
+            if told.elapsed() < REPORT_EVERY && report.step < report.steps {
+                return;
+            }
+            let losses = Losses {
+                objectness: sum.objectness / count,
+                rpn_box: sum.rpn_box / count,
+                classifier: sum.classifier / count,
+                box_reg: sum.box_reg / count,
+                keypoint: sum.keypoint / count,
+            };
+            progress(Progress { step: report.step, steps: report.steps, losses, images_per_sec: report.images_per_sec });
+            (sum, count, told) = (Losses::default(), 0.0, Instant::now());
+        };
+        Ok(match train_arm(&arm, &manual, Some(&generated), &mut on_step, stop)? {
+            ArmOutcome::Finished(bundle) => Some(bundle.root().to_owned()),
+            ArmOutcome::Stopped { .. } => None,
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! From messages to records: what is worth storing, what is kept but not trained on, what is only counted. Pure; bytes come from anyone.
+
+use crate::service::config::CollectorConfig;
+use crate::service::store::intake::{LabelRow, Record};
+use omnilabel_keypoints::wire::topic::{self, Kind};
+use omnilabel_keypoints::wire::{BlockRequest, FrameHeader, HistogramMsg, LabelKey, LabelMsg, Message, ModelMsg, StatusMsg, WireError};
+use std::collections::BTreeSet;
+
+/// The largest count that a device may report: sums over a fleet then stay far from overflow.
+pub const MAX_COUNT: u64 = 1 << 48;
+
+/// Why a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// Not `{prefix}/{site}/{device}/{kind}` of a kind that devices send, or not a valid device name.
+    #[error("not a topic of a device")]
+    Topic,
+    /// More bytes than a message of this kind has.
+    #[error("{found} bytes, at most {limit} expected")]
+    Size {
+        /// Bytes.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Not a message.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A message that says something impossible.
+    #[error("{what} is {found}, expected {expected}")]
+    Value {
+        /// Which value.
+        what: &'static str,
+        /// In the message.
+        found: u64,
+        /// What is possible.
+        expected: &'static str,
+    },
+    /// One device too many.
+    #[error("more than {0} devices")]
+    Devices(usize),
+}
+
+/// What a message becomes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Taken {
+    /// To the store.
+    Store(Record),
+    /// To the rollout.
+    Blocks(BlockRequest),
+}
+
+/// Where messages come from and what is expected of them.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    prefix: String,
+    site: String,
+    keypoints: usize,
+    limits: CollectorConfig,
+    devices: BTreeSet<String>,
+}
+
+impl Intake {
+    /// Messages under `prefix/site` of skeletons with `keypoints` keypoints; `devices` are known already.
+    pub fn new(prefix: &str, site: &str, keypoints: usize, limits: CollectorConfig, devices: impl IntoIterator<Item = String>) -> Self {
+        Self { prefix: prefix.to_owned(), site: site.to_owned(), keypoints, limits, devices: devices.into_iter().collect() }
+    }
+
+    /// Topic filters of everything that devices send.
+    pub fn subscriptions(&self) -> Vec<String> {
+        [Kind::Status, Kind::Labels, Kind::Frames, Kind::Histogram, Kind::Model, Kind::BlocksGet]
+            .map(|kind| topic::device(&self.prefix, &self.site, "+", kind).as_str().to_owned())
+            .to_vec()
+    }
+
+    /// Reads one message: the device and what becomes of it.
+    ///
+    /// # Errors
+    /// See [`Rejected`].
+    pub fn take(&mut self, topic: &str, payload: Vec<u8>) -> Result<(String, Taken), Rejected> {
+        let (device, kind) = topic::parse_device(&self.prefix, &self.site, topic).ok_or(Rejected::Topic)?;
+        topic::id(device).map_err(|_| Rejected::Topic)?;
+        let taken = self.read(kind, payload)?;
+        if !self.devices.contains(device) {
+            if self.devices.len() >= self.limits.max_devices {
+                return Err(Rejected::Devices(self.limits.max_devices));
+            }
+            self.devices.insert(device.to_owned());
+        }
+        Ok((device.to_owned(), taken))
+    }
+
+    fn read(&self, kind: Kind, payload: Vec<u8>) -> Result<Taken, Rejected> {
+        Ok(Taken::Store(match kind {
+            Kind::Labels => Record::Label(Box::new(self.label(payload)?)),
+            Kind::Frames => self.frame(payload)?,
+            Kind::Status => {
+                let status: StatusMsg = decode(&payload)?;
+                for (what, value) in [
+                    ("frames", status.frames),
+                    ("bad_frames", status.bad_frames),
+                    ("committed", status.committed),
+                    ("pending", status.pending),
+                    ("evicted", status.evicted),
+                    ("model", status.model),
+                ] {
+                    below(what, value, MAX_COUNT)?;
+                }
+                Record::Status(status)
+            }
+            Kind::Model => {
+                let model: ModelMsg = decode(&payload)?;
+                below("confirmed", model.confirmed, MAX_COUNT)?;
+                below("trial", model.trial.unwrap_or(0), MAX_COUNT)?;
+                below("refused", model.refused.unwrap_or(0), MAX_COUNT)?;
+                Record::Model(Box::new(model))
+            }
+            Kind::Histogram => {
+                let histogram: HistogramMsg = decode(&payload)?;
+                below("model", histogram.model, MAX_COUNT)?;
+                below("frames", histogram.frames, MAX_COUNT)?;
+                Record::Histogram(Box::new(histogram))
+            }
+            Kind::BlocksGet => return Ok(Taken::Blocks(decode(&payload)?)),
+            Kind::Ack => return Err(Rejected::Topic),
+        }))
+    }
+
+    fn label(&self, payload: Vec<u8>) -> Result<LabelRow, Rejected> {
+        let label: LabelMsg = decode(&payload)?;
+        key(label.key())?;
+        below("model", label.model, MAX_COUNT)?;
+        below("captured_ms", label.captured_ms, i64::MAX as u64)?;
+        let other = label.instances.iter().find(|i| i.keypoints.len() != self.keypoints);
+        let refused = if let Some(instance) = other {
+            Some(format!("its skeleton has {} keypoints, the manual set's has {}", instance.keypoints.len(), self.keypoints))
+        } else if label.width == 0 || label.height == 0 {
+            Some(format!("its frame has {} × {} pixels", label.width, label.height))
+        } else {
+            None
+        };
+        Ok(LabelRow {
+            key: label.key(),
+            frame: label.frame,
+            captured_ms: label.captured_ms,
+            model: label.model,
+            instances: label.instances.len() as u32,
+            kept: label.instances.iter().filter(|i| i.kept).count() as u32,
+            wants_frame: label.jpeg,
+            refused,
+            payload,
+        })
+    }
+
+    fn frame(&self, payload: Vec<u8>) -> Result<Record, Rejected> {
+        let limit = self.limits.max_frame_bytes + 2 + FrameHeader::MAX_BYTES;
+        let malformed = || Rejected::Wire(WireError::Malformed(0));
+        let (length, rest) = payload.split_first_chunk::<2>().ok_or_else(malformed)?;
+        let length = usize::from(u16::from_be_bytes(*length));
+        let header = rest.get(..length).filter(|_| length <= FrameHeader::MAX_BYTES).ok_or_else(malformed)?;
+        let header = FrameHeader::decode(header)?;
+        let key = LabelKey { epoch: header.epoch, sequence: header.sequence };
+        self::key(key)?;
+        let jpeg = &rest[length..];
+        // A picture that cannot be used still settles its label, or the device would send it for ever.
+        let refused = if payload.len() > limit {
+            Some(format!("the JPEG has {} bytes, at most {} are taken", jpeg.len(), self.limits.max_frame_bytes))
+        } else {
+            picture(jpeg).err()
+        };
+        let jpeg = if refused.is_some() { Vec::new() } else { jpeg.to_vec() };
+        Ok(Record::Frame { key, frame: header.frame, refused, jpeg })
+    }
+}
+
+/// Checks the head of a JPEG without decoding its pixels.
+fn picture(jpeg: &[u8]) -> Result<(), String> {
+    let reader = image::ImageReader::with_format(std::io::Cursor::new(jpeg), image::ImageFormat::Jpeg);
+    let (width, height) = reader.into_dimensions().map_err(|error| format!("not a JPEG: {error}"))?;
+    let limit = omnilabel_detect::frame::MAX_FRAME_SIDE;
+    if width == 0 || height == 0 || width > limit || height > limit {
+        return Err(format!("the JPEG has {width} × {height} pixels, 1 to {limit} expected"));
+    }
+    Ok(())
+}
+
+fn decode<M: Message>(payload: &[u8]) -> Result<M, Rejected> {
+    if payload.len() > M::MAX_BYTES {
+        return Err(Rejected::Size { found: payload.len(), limit: M::MAX_BYTES });
+    }
+    Ok(M::decode(payload)?)
+}
+
+fn below(what: &'static str, found: u64, limit: u64) -> Result<(), Rejected> {
+    if found <= limit { Ok(()) } else { Err(Rejected::Value { what, found, expected: "a smaller number" }) }
+}
+
+/// Sequences count from 1 and stay below 2⁶²; the epoch may be anything.
+fn key(key: LabelKey) -> Result<(), Rejected> {
+    if (1..1 << 62).contains(&key.sequence) {
+        Ok(())
+    } else {
+        Err(Rejected::Value { what: "sequence", found: key.sequence, expected: "1 to 2^62 - 1" })
+    }
+}
+
+#[cfg(test)]
+mod tests;

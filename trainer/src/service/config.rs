@@ -1,0 +1,340 @@
+//! The configuration of `omnilabel-trainer run` (`docs/CENTRE.md`): one typed value, read once, unknown keys refused.
+
+use crate::calibrate::{FLEET_PRECISION, Mode};
+use figment::Figment;
+use figment::providers::{Format, Toml};
+use omnilabel_keypoints::wire::topic;
+use omnilabel_link::LinkConfig;
+use omnilabel_rcnn::train::TrainOptions;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Why a configuration was refused; names the file and the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML of the expected shape.
+    #[error("{path}: {message}")]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// Key, what was expected, what came.
+        message: String,
+    },
+    /// A value that cannot be.
+    #[error("{path}: `{key}` is {found}, expected {expected}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Dotted key.
+        key: &'static str,
+        /// What the file says.
+        found: String,
+        /// What is possible.
+        expected: &'static str,
+    },
+}
+
+/// `trainer.toml`. Relative paths are relative to the file's folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// MQTT client id.
+    #[serde(default = "default_client")]
+    pub client_id: String,
+    /// Database, rounds, events.
+    pub state_dir: PathBuf,
+    /// The broker.
+    pub broker: LinkConfig,
+    /// Limits of what is taken in.
+    #[serde(default)]
+    pub collector: CollectorConfig,
+    /// Manual labels.
+    pub data: DataConfig,
+    /// Where training starts.
+    pub model: ModelConfig,
+    /// When and how a student is trained.
+    #[serde(default)]
+    pub round: RoundConfig,
+    /// τ and τ_k.
+    #[serde(default)]
+    pub calibration: CalibrationConfig,
+    /// What a student must reach.
+    #[serde(default)]
+    pub gate: GateConfig,
+    /// How it goes out.
+    pub release: ReleaseConfig,
+}
+
+fn default_client() -> String {
+    "omnilabel-trainer".to_owned()
+}
+
+/// `[collector]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CollectorConfig {
+    /// Messages of one commit at most.
+    pub batch: usize,
+    /// Bytes of one commit at most (the last message may exceed it).
+    pub batch_bytes: usize,
+    /// A larger JPEG is refused, bytes.
+    pub max_frame_bytes: usize,
+    /// Messages of devices beyond this number are refused.
+    pub max_devices: usize,
+}
+
+impl Default for CollectorConfig {
+    fn default() -> Self {
+        Self { batch: 256, batch_bytes: 16 << 20, max_frame_bytes: 1 << 20, max_devices: 1000 }
+    }
+}
+
+/// `[data]`: COCO keypoint folders.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// The manually labelled set.
+    pub manual: PathBuf,
+    /// Manual labels that no round trains on: precision of τ, and the gate.
+    pub heldout: PathBuf,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Bundle that the devices were provisioned with (counter 0).
+    pub running: PathBuf,
+    /// Preset of the student.
+    #[serde(default = "default_preset")]
+    pub preset: String,
+    /// Short side of the student's input, px; the running model's without it.
+    #[serde(default)]
+    pub short_side: Option<u32>,
+    /// Weights every student starts from (safetensors); random without it.
+    #[serde(default)]
+    pub init: Option<PathBuf>,
+    /// Seed of what `init` does not give.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+}
+
+fn default_preset() -> String {
+    "nano".to_owned()
+}
+
+const fn default_seed() -> u64 {
+    1
+}
+
+/// `[round]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RoundConfig {
+    /// New labels with frames that start a round.
+    pub min_labels: u64,
+    /// Rounds over the life of the store; 0 only collects.
+    pub max_rounds: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Options of the training.
+    pub train: TrainOptions,
+}
+
+impl Default for RoundConfig {
+    fn default() -> Self {
+        Self { min_labels: 500, max_rounds: 1, checkpoint_every: 100, train: TrainOptions::default() }
+    }
+}
+
+/// `[calibration]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CalibrationConfig {
+    /// How τ is chosen: `fleet` or `paper`.
+    pub mode: Mode,
+    /// Precision that `fleet` asks for.
+    pub precision: f64,
+    /// Instances with a score in `[(1 − ignore_margin)·τ, τ)` are neither positive nor background; 0 is the paper.
+    pub ignore_margin: f64,
+}
+
+impl Default for CalibrationConfig {
+    fn default() -> Self {
+        Self { mode: Mode::Fleet, precision: FLEET_PRECISION, ignore_margin: 0.5 }
+    }
+}
+
+/// `[gate]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GateConfig {
+    /// The student's AP may be below the running model's by this much, AP in `[0, 1]`.
+    pub margin: f64,
+    /// When set, it must be above by this much instead.
+    pub min_improvement: Option<f64>,
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self { margin: 0.005, min_improvement: None }
+    }
+}
+
+/// `[release]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseConfig {
+    /// Channel of the releases.
+    #[serde(default = "default_channel")]
+    pub channel: String,
+    /// Signing key (`omnilabel-trainer keygen`).
+    pub key: PathBuf,
+    /// Bytes of a block.
+    #[serde(default = "default_block")]
+    pub block_bytes: u32,
+    /// Bytes of blocks published per second at most.
+    #[serde(default = "default_rate")]
+    pub bytes_per_second: u64,
+}
+
+fn default_channel() -> String {
+    "stable".to_owned()
+}
+
+const fn default_block() -> u32 {
+    262_144
+}
+
+const fn default_rate() -> u64 {
+    32 << 20
+}
+
+impl ServiceConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| ConfigError::Shape { path: path.to_owned(), message: error.to_string() })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks the text of a file; `path` is for errors and relative paths.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut config: Self = Figment::from(Toml::string(text)).extract().map_err(|error| {
+            let message = error
+                .into_iter()
+                .map(|e| if e.path.is_empty() { e.kind.to_string() } else { format!("`{}`: {}", e.path.join("."), e.kind) })
+                .collect::<Vec<_>>()
+                .join("; ");
+            ConfigError::Shape { path: path.to_owned(), message }
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for file in
+            [&mut config.state_dir, &mut config.data.manual, &mut config.data.heldout, &mut config.model.running, &mut config.release.key]
+        {
+            *file = folder.join(&*file);
+        }
+        if let Some(init) = &mut config.model.init {
+            *init = folder.join(&*init);
+        }
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    fn validate(&self, path: &Path) -> Result<(), ConfigError> {
+        let id = |name: &str| topic::id(name).is_ok();
+        let unit = |value: f64| (0.0..=1.0).contains(&value);
+        let quote = |text: &str| format!("{text:?}");
+        let checks: [(bool, &'static str, String, &'static str); 16] = [
+            (!self.client_id.is_empty(), "client_id", quote(&self.client_id), "a name"),
+            (!self.broker.host.is_empty(), "broker.host", quote(&self.broker.host), "a host name or address"),
+            (id(&self.broker.site), "broker.site", quote(&self.broker.site), "1 to 64 of [A-Za-z0-9._-]"),
+            ((1..=100_000).contains(&self.collector.batch), "collector.batch", self.collector.batch.to_string(), "1 to 100000"),
+            (self.collector.batch_bytes > 0, "collector.batch_bytes", self.collector.batch_bytes.to_string(), "1 or more"),
+            (
+                (1..=omnilabel_link::MAX_PACKET - 1024).contains(&self.collector.max_frame_bytes),
+                "collector.max_frame_bytes",
+                self.collector.max_frame_bytes.to_string(),
+                "1 to 2 MiB less 1 KiB, the largest packet",
+            ),
+            (self.collector.max_devices > 0, "collector.max_devices", self.collector.max_devices.to_string(), "1 or more"),
+            (self.model.short_side != Some(0), "model.short_side", "0".to_owned(), "1 or more"),
+            (self.round.min_labels > 0, "round.min_labels", self.round.min_labels.to_string(), "1 or more"),
+            (self.round.checkpoint_every > 0, "round.checkpoint_every", self.round.checkpoint_every.to_string(), "1 or more"),
+            (self.round.train.steps > 0, "round.train.steps", self.round.train.steps.to_string(), "1 or more"),
+            (self.round.train.batch > 1, "round.train.batch", self.round.train.batch.to_string(), "2 or more"),
+            (unit(self.calibration.precision), "calibration.precision", self.calibration.precision.to_string(), "0 to 1"),
+            (unit(self.calibration.ignore_margin), "calibration.ignore_margin", self.calibration.ignore_margin.to_string(), "0 to 1"),
+            (unit(self.gate.margin), "gate.margin", self.gate.margin.to_string(), "0 to 1"),
+            (self.gate.min_improvement.is_none_or(unit), "gate.min_improvement", format!("{:?}", self.gate.min_improvement), "0 to 1"),
+        ];
+        let release = [
+            (id(&self.release.channel), "release.channel", quote(&self.release.channel), "1 to 64 of [A-Za-z0-9._-]"),
+            (
+                (4096..=1 << 20).contains(&self.release.block_bytes),
+                "release.block_bytes",
+                self.release.block_bytes.to_string(),
+                "4096 to 1048576",
+            ),
+            (self.release.bytes_per_second > 0, "release.bytes_per_second", self.release.bytes_per_second.to_string(), "1 or more"),
+        ];
+        for (good, key, found, expected) in checks.into_iter().chain(release) {
+            if !good {
+                return Err(ConfigError::Value { path: path.to_owned(), key, found, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+state_dir = "state"
+[broker]
+host = "127.0.0.1"
+site = "home"
+[data]
+manual = "manual"
+heldout = "/data/heldout"
+[model]
+running = "teacher"
+[release]
+key = "release.key"
+"#;
+
+    fn check(text: &str, expect: &str) {
+        let message = ServiceConfig::parse(Path::new("/etc/omnilabel/trainer.toml"), text).expect_err(expect).to_string();
+        assert!(message.contains(expect) && message.contains("trainer.toml"), "{message} does not say {expect}");
+    }
+
+    #[test]
+    fn a_minimal_file_gets_the_defaults_and_absolute_paths() {
+        let config = ServiceConfig::parse(Path::new("/etc/omnilabel/trainer.toml"), GOOD).unwrap();
+        assert_eq!(config.state_dir, Path::new("/etc/omnilabel/state"));
+        assert_eq!(config.data.heldout, Path::new("/data/heldout"));
+        assert_eq!((config.round.max_rounds, config.release.block_bytes), (1, 262_144));
+        assert_eq!(config.calibration.mode, Mode::Fleet);
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_key() {
+        check(&format!("typo = 1\n{GOOD}"), "typo");
+        check(&format!("{GOOD}\n[round]\nmin_lables = 3"), "min_lables");
+        check(&format!("{GOOD}\n[round]\nmin_labels = \"many\""), "round.min_labels");
+        check(&format!("{GOOD}\n[round.train]\nsteps = 0"), "round.train.steps");
+        check(&format!("{GOOD}\n[gate]\nmargin = -1"), "gate.margin");
+        check(&format!("{GOOD}\n[calibration]\nmode = \"guess\""), "calibration.mode");
+        check(&GOOD.replace("site = \"home\"", "site = \"a/b\""), "broker.site");
+        check(&GOOD.replace("key = \"release.key\"", ""), "key");
+        check(&format!("{GOOD}block_bytes = 12"), "release.block_bytes");
+    }
+}

@@ -1,0 +1,139 @@
+//! A snapshot of labels as a COCO folder: hard labels under the centre's own thresholds (spec §4), pictures as they came. A person can
+//! look at it, and `train` can read it.
+
+use anyhow::Context;
+use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::geometry::Rect;
+use omnilabel_keypoints::label::{Label, Thresholds, Visibility, harden};
+use omnilabel_keypoints::skeleton::Skeleton;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// Writes a folder, image by image; [`Exporter::finish`] makes it a data set.
+pub struct Exporter {
+    root: PathBuf,
+    dataset: Dataset,
+    thresholds: Thresholds,
+    ignore_from: f32,
+    hash: Sha256,
+    skipped: u64,
+}
+
+/// What came of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Images.
+    pub images: u64,
+    /// Instances that are trained on.
+    pub instances: u64,
+    /// Labels whose picture could not be decoded or has another size than the label says.
+    pub skipped: u64,
+    /// Over annotations and pictures.
+    pub sha256: String,
+}
+
+impl Exporter {
+    /// Starts in an empty folder: whatever lies there is removed. Instances under τ with a score from `ignore_from` on become crowds,
+    /// which are neither positive nor background.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new(root: &Path, skeleton: &Skeleton, thresholds: Thresholds, ignore_from: f32) -> anyhow::Result<Self> {
+        if root.exists() {
+            std::fs::remove_dir_all(root).with_context(|| root.display().to_string())?;
+        }
+        let images = root.join("images");
+        std::fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
+        let dataset = Dataset { root: root.to_owned(), skeleton: skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
+        Ok(Self { root: root.to_owned(), dataset, thresholds, ignore_from, hash: Sha256::new(), skipped: 0 })
+    }
+
+    /// Adds one label with its picture; `name` becomes the file's name without extension.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn add(&mut self, name: &str, label: &Label, jpeg: &[u8]) -> anyhow::Result<()> {
+        match Frame::decode(name, jpeg) {
+            Ok(frame) if frame.size == label.size => {}
+            Ok(frame) => {
+                tracing::warn!("{name}: the picture has {:?}, its label {:?}; skipped", frame.size, label.size);
+                self.skipped += 1;
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::warn!("{error}; skipped");
+                self.skipped += 1;
+                return Ok(());
+            }
+        }
+        let file_name = format!("{name}.jpg");
+        let path = self.root.join("images").join(&file_name);
+        std::fs::write(&path, jpeg).with_context(|| path.display().to_string())?;
+        self.hash.update(Sha256::digest(jpeg));
+        let id = self.dataset.images.len() as u64 + 1;
+        self.dataset.images.push(ImageRecord { id, file_name, width: label.size.width, height: label.size.height });
+        for instance in &label.instances {
+            let detection = &instance.detection;
+            let rect = detection.rect.clipped(label.size);
+            if !rect.is_valid() || rect.width() < 1.0 || rect.height() < 1.0 {
+                continue;
+            }
+            if detection.score >= self.thresholds.instance {
+                let mut keypoints = Vec::with_capacity(3 * detection.keypoints.len());
+                let mut labelled = 0;
+                for hard in harden(detection, self.thresholds.keypoint) {
+                    // A keypoint outside the picture can only come from a broken or hostile device.
+                    let (w, h) = (label.size.width as f32, label.size.height as f32);
+                    let inside = (0.0..=w).contains(&hard.point.x) && (0.0..=h).contains(&hard.point.y);
+                    if hard.visibility == Visibility::Unlabelled || !inside {
+                        keypoints.extend([0.0; 3]);
+                    } else {
+                        labelled += 1;
+                        keypoints.extend([from_continuous(hard.point.x), from_continuous(hard.point.y), 2.0]);
+                    }
+                }
+                self.annotate(id, rect, keypoints, labelled, 0);
+            } else if detection.score >= self.ignore_from {
+                self.annotate(id, rect, vec![0.0; 3 * detection.keypoints.len()], 0, 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn annotate(&mut self, image_id: u64, rect: Rect, keypoints: Vec<f64>, num_keypoints: u32, iscrowd: u8) {
+        let bbox = [rect.x1, rect.y1, rect.width(), rect.height()].map(f64::from);
+        self.dataset.annotations.push(Annotation {
+            id: self.dataset.annotations.len() as u64 + 1,
+            image_id,
+            category_id: 1,
+            bbox,
+            keypoints,
+            num_keypoints,
+            area: bbox[2] * bbox[3],
+            iscrowd,
+        });
+    }
+
+    /// Writes `annotations.json`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn finish(mut self) -> anyhow::Result<Exported> {
+        self.dataset.write(&self.root)?;
+        let path = self.root.join("annotations.json");
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        self.hash.update(&bytes);
+        Ok(Exported {
+            images: self.dataset.images.len() as u64,
+            instances: self.dataset.annotations.iter().filter(|a| a.iscrowd == 0).count() as u64,
+            skipped: self.skipped,
+            sha256: omnilabel_bundle::hex(&self.hash.finalize()),
+        })
+    }
+}
+
+/// Fsyncs a folder, so that a rename in it survives power loss.
+pub(crate) fn sync_dir(path: &Path) -> anyhow::Result<()> {
+    std::fs::File::open(path).and_then(|d| d.sync_all()).with_context(|| path.display().to_string())
+}

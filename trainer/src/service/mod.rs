@@ -1,0 +1,39 @@
+//! The centre as a service, `omnilabel-trainer run --config trainer.toml`.
+//!
+//! ```text
+//! MQTT ─▶ intake (collector) ─▶ store ─▶ rounds: judge, calibrate, export, train, judge, gate ─▶ sign ─▶ rollout ─▶ MQTT
+//!                                 └─▶ acknowledgements ─▶ MQTT
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | `trainer.toml` |
+//! | [`events`] | what happened, as JSON lines |
+//! | [`collector`] | messages become records (pure) |
+//! | [`store`] | SQLite: labels once, acknowledgements, rounds, releases |
+//! | [`dataset`] | a snapshot of labels as a COCO folder |
+//! | [`rounds`] | one round after the other, each step resumable |
+//! | [`arm`] | what a round asks of the training code |
+//! | [`gate`] | whether a student goes out (pure) |
+//! | [`sign`] | keys, manifests, signatures |
+//! | [`rollout`] | the retained release and its blocks |
+//! | [`server`] | the loops around all of it |
+
+pub mod arm;
+pub mod collector;
+pub mod config;
+pub mod dataset;
+pub mod events;
+pub mod gate;
+pub mod rollout;
+pub mod rounds;
+pub mod server;
+pub mod sign;
+pub mod store;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use config::ServiceConfig;
+pub use events::{Event, EventReader, Stamped};
+pub use store::counts::{DeviceCounts, read_counts};

@@ -1,0 +1,433 @@
+//! One round after the other. A round is a chain of steps; each writes its outcome to the store before the next begins, so a service
+//! that was killed anywhere continues with the step that it was at:
+//!
+//! ```text
+//! judge the running model ─▶ choose τ, τ_k ─▶ export the snapshot ─▶ train ─▶ judge the student ─▶ gate ─▶ sign | refuse
+//! ```
+
+use crate::service::arm::{Job, Judgement, Progress, TrainArm};
+use crate::service::config::ServiceConfig;
+use crate::service::dataset::{Exported, Exporter, sync_dir};
+use crate::service::events::{Event, EventLog, now_ms};
+use crate::service::gate::{self, Decision};
+use crate::service::sign::{self, Naming};
+use crate::service::store::Store;
+use crate::service::store::ledger::Selection;
+use anyhow::{Context, bail, ensure};
+use ed25519_dalek::SigningKey;
+use omnilabel_bundle::Bundle;
+use omnilabel_coco::Dataset;
+use omnilabel_keypoints::label::Thresholds;
+use omnilabel_keypoints::wire::{LabelMsg, Message};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A step that fails is tried again this often, then the round is given up.
+pub const MAX_FAILURES: u32 = 3;
+/// How often the store is asked whether a round is due.
+const POLL: Duration = Duration::from_millis(500);
+
+/// AP and, for the running model, what the calibration needs of its results.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Judged {
+    /// AP in `[0, 1]`.
+    pub ap: f64,
+    /// The score at which the model's precision on the held-out labels is the wanted one; `paper` mode does not need it.
+    #[serde(default)]
+    pub precise: Option<f32>,
+}
+
+/// What is known of a round: the first thing that is missing is its next step. Kept as JSON in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundState {
+    /// Counts from 1.
+    pub round: u64,
+    /// Counter of the release that made the labels.
+    pub teacher: u64,
+    /// Bundle of that release.
+    pub running: PathBuf,
+    /// Labels arrived after this one …
+    pub after: i64,
+    /// … up to this one.
+    pub up_to: i64,
+    /// The running model on the held-out labels.
+    #[serde(default)]
+    pub running_judged: Option<Judged>,
+    /// τ, τ_k, floor.
+    #[serde(default)]
+    pub thresholds: Option<Thresholds>,
+    /// SHA-256 of the exported snapshot.
+    #[serde(default)]
+    pub dataset_sha256: Option<String>,
+    /// Whether the student's bundle is written.
+    #[serde(default)]
+    pub trained: bool,
+    /// The student on the held-out labels.
+    #[serde(default)]
+    pub candidate_judged: Option<Judged>,
+    /// What the gate said.
+    #[serde(default)]
+    pub decision: Option<Decision>,
+    /// Counter of the release that came of it.
+    #[serde(default)]
+    pub released: Option<u64>,
+    /// Nothing is left to do.
+    #[serde(default)]
+    pub ended: bool,
+    /// Failures of the current step.
+    #[serde(default)]
+    pub failures: u32,
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// Nothing was due.
+    Idle,
+    /// A step was done.
+    Done,
+    /// The service stops; the step goes on after the next start.
+    Stopped,
+}
+
+/// The rounds of one centre.
+pub struct Rounds {
+    config: ServiceConfig,
+    store: Store,
+    events: Arc<EventLog>,
+    arm: Arc<dyn TrainArm>,
+    key: SigningKey,
+    manual: Dataset,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Rounds {
+    /// Checks that everything that a round will need is there: data sets, the running bundle, the key, one skeleton everywhere.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub async fn new(
+        config: ServiceConfig,
+        store: Store,
+        events: Arc<EventLog>,
+        arm: Arc<dyn TrainArm>,
+        stopping: Arc<AtomicBool>,
+    ) -> anyhow::Result<Self> {
+        let manual = Dataset::load(&config.data.manual).context("`data.manual`")?;
+        let heldout = Dataset::load(&config.data.heldout).context("`data.heldout`")?;
+        let running = Bundle::open(&config.model.running).context("`model.running`")?;
+        for (what, skeleton) in [("data.heldout", &heldout.skeleton), ("model.running", running.skeleton())] {
+            ensure!(
+                skeleton.names().eq(manual.skeleton.names()),
+                "`{what}` has the keypoints {:?}, `data.manual` has {:?}",
+                skeleton.names().collect::<Vec<_>>(),
+                manual.skeleton.names().collect::<Vec<_>>()
+            );
+        }
+        ensure!(!manual.images.is_empty(), "`data.manual`: {} has no images", config.data.manual.display());
+        ensure!(!heldout.images.is_empty(), "`data.heldout`: {} has no images", config.data.heldout.display());
+        let key = sign::read_key(&config.release.key).context("`release.key`")?;
+        Ok(Self { config, store, events, arm, key, manual, stopping })
+    }
+
+    /// Keypoints of the manual set's skeleton.
+    pub fn keypoints(&self) -> usize {
+        self.manual.skeleton.len()
+    }
+
+    /// Does what is due until `stop`.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut pause = POLL;
+        while !*stop.borrow() {
+            pause = match self.step().await {
+                Ok(Stepped::Done) => continue,
+                Ok(Stepped::Idle) => POLL,
+                Ok(Stepped::Stopped) => return,
+                Err(error) => {
+                    self.events.emit(Event::Error { what: "round".to_owned(), message: format!("{error:#}") });
+                    (pause * 4).min(Duration::from_secs(60))
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = crate::service::server::stopped(&mut stop) => return,
+            }
+        }
+    }
+
+    /// Does the next step of the round under way, or begins one when enough labels are there.
+    ///
+    /// # Errors
+    /// What went wrong; the step is tried again, [`MAX_FAILURES`] times.
+    pub async fn step(&self) -> anyhow::Result<Stepped> {
+        let rounds = self.store.rounds().await?;
+        let Some(mut state) = rounds.last().filter(|r| !r.ended).cloned() else { return self.begin(&rounds).await };
+        match self.advance(&mut state).await {
+            Ok(true) => {
+                state.failures = 0;
+                if state.released.is_none() {
+                    self.store.save_round(&state).await?;
+                }
+                Ok(Stepped::Done)
+            }
+            Ok(false) => Ok(Stepped::Stopped),
+            Err(error) => {
+                // What the step half did is not kept, only that it failed.
+                let mut failed = rounds.last().cloned().context("the round is gone")?;
+                failed.failures += 1;
+                if failed.failures >= MAX_FAILURES {
+                    let reason = format!("given up after {MAX_FAILURES} failures: {error:#}");
+                    self.events.emit(Event::Refused { round: failed.round, reason: reason.clone() });
+                    failed.decision = Some(Decision::Refuse(reason));
+                    failed.ended = true;
+                }
+                self.store.save_round(&failed).await?;
+                Err(error.context(format!("round {}", failed.round)))
+            }
+        }
+    }
+
+    async fn begin(&self, rounds: &[RoundState]) -> anyhow::Result<Stepped> {
+        if rounds.len() as u64 >= self.config.round.max_rounds {
+            return Ok(Stepped::Idle);
+        }
+        let release = self.store.running_release().await?;
+        let (teacher, running) = release.map_or_else(|| (0, self.config.model.running.clone()), |r| (r.counter(), PathBuf::from(r.bundle)));
+        let up_to = self.store.last_label().await?;
+        // A round begins with enough labels that no round has seen. What a refused round was made from did not help: it is set aside.
+        let seen = rounds.iter().map(|r| r.up_to).max().unwrap_or(0);
+        let fresh = self.store.selected(Selection { teacher, after: seen, up_to }).await?;
+        if fresh < self.config.round.min_labels {
+            return Ok(Stepped::Idle);
+        }
+        let after = rounds.iter().filter(|r| r.released.is_none()).map(|r| r.up_to).max().unwrap_or(0);
+        let round = rounds.last().map_or(0, |r| r.round) + 1;
+        let state = RoundState {
+            round,
+            teacher,
+            running,
+            after,
+            up_to,
+            running_judged: None,
+            thresholds: None,
+            dataset_sha256: None,
+            trained: false,
+            candidate_judged: None,
+            decision: None,
+            released: None,
+            ended: false,
+            failures: 0,
+        };
+        self.store.save_round(&state).await?;
+        let labels = self.store.selected(Selection { teacher, after, up_to }).await?;
+        self.events.emit(Event::RoundStarted { round, labels, teacher });
+        Ok(Stepped::Done)
+    }
+
+    /// One step of `state`. False when the service stops.
+    async fn advance(&self, state: &mut RoundState) -> anyhow::Result<bool> {
+        let folder = self.folder(state.round);
+        std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        if state.running_judged.is_none() {
+            let Some(judgement) = self.judge(state, "running", state.running.clone()).await? else { return Ok(false) };
+            state.running_judged = Some(Judged { ap: judgement.ap, precise: self.precise(&judgement) });
+        } else if state.thresholds.is_none() {
+            state.thresholds = Some(self.calibrate(state).await?);
+        } else if state.dataset_sha256.is_none() {
+            state.dataset_sha256 = Some(self.export(state).await?.sha256);
+        } else if !state.trained {
+            if !self.train(state).await? {
+                return Ok(false);
+            }
+            state.trained = true;
+        } else if state.candidate_judged.is_none() {
+            let bundle = self.student(state.round);
+            let Some(judgement) = self.judge(state, "candidate", bundle.clone()).await? else { return Ok(false) };
+            // The manifest says what the student reached; its graphs and weights are those that were judged.
+            crate::arm::amend(&bundle, |manifest| manifest.ap = Some(judgement.ap))?;
+            state.candidate_judged = Some(Judged { ap: judgement.ap, precise: None });
+        } else if state.decision.is_none() {
+            let (Some(running), Some(candidate)) = (&state.running_judged, &state.candidate_judged) else {
+                bail!("the round has no judgements");
+            };
+            state.decision = Some(gate::decide(running.ap, candidate.ap, &self.config.gate));
+        } else {
+            match &state.decision {
+                Some(Decision::Refuse(reason)) => {
+                    self.events.emit(Event::Refused { round: state.round, reason: reason.clone() });
+                    state.ended = true;
+                }
+                Some(Decision::Release(reason)) => {
+                    let reason = reason.clone();
+                    let name = format!("round-{}", state.round);
+                    state.ended = true;
+                    let release = Publish { bundle: &self.student(state.round), name: &name, round: Some(state) };
+                    let counter = release_bundle(&self.config, &self.store, &self.key, release).await?;
+                    state.released = Some(counter);
+                    self.events.emit(Event::Released { round: Some(state.round), counter, name, reason });
+                }
+                None => bail!("the round has no decision"),
+            }
+        }
+        Ok(true)
+    }
+
+    /// `state_dir/rounds/N`.
+    fn folder(&self, round: u64) -> PathBuf {
+        self.config.state_dir.join("rounds").join(round.to_string())
+    }
+
+    /// The bundle of a round's student.
+    fn student(&self, round: u64) -> PathBuf {
+        self.folder(round).join("bundle")
+    }
+
+    async fn judge(&self, state: &RoundState, which: &str, bundle: PathBuf) -> anyhow::Result<Option<Judgement>> {
+        let (arm, data, stopping) = (Arc::clone(&self.arm), self.config.data.heldout.clone(), Arc::clone(&self.stopping));
+        let judgement = tokio::task::spawn_blocking(move || arm.judge(&bundle, &data, &stopping))
+            .await
+            .context("the evaluation panicked")?
+            .with_context(|| format!("evaluating the {which} model"))?;
+        let Some(judgement) = judgement else { return Ok(None) };
+        self.events.emit(Event::Evaluated {
+            round: state.round,
+            which: which.to_owned(),
+            ap: judgement.ap,
+            scores: judgement.scores.clone(),
+        });
+        Ok(Some(judgement))
+    }
+
+    fn selection(state: &RoundState) -> Selection {
+        Selection { teacher: state.teacher, after: state.after, up_to: state.up_to }
+    }
+
+    async fn export(&self, state: &RoundState) -> anyhow::Result<Exported> {
+        let thresholds = state.thresholds.context("the round has no thresholds")?;
+        let root = self.folder(state.round).join("generated");
+        let ignore_from = thresholds.instance * (1.0 - self.config.calibration.ignore_margin as f32);
+        let mut exporter = Exporter::new(&root, &self.manual.skeleton, thresholds, ignore_from)?;
+        for selected in self.store.select(Self::selection(state)).await? {
+            let jpeg = self.store.jpeg(&selected.device, selected.key).await?;
+            let message = LabelMsg::decode(&selected.payload).context("a stored label")?;
+            let name = format!("{}_{:016x}_{}", selected.device, selected.key.epoch, selected.key.sequence);
+            tokio::task::block_in_place(|| exporter.add(&name, &message.label(), &jpeg))?;
+        }
+        let exported = tokio::task::block_in_place(|| exporter.finish())?;
+        ensure!(exported.images > 0, "none of the labels has a picture that can be decoded");
+        sync_dir(&root)?;
+        self.events.emit(Event::Exported {
+            round: state.round,
+            images: exported.images,
+            instances: exported.instances,
+            skipped: exported.skipped,
+            sha256: exported.sha256.clone(),
+        });
+        Ok(exported)
+    }
+
+    async fn train(&self, state: &RoundState) -> anyhow::Result<bool> {
+        let folder = self.folder(state.round);
+        let job = Job {
+            name: format!("round-{}", state.round),
+            manual: self.config.data.manual.clone(),
+            generated: folder.join("generated"),
+            out: folder.clone(),
+            thresholds: state.thresholds.context("the round has no thresholds")?,
+            parent: parent(&state.running)?,
+        };
+        let (arm, events, stopping, round) = (Arc::clone(&self.arm), Arc::clone(&self.events), Arc::clone(&self.stopping), state.round);
+        let finished = tokio::task::spawn_blocking(move || {
+            let mut progress = |p: Progress| {
+                events.emit(Event::Train { round, step: p.step, steps: p.steps, losses: p.losses, images_per_sec: p.images_per_sec });
+            };
+            arm.train(&job, &mut progress, &stopping)
+        })
+        .await
+        .context("the training panicked")?
+        .context("training the student")?;
+        let Some(bundle) = finished else { return Ok(false) };
+        Bundle::open(&bundle)?;
+        sync_tree(&bundle)?;
+        Ok(true)
+    }
+}
+
+/// Name and manifest hash of a bundle, as its child's manifest names it.
+fn parent(bundle: &Path) -> anyhow::Result<String> {
+    let bundle = Bundle::open(bundle)?;
+    Ok(format!("{} {}", bundle.manifest().name, omnilabel_bundle::hex(&bundle.sha256())))
+}
+
+fn sync_tree(root: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(root).with_context(|| root.display().to_string())? {
+        let path = entry.with_context(|| root.display().to_string())?.path();
+        if path.is_dir() { sync_tree(&path)? } else { sync_dir(&path)? }
+    }
+    sync_dir(root)
+}
+
+/// What [`release_bundle`] signs.
+pub struct Publish<'a> {
+    /// The bundle; stays where it is and must not change any more.
+    pub bundle: &'a Path,
+    /// Name for people.
+    pub name: &'a str,
+    /// The round that ends with this release.
+    pub round: Option<&'a RoundState>,
+}
+
+/// Signs a bundle under the next counter and records it; the running service finds and publishes it.
+///
+/// # Errors
+/// A bundle that was damaged or is too large, a counter that somebody else took meanwhile.
+pub async fn release_bundle(config: &ServiceConfig, store: &Store, key: &SigningKey, what: Publish<'_>) -> anyhow::Result<u64> {
+    let bundle = Bundle::open(what.bundle)?;
+    let counter = store.next_counter().await?;
+    let naming = Naming {
+        site: &config.broker.site,
+        channel: &config.release.channel,
+        counter,
+        name: what.name,
+        block_bytes: config.release.block_bytes,
+    };
+    let message = sign::sign(key, &sign::build_manifest(&bundle, naming)?)?;
+    let ended = what.round.map(|state| RoundState { released: Some(counter), ended: true, ..state.clone() });
+    let path = std::path::absolute(what.bundle).with_context(|| what.bundle.display().to_string())?;
+    store.add_release(counter, what.name, &path, (&message.manifest, &message.signature), ended.as_ref(), now_ms()).await?;
+    Ok(counter)
+}
+
+/// Copies a bundle, so that what was signed cannot change under its release; a copy that is there already is checked and kept.
+///
+/// # Errors
+/// What the system says.
+pub fn copy_bundle(bundle: &Bundle, to: &Path) -> anyhow::Result<PathBuf> {
+    if to.exists() {
+        Bundle::open(to)?;
+        return Ok(to.to_owned());
+    }
+    let part = to.with_extension("part");
+    if part.exists() {
+        std::fs::remove_dir_all(&part).with_context(|| part.display().to_string())?;
+    }
+    for name in std::iter::once("manifest.json").chain(bundle.manifest().files.keys().map(String::as_str)) {
+        let target = part.join(name);
+        let folder = target.parent().unwrap_or(&part);
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        std::fs::copy(bundle.path(name), &target).with_context(|| target.display().to_string())?;
+    }
+    Bundle::open(&part)?;
+    sync_tree(&part)?;
+    std::fs::rename(&part, to).with_context(|| to.display().to_string())?;
+    sync_dir(to.parent().unwrap_or(Path::new(".")))?;
+    Ok(to.to_owned())
+}
+
+mod tau;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! Whole rounds on a world that learns in microseconds: a good one is released, a poisoned one refused, and a service that is killed
+//! between any two steps ends where an undisturbed one does.
+
+use super::*;
+use crate::service::events::EventReader;
+use crate::service::rollout::Rollout;
+use crate::service::testing::{MeanPose, World, first_x};
+use omnilabel_keypoints::wire::{BlockRequest, ModelMsg, ReleaseMsg, StatusMsg};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+async fn rounds(world: &World, arm: MeanPose) -> Rounds {
+    let store = Store::open(&world.config.state_dir, false).await.unwrap();
+    let events = Arc::new(EventLog::open(&world.config.state_dir).unwrap());
+    Rounds::new(world.config.clone(), store, events, Arc::new(arm), Arc::new(AtomicBool::new(false))).await.unwrap()
+}
+
+async fn to_the_end(rounds: &Rounds) {
+    for _ in 0..20 {
+        if rounds.step().await.unwrap() == Stepped::Idle {
+            return;
+        }
+    }
+    panic!("the round does not end");
+}
+
+fn events(world: &World) -> Vec<Event> {
+    EventReader::new(&world.config.state_dir).poll().unwrap().into_iter().map(|s| s.event).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle() {
+    let world = World::new();
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=9, 0.0, 0), 1).await.unwrap();
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Idle, "nine labels are too few");
+    rounds.store.commit(&world.labels("cam-2", 1..=9, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+
+    let state = rounds.store.rounds().await.unwrap().remove(0);
+    assert!(state.ended && state.decision.as_ref().unwrap().released(), "{state:?}");
+    assert_eq!(state.released, Some(1));
+    let (before, after) = (state.running_judged.unwrap().ap, state.candidate_judged.unwrap().ap);
+    assert!(after > before + 0.1, "{before} -> {after}");
+
+    let folder = world.config.state_dir.join("rounds/1");
+    let generated = Dataset::load(&folder.join("generated")).unwrap();
+    assert_eq!((generated.images.len(), generated.annotations.len()), (18, 18));
+    // Positions travel in 1/16 px.
+    assert!((generated.annotations[0].keypoints[0] - first_x(1)).abs() <= 1.0 / 16.0);
+
+    // A device that knows only the public key and the messages rebuilds the bundle byte for byte.
+    let release = rounds.store.latest_release().await.unwrap().unwrap();
+    let mut rollout = Rollout::new(&release).unwrap();
+    let message = ReleaseMsg::decode(rollout.message()).unwrap();
+    let key = sign::read_public(&world.dir.path().join(sign::PUBLIC)).unwrap();
+    let manifest = sign::verify(&key, &message).unwrap();
+    manifest.check("home", "stable", 0).unwrap();
+    let mut blocks = std::collections::HashMap::new();
+    for wanted in manifest.blocks.chunks(64) {
+        let request = BlockRequest { version: 1, counter: 1, blocks: wanted.iter().cloned().collect() };
+        assert_eq!(rollout.request(&request, Instant::now()), 0);
+        while let Some(block) = rollout.next(Instant::now()) {
+            let (name, bytes) = block.unwrap();
+            assert!(blocks.insert(name, bytes).is_none(), "each block is sent once");
+        }
+        assert_eq!(rollout.request(&request, Instant::now()), 0);
+        assert!(!rollout.has_queued(), "what was just sent is not sent again");
+    }
+    for (index, file) in manifest.files.iter().enumerate() {
+        let bytes: Vec<u8> = manifest.blocks_of(index).iter().flat_map(|b| blocks[b.as_str()].clone()).collect();
+        assert_eq!(bytes, std::fs::read(folder.join("bundle").join(file.path.as_str())).unwrap(), "{}", file.path);
+    }
+    // A file that changed on disk is not served.
+    std::fs::write(folder.join("bundle/weights.safetensors"), vec![8; 10_000]).unwrap();
+    let index = manifest.files.iter().position(|f| f.path == "weights.safetensors").unwrap();
+    let request = BlockRequest { version: 1, counter: 1, blocks: manifest.blocks_of(index).iter().take(1).cloned().collect() };
+    rollout.request(&request, Instant::now() + crate::service::rollout::REPEAT_AFTER);
+    let refused = rollout.next(Instant::now()).unwrap().unwrap_err().to_string();
+    assert!(refused.contains("weights.safetensors"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poisoned_round_is_refused_and_the_next_good_one_released() {
+    let mut world = World::new();
+    world.config.round.max_rounds = 2;
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.3, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let state = rounds.store.rounds().await.unwrap().remove(0);
+    assert!(state.ended && state.released.is_none() && !state.decision.unwrap().released());
+    assert!(rounds.store.latest_release().await.unwrap().is_none());
+    assert!(events(&world).iter().any(|e| matches!(e, Event::Refused { reason, .. } if reason.contains("candidate AP"))));
+
+    rounds.store.commit(&world.labels("cam-2", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let state = rounds.store.rounds().await.unwrap().remove(1);
+    assert_eq!(state.released, Some(1), "the poisoned labels are set aside: {state:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_between_any_two_steps_changes_nothing() {
+    let undisturbed = World::new();
+    let whole = rounds(&undisturbed, MeanPose::default()).await;
+    whole.store.commit(&undisturbed.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&whole).await;
+
+    let world = World::new();
+    let first = rounds(&world, MeanPose::default()).await;
+    first.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    drop(first);
+    let mut steps = 0;
+    loop {
+        // Every step is done by a service of its own; what a killed one half wrote lies around.
+        let one = rounds(&world, MeanPose::default()).await;
+        let folder = world.config.state_dir.join("rounds/1");
+        if let Some(state) = one.store.rounds().await.unwrap().last() {
+            std::fs::create_dir_all(folder.join("bundle.part")).unwrap();
+            std::fs::write(folder.join("bundle.part/torn"), "x").unwrap();
+            if state.dataset_sha256.is_none() {
+                std::fs::create_dir_all(folder.join("generated/images")).unwrap();
+                std::fs::write(folder.join("generated/images/torn.jpg"), "x").unwrap();
+            }
+        }
+        if one.step().await.unwrap() == Stepped::Idle {
+            break;
+        }
+        steps += 1;
+        assert!(steps < 20);
+    }
+    assert_eq!(steps, 8, "begin and seven steps");
+    let (a, b) = (whole.store.rounds().await.unwrap(), rounds(&world, MeanPose::default()).await.store.rounds().await.unwrap());
+    assert_eq!(a.len(), 1);
+    assert_eq!(a[0].dataset_sha256, b[0].dataset_sha256);
+    assert_eq!((&a[0].thresholds, &a[0].decision, a[0].released), (&b[0].thresholds, &b[0].decision, b[0].released));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_training_goes_on_and_a_failing_one_is_given_up() {
+    let world = World::new();
+    let first = rounds(&world, MeanPose::default()).await;
+    first.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    first.stopping.store(true, Ordering::Relaxed);
+    loop {
+        match first.step().await.unwrap() {
+            Stepped::Done => {}
+            Stepped::Stopped => break,
+            Stepped::Idle => panic!("nothing was trained"),
+        }
+    }
+    assert!(!first.store.rounds().await.unwrap()[0].trained);
+    let failing = MeanPose::default();
+    failing.failures.store(MAX_FAILURES, Ordering::Relaxed);
+    let second = rounds(&world, failing).await;
+    for _ in 0..MAX_FAILURES {
+        let error = format!("{:#}", second.step().await.unwrap_err());
+        assert!(error.contains("round 1") && error.contains("not finite"), "{error}");
+    }
+    let state = second.store.rounds().await.unwrap().remove(0);
+    assert!(state.ended && state.released.is_none());
+    assert!(state.decision.unwrap().reason().contains("not finite"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_running_teachers_labels_count() {
+    let mut world = World::new();
+    world.config.round.max_rounds = 2;
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    rounds.store.commit(&world.labels("cam-1", 13..=30, 0.0, 0), 1).await.unwrap();
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Idle, "labels of the teacher before");
+    rounds.store.commit(&world.labels("cam-1", 31..=45, 0.0, 1), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let state = rounds.store.rounds().await.unwrap().remove(1);
+    assert_eq!((state.teacher, state.released), (1, Some(2)));
+    // Equal models pass within the margin; the second is no worse than the first.
+    assert!(state.running.ends_with("rounds/1/bundle"));
+    let report = ModelMsg { version: 1, confirmed: 1, refused: Some(2), ..ModelMsg::default() };
+    let status = StatusMsg { version: 1, online: true, epoch: 77, ..StatusMsg::default() };
+    let records = [
+        ("cam-1".to_owned(), crate::service::store::intake::Record::Model(Box::new(report))),
+        ("cam-1".to_owned(), crate::service::store::intake::Record::Status(status)),
+    ];
+    rounds.store.commit(&records, 1).await.unwrap();
+    assert_eq!(rounds.store.running_release().await.unwrap().unwrap().counter(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_skeleton_keeps_the_service_from_starting() {
+    let world = World::new();
+    let mut config = world.config.clone();
+    let other = world.dir.path().join("other");
+    let mut dataset = Dataset::load(&config.data.heldout).unwrap();
+    dataset.skeleton = omnilabel_keypoints::skeleton::Skeleton::new(&["left_a", "right_a", "left_b", "right_b"], &[], None, None).unwrap();
+    std::fs::create_dir_all(&other).unwrap();
+    dataset.write(&other).unwrap();
+    config.data.heldout = other;
+    let store = Store::open(&config.state_dir, false).await.unwrap();
+    let events = Arc::new(EventLog::open(&config.state_dir).unwrap());
+    let result = Rounds::new(config, store, events, Arc::new(MeanPose::default()), Arc::new(AtomicBool::new(false))).await;
+    let error = format!("{:#}", result.err().unwrap());
+    assert!(error.contains("data.heldout") && error.contains("left_a"), "{error}");
+}

@@ -1,0 +1,376 @@
+//! The loops around the pure parts. Three tasks, joined by bounded queues:
+//!
+//! - *collector*: reads the link, commits what waits. It never waits for the way out (the link could then not be read, and a full link
+//!   could not be written), so acknowledgements go to the sender with a queue that drops when full: an acknowledgement that is
+//!   dropped is made again when the device repeats its message.
+//! - *sender*: publishes acknowledgements, the release, blocks.
+//! - *rounds*: trains on a blocking thread.
+
+use crate::service::arm::TrainArm;
+use crate::service::collector::{Intake, Taken};
+use crate::service::config::ServiceConfig;
+use crate::service::events::{Event, EventLog, now_ms};
+use crate::service::rollout::Rollout;
+use crate::service::rounds::Rounds;
+use crate::service::store::Store;
+use crate::service::store::intake::Record;
+use anyhow::Context;
+use omnilabel_keypoints::wire::topic::{self, Kind};
+use omnilabel_keypoints::wire::{AckMsg, BlockRequest, Encoding, Message, ModelMsg};
+use omnilabel_link::{Incoming, Link};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// Acknowledgements and block requests that wait for the link; more are dropped.
+const OUT_QUEUE: usize = 1024;
+/// How often `labels` events are written, releases looked for, and rounds considered.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a failed commit waits before it is tried again; meanwhile nothing is read.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+
+/// Options of [`serve`] that are not configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServeOptions {
+    /// Draw a new collector epoch: the state folder was restored from a backup.
+    pub new_collector_epoch: bool,
+}
+
+enum Out {
+    Ack(String, AckMsg),
+    Blocks(BlockRequest),
+}
+
+/// Runs until `stop` becomes true: the collector from the first message on, rounds as labels arrive.
+///
+/// # Errors
+/// What keeps the service from starting: configuration, data, key, bundle, database. A broker that is down does not.
+pub async fn serve(
+    config: ServiceConfig,
+    arm: Arc<dyn TrainArm>,
+    options: ServeOptions,
+    mut stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let _lock = lock(&config.state_dir)?;
+    let store = Store::open(&config.state_dir, options.new_collector_epoch).await?;
+    let events = Arc::new(EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?);
+    let stopping = Arc::new(AtomicBool::new(false));
+    let rounds = Rounds::new(config.clone(), store.clone(), Arc::clone(&events), arm, Arc::clone(&stopping)).await?;
+
+    let intake =
+        Intake::new(&config.broker.prefix, &config.broker.site, rounds.keypoints(), config.collector.clone(), store.devices().await?);
+    let (link, incoming) = Link::open(&config.broker, &config.client_id, None, intake.subscriptions())?;
+    let running = store.running_release().await?.map_or(0, |r| r.counter());
+    events.emit(Event::Started { collector: store.collector(), running });
+
+    let (out, queued) = mpsc::channel(OUT_QUEUE);
+    let announce = Arc::new(Notify::new());
+    let collector = Collector {
+        config: config.clone(),
+        store: store.clone(),
+        events: Arc::clone(&events),
+        intake,
+        out,
+        announce: Arc::clone(&announce),
+        models: BTreeMap::new(),
+        changed: BTreeSet::new(),
+        rejected: (0, String::new()),
+    };
+    let sender = Sender { config, store: store.clone(), events: Arc::clone(&events), link: link.clone(), rollout: None };
+    let (halt, halted) = watch::channel(false);
+    let mut collector = tokio::spawn(collector.run(incoming, halted.clone()));
+    let sender = tokio::spawn(sender.run(queued, announce, halted.clone()));
+    let rounds = tokio::spawn(rounds.run(halted));
+
+    let ended = tokio::select! {
+        ended = &mut collector => Some(ended),
+        () = stopped(&mut stop) => None,
+    };
+    stopping.store(true, Ordering::Relaxed);
+    halt.send_replace(true);
+    let result = match ended {
+        Some(ended) => ended.context("the collector failed"),
+        None => collector.await.context("the collector failed"),
+    };
+    link.close().await;
+    sender.abort();
+    // Between two steps of the training the flag is seen, and a checkpoint written.
+    rounds.await.context("the rounds failed")?;
+    events.emit(Event::Stopped);
+    store.close().await;
+    result
+}
+
+/// One service to a state folder; released when the file is closed.
+fn lock(state_dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
+    std::fs::create_dir_all(state_dir).with_context(|| state_dir.display().to_string())?;
+    let path = state_dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    file.try_lock().with_context(|| format!("another centre runs in {}", state_dir.display()))?;
+    Ok(file)
+}
+
+/// Publishes the newest release and serves its blocks until `stop`: for a release by hand without a running centre.
+///
+/// # Errors
+/// A configuration that the link cannot use.
+pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let mut intake = Intake::new(&config.broker.prefix, &config.broker.site, 0, config.collector.clone(), []);
+    let filter = topic::device(&config.broker.prefix, &config.broker.site, "+", Kind::BlocksGet);
+    let client = format!("{}-release", config.client_id);
+    let (link, mut incoming) = Link::open(&config.broker, &client, None, vec![filter.as_str().to_owned()])?;
+    let (out, queued) = mpsc::channel(OUT_QUEUE);
+    let announce = Arc::new(Notify::new());
+    let sender = Sender { config, store, events: Arc::new(events), link: link.clone(), rollout: None };
+    let sender = tokio::spawn(sender.run(queued, Arc::clone(&announce), stop.clone()));
+    loop {
+        let message = tokio::select! {
+            message = incoming.recv() => message,
+            () = stopped(&mut stop) => break,
+        };
+        match message {
+            Some(Incoming::Connected) => announce.notify_one(),
+            Some(Incoming::Disconnected { reason, .. }) => tracing::warn!("broker: {reason}"),
+            Some(Incoming::Message { topic, payload, .. }) => {
+                if let Ok((_, Taken::Blocks(request))) = intake.take(&topic, payload) {
+                    // A full queue drops the request: the device asks again.
+                    drop(out.try_send(Out::Blocks(request)));
+                }
+            }
+            None => break,
+        }
+    }
+    link.close().await;
+    sender.abort();
+    Ok(())
+}
+
+/// Waits until the service shall stop; a sender that is gone means the same.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // The guard that `wait_for` returns must not live across an await.
+    let _ = stop.wait_for(|&stop| stop).await.map(|_| ());
+}
+
+struct Collector {
+    config: ServiceConfig,
+    store: Store,
+    events: Arc<EventLog>,
+    intake: Intake,
+    out: mpsc::Sender<Out>,
+    announce: Arc<Notify>,
+    models: BTreeMap<String, ModelMsg>,
+    changed: BTreeSet<String>,
+    rejected: (u64, String),
+}
+
+impl Collector {
+    async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>, mut stop: watch::Receiver<bool>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reported = 0;
+        loop {
+            let first = tokio::select! {
+                message = incoming.recv() => message,
+                _ = tick.tick() => {
+                    self.report(&mut reported).await;
+                    continue;
+                }
+                () = stopped(&mut stop) => break,
+            };
+            let Some(first) = first else { break };
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            let mut next = Some(first);
+            while let Some(message) = next {
+                if let Some((device, record, size)) = self.take(message) {
+                    batch.push((device, record));
+                    bytes += size;
+                }
+                let full = batch.len() >= self.config.collector.batch || bytes >= self.config.collector.batch_bytes;
+                next = if full { None } else { incoming.try_recv().ok() };
+            }
+            if !batch.is_empty() && !self.commit(&batch, &mut stop).await {
+                break;
+            }
+        }
+        self.report(&mut reported).await;
+    }
+
+    /// What is to be stored of one message: device, record, bytes.
+    fn take(&mut self, incoming: Incoming) -> Option<(String, Record, usize)> {
+        match incoming {
+            Incoming::Connected => {
+                self.events.emit(Event::Broker { connected: true, reason: String::new() });
+                self.announce.notify_one();
+            }
+            Incoming::Disconnected { reason, .. } => self.events.emit(Event::Broker { connected: false, reason }),
+            Incoming::Message { topic, payload, .. } => {
+                let size = payload.len();
+                match self.intake.take(&topic, payload) {
+                    Ok((device, Taken::Store(record))) => {
+                        if let Record::Model(model) = &record {
+                            self.model(&device, model);
+                        }
+                        return Some((device, record, size));
+                    }
+                    // A full queue drops the request: the device asks again.
+                    Ok((_, Taken::Blocks(request))) => drop(self.out.try_send(Out::Blocks(request))),
+                    Err(rejected) => {
+                        self.rejected.0 += 1;
+                        self.rejected.1 = format!("{}: {rejected}", topic.chars().take(160).collect::<String>());
+                        tracing::warn!("message refused: {}", self.rejected.1);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn model(&mut self, device: &str, model: &ModelMsg) {
+        if self.models.get(device) == Some(model) {
+            return;
+        }
+        self.models.insert(device.to_owned(), model.clone());
+        self.events.emit(Event::DeviceModel {
+            device: device.to_owned(),
+            confirmed: model.confirmed,
+            trial: model.trial,
+            refused: model.refused,
+            reason: model.reason.as_str().to_owned(),
+        });
+    }
+
+    /// Stores a batch, however long it takes, and hands on what may be acknowledged. False when the service stops first.
+    async fn commit(&mut self, batch: &[(String, Record)], stop: &mut watch::Receiver<bool>) -> bool {
+        let mut failures = 0_u64;
+        loop {
+            match self.store.commit(batch, now_ms()).await {
+                Ok(done) => {
+                    for (device, ack) in done.acks {
+                        self.changed.insert(device.clone());
+                        drop(self.out.try_send(Out::Ack(device, ack)));
+                    }
+                    if done.conflicts > 0 {
+                        tracing::warn!("{} labels came again with other bytes under the same key; the first stays", done.conflicts);
+                    }
+                    return true;
+                }
+                Err(error) => {
+                    // Nothing is acknowledged, nothing more is read: the devices keep what they have until the disk has room again.
+                    if failures % 30 == 0 {
+                        self.events.emit(Event::Error { what: "store".to_owned(), message: error.to_string() });
+                    }
+                    failures += 1;
+                    tokio::select! {
+                        () = tokio::time::sleep(COMMIT_RETRY) => {}
+                        () = stopped(stop) => return false,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn report(&mut self, reported: &mut u64) {
+        for device in std::mem::take(&mut self.changed) {
+            match self.store.tally(&device).await {
+                Ok((stored, duplicates)) => self.events.emit(Event::Labels { device, stored, duplicates }),
+                Err(error) => self.events.emit(Event::Error { what: "count labels".to_owned(), message: error.to_string() }),
+            }
+        }
+        if self.rejected.0 > *reported {
+            *reported = self.rejected.0;
+            self.events.emit(Event::Rejected { messages: self.rejected.0, last: self.rejected.1.clone() });
+        }
+    }
+}
+
+struct Sender {
+    config: ServiceConfig,
+    store: Store,
+    events: Arc<EventLog>,
+    link: Link,
+    rollout: Option<Rollout>,
+}
+
+impl Sender {
+    async fn run(mut self, mut queued: mpsc::Receiver<Out>, announce: Arc<Notify>, mut stop: watch::Receiver<bool>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // When the next block may go out, so that blocks do not crowd out acknowledgements.
+        let mut block_due = tokio::time::Instant::now();
+        loop {
+            let waiting = self.rollout.as_ref().is_some_and(Rollout::has_queued);
+            let result = tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                () = announce.notified() => self.announce().await,
+                Some(out) = queued.recv() => match out {
+                    Out::Ack(device, ack) => self.ack(&device, &ack).await,
+                    Out::Blocks(request) => {
+                        if let Some(rollout) = &mut self.rollout {
+                            let unknown = rollout.request(&request, Instant::now());
+                            if unknown > 0 {
+                                tracing::debug!("{unknown} blocks were asked for that release {} does not have", rollout.counter());
+                            }
+                        }
+                        Ok(())
+                    }
+                },
+                () = tokio::time::sleep_until(block_due), if waiting => match self.block().await {
+                    Ok(bytes) => {
+                        let pause = Duration::from_secs_f64(bytes as f64 / self.config.release.bytes_per_second as f64);
+                        block_due = tokio::time::Instant::now() + pause;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+                _ = tick.tick() => self.release(false).await,
+            };
+            if let Err(error) = result {
+                self.events.emit(Event::Error { what: "publish".to_owned(), message: format!("{error:#}") });
+            }
+        }
+    }
+
+    async fn announce(&mut self) -> anyhow::Result<()> {
+        for (device, ack) in self.store.current_acks().await? {
+            self.ack(&device, &ack).await?;
+        }
+        self.release(true).await
+    }
+
+    async fn ack(&self, device: &str, ack: &AckMsg) -> anyhow::Result<()> {
+        let mut buffer = vec![0; AckMsg::MAX_BYTES];
+        let length = ack.encode(Encoding::Cbor, &mut buffer)?;
+        buffer.truncate(length);
+        let topic = topic::device(&self.config.broker.prefix, &self.config.broker.site, device, Kind::Ack);
+        Ok(self.link.publish(topic.as_str(), buffer, true).await?)
+    }
+
+    /// Publishes the newest release when it is new, or `again`. A release made by hand (another process) is found here, too.
+    async fn release(&mut self, again: bool) -> anyhow::Result<()> {
+        let Some(row) = self.store.latest_release().await? else { return Ok(()) };
+        let fresh = self.rollout.as_ref().is_none_or(|r| r.counter() != row.counter());
+        if fresh {
+            self.rollout = Some(Rollout::new(&row)?);
+        }
+        if let Some(rollout) = self.rollout.as_ref().filter(|_| fresh || again) {
+            let topic = topic::release(&self.config.broker.prefix, &self.config.broker.site, &self.config.release.channel);
+            self.link.publish(topic.as_str(), rollout.message().to_vec(), true).await?;
+        }
+        Ok(())
+    }
+
+    async fn block(&mut self) -> anyhow::Result<usize> {
+        let Some(next) = self.rollout.as_mut().and_then(|r| r.next(Instant::now())) else { return Ok(0) };
+        let (name, bytes) = next?;
+        let size = bytes.len();
+        let topic = topic::block(&self.config.broker.prefix, &self.config.broker.site, &name);
+        self.link.publish(topic.as_str(), bytes, false).await?;
+        Ok(size)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! Keys, manifests and signatures. A key file is the 32-byte Ed25519 seed as 64 hex digits, readable by its owner alone; the public
+//! key is 64 hex digits beside it.
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use omnilabel_bundle::Bundle;
+use omnilabel_keypoints::release::{DOMAIN, MAX_BLOCKS, MAX_FILES, MAX_MANIFEST, ReleaseFile, ReleaseManifest, is_inside};
+use omnilabel_keypoints::wire::{ReleaseMsg, VERSION};
+use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Why a key, manifest or signature was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Not a key file.
+    #[error("{path}: expected {expected}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A bundle that a release cannot carry.
+    #[error("{path}: {message}")]
+    Bundle {
+        /// The bundle or its file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The signature does not verify.
+    #[error("the signature does not verify")]
+    Signature,
+    /// Signed, but not a manifest.
+    #[error("the signed manifest is not JSON of the expected shape: {0}")]
+    Manifest(serde_json::Error),
+}
+
+/// File of the private key.
+pub const PRIVATE: &str = "release.key";
+/// File of the public key.
+pub const PUBLIC: &str = "release.pub";
+
+/// Draws a key pair and writes `release.key` (mode 0600) and `release.pub` to `dir`; never overwrites one.
+///
+/// # Errors
+/// [`SignError::Io`].
+pub fn keygen(dir: &Path) -> Result<(PathBuf, PathBuf), SignError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| SignError::Io { path, source }
+    };
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|e| SignError::Io { path: dir.to_owned(), source: std::io::Error::other(e.to_string()) })?;
+    let key = SigningKey::from_bytes(&seed);
+    let (private, public) = (dir.join(PRIVATE), dir.join(PUBLIC));
+    for (path, bytes, mode) in [(&private, key.to_bytes(), 0o600), (&public, key.verifying_key().to_bytes(), 0o644)] {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+        #[cfg(not(unix))]
+        let _ = mode;
+        let mut file = options.open(path).map_err(io(path))?;
+        writeln!(file, "{}", omnilabel_bundle::hex(&bytes)).and_then(|()| file.sync_all()).map_err(io(path))?;
+    }
+    Ok((private, public))
+}
+
+fn hex32(path: &Path, expected: &'static str) -> Result<[u8; 32], SignError> {
+    let text = std::fs::read_to_string(path).map_err(|source| SignError::Io { path: path.to_owned(), source })?;
+    let text = text.trim().as_bytes();
+    let refuse = || SignError::Key { path: path.to_owned(), expected };
+    let digit = |b: u8| char::from(b).to_digit(16).map(|d| d as u8);
+    if text.len() != 64 {
+        return Err(refuse());
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(refuse)?;
+    }
+    Ok(bytes)
+}
+
+/// Reads a private key; refuses one that others can read.
+///
+/// # Errors
+/// [`SignError::Io`], [`SignError::Key`].
+pub fn read_key(path: &Path) -> Result<SigningKey, SignError> {
+    let seed = hex32(path, "a private key: 64 hex digits")?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(path).map_err(|source| SignError::Io { path: path.to_owned(), source })?.permissions().mode();
+        if mode & 0o077 != 0 {
+            return Err(SignError::Key { path: path.to_owned(), expected: "mode 0600: others can read this private key" });
+        }
+    }
+    Ok(SigningKey::from_bytes(&seed))
+}
+
+/// Reads a public key.
+///
+/// # Errors
+/// [`SignError::Io`], [`SignError::Key`].
+pub fn read_public(path: &Path) -> Result<VerifyingKey, SignError> {
+    const EXPECTED: &str = "a public Ed25519 key: 64 hex digits";
+    VerifyingKey::from_bytes(&hex32(path, EXPECTED)?).map_err(|_| SignError::Key { path: path.to_owned(), expected: EXPECTED })
+}
+
+/// What a release names beside its files.
+#[derive(Clone, Copy, Debug)]
+pub struct Naming<'a> {
+    /// The site it is for.
+    pub site: &'a str,
+    /// The channel it is for.
+    pub channel: &'a str,
+    /// Above every earlier one.
+    pub counter: u64,
+    /// For people.
+    pub name: &'a str,
+    /// Bytes of a block.
+    pub block_bytes: u32,
+}
+
+/// The manifest of a release of `bundle`: every file with its hash and the hashes of its blocks, `manifest.json` first.
+///
+/// # Errors
+/// [`SignError::Bundle`] when it has more files or blocks than a release can name, [`SignError::Io`].
+pub fn build_manifest(bundle: &Bundle, naming: Naming<'_>) -> Result<ReleaseManifest, SignError> {
+    let refuse = |path: &Path, message: String| SignError::Bundle { path: path.to_owned(), message };
+    let text = |what: &str, value: &str| {
+        heapless::String::try_from(value).map_err(|_| refuse(bundle.root(), format!("the {what} {value:?} is longer than 64 bytes")))
+    };
+    let mut manifest = ReleaseManifest {
+        format: 1,
+        site: text("site", naming.site)?,
+        channel: text("channel", naming.channel)?,
+        counter: naming.counter,
+        name: text("name", naming.name)?,
+        block_bytes: naming.block_bytes,
+        files: heapless::Vec::new(),
+        blocks: heapless::Vec::new(),
+    };
+    let names = std::iter::once("manifest.json").chain(bundle.manifest().files.keys().map(String::as_str));
+    for name in names {
+        let path = bundle.path(name);
+        if !is_inside(name) {
+            return Err(refuse(&path, "its path leaves the bundle".to_owned()));
+        }
+        let (mut entry, blocks) = hash_file(&path, naming.block_bytes as usize)?;
+        for block in blocks {
+            manifest.blocks.push(block).map_err(|_| {
+                let bytes = naming.block_bytes;
+                refuse(bundle.root(), format!("more than {MAX_BLOCKS} blocks of {bytes} bytes: raise `release.block_bytes`"))
+            })?;
+        }
+        entry.path = heapless::String::try_from(name).map_err(|_| refuse(&path, "its path is longer than 96 bytes".to_owned()))?;
+        manifest.files.push(entry).map_err(|_| refuse(bundle.root(), format!("more than {MAX_FILES} files")))?;
+    }
+    Ok(manifest)
+}
+
+fn hash_file(path: &Path, block_bytes: usize) -> Result<(ReleaseFile, Vec<heapless::String<64>>), SignError> {
+    let io = |source| SignError::Io { path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let (mut whole, mut entry, mut blocks) = (Sha256::new(), ReleaseFile::default(), Vec::new());
+    let mut block = Vec::with_capacity(block_bytes);
+    loop {
+        block.clear();
+        (&mut file).take(block_bytes as u64).read_to_end(&mut block).map_err(io)?;
+        if block.is_empty() {
+            break;
+        }
+        whole.update(&block);
+        entry.bytes += block.len() as u64;
+        blocks.push(hex_string(&Sha256::digest(&block)));
+    }
+    entry.sha256 = hex_string(&whole.finalize());
+    Ok((entry, blocks))
+}
+
+fn hex_string(digest: &[u8]) -> heapless::String<64> {
+    omnilabel_bundle::hex(digest).chars().collect()
+}
+
+/// Signs a manifest: Ed25519 over [`DOMAIN`] ‖ the exact JSON bytes that travel.
+///
+/// # Errors
+/// [`SignError::Bundle`] when the JSON is longer than [`MAX_MANIFEST`].
+pub fn sign(key: &SigningKey, manifest: &ReleaseManifest) -> Result<ReleaseMsg, SignError> {
+    let json = serde_json::to_vec(manifest).map_err(SignError::Manifest)?;
+    let signature = key.sign(&[DOMAIN, &json].concat()).to_bytes();
+    let refuse = |_| SignError::Bundle {
+        path: PathBuf::from(manifest.name.as_str()),
+        message: format!("its release manifest has {} bytes, {MAX_MANIFEST} at most: raise `release.block_bytes`", json.len()),
+    };
+    let bytes = heapless::Vec::from_slice(&json).map_err(refuse)?;
+    let signature = heapless::Vec::from_slice(&signature).map_err(|_| SignError::Signature)?;
+    Ok(ReleaseMsg { version: VERSION, manifest: bytes, signature })
+}
+
+/// Checks a signature strictly, and only then parses the manifest.
+///
+/// # Errors
+/// [`SignError::Signature`], [`SignError::Manifest`].
+pub fn verify(key: &VerifyingKey, message: &ReleaseMsg) -> Result<ReleaseManifest, SignError> {
+    let signature = Signature::from_slice(&message.signature).map_err(|_| SignError::Signature)?;
+    key.verify_strict(&[DOMAIN, &message.manifest].concat(), &signature).map_err(|_| SignError::Signature)?;
+    serde_json::from_slice(&message.manifest).map_err(SignError::Manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> ReleaseManifest {
+        ReleaseManifest {
+            format: 1,
+            site: "home".try_into().unwrap(),
+            channel: "stable".try_into().unwrap(),
+            counter: 3,
+            name: "round-3".try_into().unwrap(),
+            block_bytes: 4096,
+            files: heapless::Vec::new(),
+            blocks: heapless::Vec::new(),
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_breaks_the_signature() {
+        let dir = tempfile::tempdir().unwrap();
+        let (private, public) = keygen(dir.path()).unwrap();
+        let (private, public) = (read_key(&private).unwrap(), read_public(&public).unwrap());
+        let good = sign(&private, &manifest()).unwrap();
+        assert_eq!(verify(&public, &good).unwrap(), manifest());
+        for index in 0..(good.manifest.len() + good.signature.len()) * 8 {
+            let mut bad = good.clone();
+            let byte = index / 8;
+            let target = if byte < bad.manifest.len() { &mut bad.manifest[byte] } else { &mut bad.signature[byte - good.manifest.len()] };
+            *target ^= 1 << (index % 8);
+            assert!(matches!(verify(&public, &bad), Err(SignError::Signature)), "bit {index}");
+        }
+    }
+
+    #[test]
+    fn the_domain_is_part_of_what_is_signed() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let mut message = sign(&key, &manifest()).unwrap();
+        message.signature = heapless::Vec::from_slice(&key.sign(&message.manifest).to_bytes()).unwrap();
+        assert!(verify(&key.verifying_key(), &message).is_err());
+        assert!(verify(&SigningKey::from_bytes(&[8; 32]).verifying_key(), &sign(&key, &manifest()).unwrap()).is_err());
+    }
+
+    #[test]
+    fn key_files_are_private_and_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (private, _) = keygen(dir.path()).unwrap();
+        assert!(matches!(keygen(dir.path()), Err(SignError::Io { .. })));
+        let mut mode = std::fs::metadata(&private).unwrap().permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o644);
+        std::fs::set_permissions(&private, mode).unwrap();
+        assert!(read_key(&private).unwrap_err().to_string().contains("0600"));
+        std::fs::write(&private, "zz").unwrap();
+        assert!(read_key(&private).unwrap_err().to_string().contains("release.key"));
+    }
+
+    #[test]
+    fn blocks_cover_the_file_exactly() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights");
+        let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i * 7) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let (entry, found) = hash_file(&path, 4096).unwrap();
+        let blocks: Vec<_> = bytes.chunks(4096).map(|b| hex_string(&Sha256::digest(b))).collect();
+        assert_eq!((entry.bytes, found), (10_000, blocks));
+        assert_eq!(entry.sha256, hex_string(&Sha256::digest(&bytes)));
+    }
+}

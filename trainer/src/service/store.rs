@@ -1,0 +1,175 @@
+//! The centre's database: SQLite with a write-ahead log, every commit fsynced. What is acknowledged to a device is read from here,
+//! after the commit that stored it.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `store.rs` | opening, the collector epoch |
+//! | [`intake`] | one commit of incoming records, with the acknowledgements it allows |
+//! | [`runs`] | settled sequences as runs, watermark |
+//! | [`ledger`] | rounds, releases |
+//! | [`counts`] | what was committed, stored, lost, repeated |
+
+pub mod counts;
+pub mod intake;
+pub mod ledger;
+mod marker;
+pub mod runs;
+
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why the store could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite failed.
+    #[error("{path}: {operation}: {source}")]
+    Sql {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        operation: &'static str,
+        /// What SQLite says.
+        source: sqlx::Error,
+    },
+    /// The schema could not be brought up to date.
+    #[error("{path}: {source}")]
+    Migrate {
+        /// The database.
+        path: PathBuf,
+        /// What is wrong.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// A file beside the database could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A row that this code did not write.
+    #[error("{path}: {message}")]
+    Content {
+        /// The database.
+        path: PathBuf,
+        /// Which row, and what is wrong with it.
+        message: String,
+    },
+}
+
+/// The open store. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: SqlitePool,
+    path: PathBuf,
+    collector: u64,
+}
+
+impl Store {
+    /// Opens the store beside a service that may be running, to read it or to add a release: the collector epoch is left alone (0 when
+    /// none was drawn yet).
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn attach(state_dir: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(state_dir).map_err(|source| StoreError::Io { path: state_dir.to_owned(), source })?;
+        let path = state_dir.join("centre.sqlite");
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(30));
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.map_err(|source| StoreError::Sql {
+            path: path.clone(),
+            operation: "open",
+            source,
+        })?;
+        sqlx::migrate!().run(&pool).await.map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
+        let mut store = Self { pool, path, collector: 0 };
+        store.collector = store.meta("collector").await?.map_or(0, i64::cast_unsigned);
+        Ok(store)
+    }
+
+    /// Opens or creates `state_dir/centre.sqlite` for the service.
+    ///
+    /// A new collector epoch is drawn when the store is new, when `new_epoch` asks for it, and when the marker beside the database
+    /// shows that the database is older than what was acknowledged (restored from a backup): devices then send again what they
+    /// still hold.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn open(state_dir: &Path, new_epoch: bool) -> Result<Self, StoreError> {
+        let mut store = Self::attach(state_dir).await?;
+        let known = store.meta("collector").await?;
+        let commits = store.meta("commits").await?.unwrap_or(0);
+        let restored = match (known, marker::read(state_dir)?) {
+            (Some(epoch), Some(marker)) => marker.collector != epoch.cast_unsigned() || marker.commits > commits.cast_unsigned(),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        store.collector = match known {
+            Some(epoch) if !new_epoch && !restored => epoch.cast_unsigned(),
+            _ => {
+                let epoch = draw(state_dir)?;
+                store.set_meta("collector", epoch.cast_signed()).await?;
+                if restored {
+                    tracing::warn!("the store is older than its marker: a new collector epoch {epoch:016x} asks devices to send again");
+                }
+                epoch
+            }
+        };
+        marker::write(state_dir, marker::Marker { collector: store.collector, commits: commits.cast_unsigned() })?;
+        Ok(store)
+    }
+
+    /// The collector's epoch.
+    pub const fn collector(&self) -> u64 {
+        self.collector
+    }
+
+    /// The folder that holds the database.
+    pub fn state_dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    /// Closes all connections and folds the write-ahead log into the database.
+    pub async fn close(self) {
+        self.pool.close().await;
+    }
+
+    async fn meta(&self, key: &str) -> Result<Option<i64>, StoreError> {
+        sqlx::query_scalar("SELECT value FROM meta WHERE key = ?").bind(key).fetch_optional(&self.pool).await.map_err(self.sql("read meta"))
+    }
+
+    async fn set_meta(&self, key: &str, value: i64) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+            .bind(key)
+            .bind(value)
+            .execute(&self.pool)
+            .await
+            .map_err(self.sql("write meta"))
+            .map(drop)
+    }
+
+    fn sql(&self, operation: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError + use<> {
+        let path = self.path.clone();
+        move |source| StoreError::Sql { path, operation, source }
+    }
+
+    fn content(&self, message: String) -> StoreError {
+        StoreError::Content { path: self.path.clone(), message }
+    }
+}
+
+/// A new epoch; never 0.
+fn draw(state_dir: &Path) -> Result<u64, StoreError> {
+    let random = getrandom::u64()
+        .map_err(|error| StoreError::Io { path: state_dir.to_owned(), source: std::io::Error::other(error.to_string()) })?;
+    Ok(random | 1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! What became of the labels, by device: the figures that must add up.
+
+use super::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+/// One device's account, over all its outbox epochs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceCounts {
+    /// The device.
+    pub device: String,
+    /// Made and fsynced on the device, by its last status.
+    pub committed: u64,
+    /// Stored here, each once.
+    pub stored: u64,
+    /// Of these with everything that was announced (label and frame).
+    pub settled: u64,
+    /// Of these kept but not trained on.
+    pub refused: u64,
+    /// Still in the device's outbox, by its last status.
+    pub pending: u64,
+    /// Dropped by the outbox's byte budget, by its last status.
+    pub evicted: u64,
+    /// Arrived again and not stored again.
+    pub duplicates: u64,
+    /// Of these with other bytes under the same key.
+    pub conflicts: u64,
+    /// Frames stored.
+    pub frames: u64,
+    /// Whether it is connected.
+    pub online: bool,
+    /// Counter of the confirmed release.
+    pub confirmed: u64,
+    /// Counter of the release on trial.
+    pub trial: Option<u64>,
+    /// Counter of the last refused release.
+    pub refused_release: Option<u64>,
+    /// Why it was refused.
+    pub reason: String,
+}
+
+impl DeviceCounts {
+    /// Committed, neither stored nor evicted nor still in the outbox: lost. Only meaningful when the last status is newer than the last
+    /// label; while labels are under way it may be too small, never too large, by those that are stored but not yet acknowledged.
+    pub const fn lost(&self) -> u64 {
+        self.committed.saturating_sub(self.stored).saturating_sub(self.evicted).saturating_sub(self.pending)
+    }
+
+    /// Committed, neither stored nor evicted: DESIGN.md's figure, which must be 0 once the outbox is empty.
+    pub const fn missing(&self) -> u64 {
+        self.committed.saturating_sub(self.stored).saturating_sub(self.evicted)
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    device: String,
+    online: bool,
+    confirmed: i64,
+    trial: Option<i64>,
+    refused_release: Option<i64>,
+    reason: String,
+    committed: i64,
+    pending: i64,
+    evicted: i64,
+    duplicates: i64,
+    conflicts: i64,
+    stored: i64,
+    settled: i64,
+    refused: i64,
+    frames: i64,
+}
+
+impl Store {
+    /// Every device's account, by name.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn counts(&self) -> Result<Vec<DeviceCounts>, StoreError> {
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT d.device, d.online, d.confirmed, d.trial, d.refused AS refused_release, d.reason, \
+             coalesce(e.committed, 0) AS committed, coalesce(e.pending, 0) AS pending, coalesce(e.evicted, 0) AS evicted, \
+             coalesce(e.duplicates, 0) AS duplicates, coalesce(e.conflicts, 0) AS conflicts, \
+             coalesce(l.stored, 0) AS stored, coalesce(l.settled, 0) AS settled, coalesce(l.refused, 0) AS refused, \
+             coalesce(f.frames, 0) AS frames \
+             FROM devices d \
+             LEFT JOIN (SELECT device, sum(committed) AS committed, sum(pending) AS pending, sum(evicted) AS evicted, \
+                        sum(duplicates) AS duplicates, sum(conflicts) AS conflicts FROM epochs GROUP BY device) e USING (device) \
+             LEFT JOIN (SELECT device, count(*) AS stored, sum(settled) AS settled, count(refused) AS refused FROM labels GROUP BY device) l \
+                        USING (device) \
+             LEFT JOIN (SELECT device, count(jpeg) AS frames FROM frames GROUP BY device) f USING (device) \
+             ORDER BY d.device",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(self.sql("count"))?;
+        Ok(rows
+            .into_iter()
+            .map(|r| DeviceCounts {
+                device: r.device,
+                committed: r.committed.cast_unsigned(),
+                stored: r.stored.cast_unsigned(),
+                settled: r.settled.cast_unsigned(),
+                refused: r.refused.cast_unsigned(),
+                pending: r.pending.cast_unsigned(),
+                evicted: r.evicted.cast_unsigned(),
+                duplicates: r.duplicates.cast_unsigned(),
+                conflicts: r.conflicts.cast_unsigned(),
+                frames: r.frames.cast_unsigned(),
+                online: r.online,
+                confirmed: r.confirmed.cast_unsigned(),
+                trial: r.trial.map(i64::cast_unsigned),
+                refused_release: r.refused_release.map(i64::cast_unsigned),
+                reason: r.reason,
+            })
+            .collect())
+    }
+
+    /// Stored labels and repetitions of one device.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn tally(&self, device: &str) -> Result<(u64, u64), StoreError> {
+        let (stored, duplicates): (i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM labels WHERE device = ?1), \
+             (SELECT coalesce(sum(duplicates), 0) FROM epochs WHERE device = ?1)",
+        )
+        .bind(device)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(self.sql("count"))?;
+        Ok((stored.cast_unsigned(), duplicates.cast_unsigned()))
+    }
+
+    /// The names of all known devices.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn devices(&self) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar("SELECT device FROM devices ORDER BY device").fetch_all(&self.pool).await.map_err(self.sql("read devices"))
+    }
+}
+
+/// The counts of a state folder, for tools that only look (the demo); works while the service runs.
+///
+/// # Errors
+/// See [`StoreError`]; a folder without a store is an error.
+pub async fn read_counts(state_dir: &std::path::Path) -> Result<Vec<DeviceCounts>, StoreError> {
+    let path = state_dir.join("centre.sqlite");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).busy_timeout(std::time::Duration::from_secs(10));
+    let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(|source| StoreError::Sql {
+        path: path.clone(),
+        operation: "open",
+        source,
+    })?;
+    let store = Store { pool, path, collector: 0 };
+    let counts = store.counts().await;
+    store.close().await;
+    counts
+}

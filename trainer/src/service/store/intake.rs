@@ -1,0 +1,280 @@
+//! One commit: everything that waits in the queue, in one transaction with one fsync.
+
+use super::{Store, StoreError, marker, runs};
+use omnilabel_keypoints::wire::{AckMsg, HistogramMsg, LabelKey, ModelMsg, StatusMsg};
+use sha2::{Digest, Sha256};
+use sqlx::SqliteConnection;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the store keeps of a label beside its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelRow {
+    /// Stored once under this key.
+    pub key: LabelKey,
+    /// The frame's id.
+    pub frame: u64,
+    /// Capture time by the device's clock, Unix ms.
+    pub captured_ms: u64,
+    /// Counter of the teacher's release.
+    pub model: u64,
+    /// Instances in it.
+    pub instances: u32,
+    /// Of these above the device's τ.
+    pub kept: u32,
+    /// Whether its frame follows; the label is settled only when that is stored too.
+    pub wants_frame: bool,
+    /// Why it is kept but not trained on.
+    pub refused: Option<String>,
+    /// The message as it came.
+    pub payload: Vec<u8>,
+}
+
+/// One incoming message that is worth storing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// From `…/labels`.
+    Label(Box<LabelRow>),
+    /// From `…/frames`.
+    Frame {
+        /// Key of its label.
+        key: LabelKey,
+        /// The frame's id.
+        frame: u64,
+        /// Why the picture is not kept; its label is then settled and not trained on.
+        refused: Option<String>,
+        /// The JPEG.
+        jpeg: Vec<u8>,
+    },
+    /// From `…/status`.
+    Status(StatusMsg),
+    /// From `…/model`.
+    Model(Box<ModelMsg>),
+    /// From `…/histogram`.
+    Histogram(Box<HistogramMsg>),
+}
+
+/// What a commit did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Committed {
+    /// Acknowledgements by device, in the order they should be sent.
+    pub acks: Vec<(String, AckMsg)>,
+    /// Labels stored now.
+    pub stored: u64,
+    /// Labels and frames that were there already.
+    pub repeated: u64,
+    /// Keys that came again with other bytes; the first stays.
+    pub conflicts: u64,
+}
+
+impl Store {
+    /// Stores `records` (device, message) in one transaction; after it returned, they are on disk.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; then nothing of the batch is stored and nothing may be acknowledged.
+    pub async fn commit(&self, records: &[(String, Record)], now_ms: u64) -> Result<Committed, StoreError> {
+        let now = now_ms.cast_signed();
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
+        let mut done = Committed::default();
+        let mut touched: BTreeMap<(&str, i64), BTreeSet<i64>> = BTreeMap::new();
+        for (device, record) in records {
+            self.seen(&mut tx, device, now).await?;
+            match record {
+                Record::Label(row) => {
+                    let (epoch, sequence) = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
+                    touched.entry((device, epoch)).or_default().insert(sequence);
+                    label(&mut tx, device, row, now, &mut done).await.map_err(self.sql("store a label"))?;
+                }
+                Record::Frame { key, frame, refused, jpeg } => {
+                    let (epoch, sequence) = (key.epoch.cast_signed(), key.sequence.cast_signed());
+                    touched.entry((device, epoch)).or_default().insert(sequence);
+                    let hash = Sha256::digest(jpeg);
+                    let kept = refused.is_none().then_some(jpeg.as_slice());
+                    let fresh = sqlx::query(
+                        "INSERT OR IGNORE INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg) \
+                         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    )
+                    .bind(device)
+                    .bind(epoch)
+                    .bind(sequence)
+                    .bind(frame.cast_signed())
+                    .bind(now)
+                    .bind(hash.as_slice())
+                    .bind(refused)
+                    .bind(kept)
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(self.sql("store a frame"))?;
+                    if fresh.rows_affected() == 0 {
+                        done.repeated += 1;
+                    } else {
+                        settle(&mut tx, device, epoch, sequence).await.map_err(self.sql("settle a label"))?;
+                    }
+                }
+                Record::Status(status) => status_row(&mut tx, device, status).await.map_err(self.sql("store a status"))?,
+                Record::Model(model) => model_row(&mut tx, device, model).await.map_err(self.sql("store a model report"))?,
+                Record::Histogram(histogram) => {
+                    let scores = serde_json::to_string(histogram.scores.as_slice()).map_err(|e| self.content(e.to_string()))?;
+                    sqlx::query(
+                        "INSERT INTO histograms (device, model, frames, received_ms, scores) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE \
+                         SET frames = excluded.frames, received_ms = excluded.received_ms, scores = excluded.scores \
+                         WHERE excluded.frames >= frames",
+                    )
+                    .bind(device)
+                    .bind(histogram.model.cast_signed())
+                    .bind(histogram.frames.cast_signed())
+                    .bind(now)
+                    .bind(scores)
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(self.sql("store a histogram"))?;
+                }
+            }
+        }
+        for ((device, epoch), sequences) in &touched {
+            let acks = runs::acks(&mut tx, self.collector, device, *epoch, sequences).await.map_err(self.sql("read the watermark"))?;
+            done.acks.extend(acks.into_iter().map(|ack| ((*device).to_owned(), ack)));
+        }
+        let commits: i64 = sqlx::query_scalar(
+            "INSERT INTO meta (key, value) VALUES ('commits', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(self.sql("count the commit"))?;
+        tx.commit().await.map_err(self.sql("commit"))?;
+        marker::write(self.state_dir(), marker::Marker { collector: self.collector, commits: commits.cast_unsigned() })?;
+        Ok(done)
+    }
+
+    async fn seen(&self, tx: &mut SqliteConnection, device: &str, now: i64) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO devices (device, seen_ms) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET seen_ms = excluded.seen_ms")
+            .bind(device)
+            .bind(now)
+            .execute(tx)
+            .await
+            .map_err(self.sql("store a device"))
+            .map(drop)
+    }
+
+    /// The current acknowledgement of every device's latest outbox epoch, for a (re)connect.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn current_acks(&self) -> Result<Vec<(String, AckMsg)>, StoreError> {
+        let mut db = self.pool.acquire().await.map_err(self.sql("acquire"))?;
+        let latest: Vec<(String, i64)> = sqlx::query_as("SELECT device, epoch FROM devices WHERE epoch IS NOT NULL")
+            .fetch_all(&mut *db)
+            .await
+            .map_err(self.sql("read devices"))?;
+        let mut acks = Vec::new();
+        for (device, epoch) in latest {
+            let found =
+                runs::acks(&mut db, self.collector, &device, epoch, &BTreeSet::new()).await.map_err(self.sql("read the watermark"))?;
+            acks.extend(found.into_iter().map(|ack| (device.clone(), ack)));
+        }
+        Ok(acks)
+    }
+}
+
+async fn label(db: &mut SqliteConnection, device: &str, row: &LabelRow, now: i64, done: &mut Committed) -> Result<(), sqlx::Error> {
+    let (epoch, sequence) = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
+    sqlx::query("UPDATE devices SET epoch = ? WHERE device = ?").bind(epoch).bind(device).execute(&mut *db).await?;
+    let fresh = sqlx::query(
+        "INSERT OR IGNORE INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, \
+         settled, refused, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)",
+    )
+    .bind(device)
+    .bind(epoch)
+    .bind(sequence)
+    .bind(row.frame.cast_signed())
+    .bind(now)
+    .bind(row.captured_ms.cast_signed())
+    .bind(row.model.cast_signed())
+    .bind(row.instances)
+    .bind(row.kept)
+    .bind(row.wants_frame)
+    .bind(&row.refused)
+    .bind(&row.payload)
+    .execute(&mut *db)
+    .await?
+    .rows_affected()
+        > 0;
+    if fresh {
+        done.stored += 1;
+        return settle(db, device, epoch, sequence).await;
+    }
+    let same: bool = sqlx::query_scalar("SELECT payload = ? FROM labels WHERE device = ? AND epoch = ? AND sequence = ?")
+        .bind(&row.payload)
+        .bind(device)
+        .bind(epoch)
+        .bind(sequence)
+        .fetch_one(&mut *db)
+        .await?;
+    done.repeated += 1;
+    done.conflicts += u64::from(!same);
+    sqlx::query(
+        "INSERT INTO epochs (device, epoch, duplicates, conflicts) VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE \
+         SET duplicates = duplicates + 1, conflicts = conflicts + excluded.conflicts",
+    )
+    .bind(device)
+    .bind(epoch)
+    .bind(!same)
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Marks a label as settled if nothing more is awaited, and its sequence as part of the runs.
+async fn settle(db: &mut SqliteConnection, device: &str, epoch: i64, sequence: i64) -> Result<(), sqlx::Error> {
+    let settled = sqlx::query(
+        "UPDATE labels SET settled = 1 WHERE device = ?1 AND epoch = ?2 AND sequence = ?3 AND settled = 0 AND (wants_frame = 0 OR EXISTS \
+         (SELECT 1 FROM frames WHERE device = ?1 AND epoch = ?2 AND sequence = ?3))",
+    )
+    .bind(device)
+    .bind(epoch)
+    .bind(sequence)
+    .execute(&mut *db)
+    .await?;
+    if settled.rows_affected() > 0 { runs::insert(db, device, epoch, sequence).await } else { Ok(()) }
+}
+
+async fn status_row(db: &mut SqliteConnection, device: &str, status: &StatusMsg) -> Result<(), sqlx::Error> {
+    if !status.online && status.epoch == 0 {
+        // The last will knows nothing but that the device is gone.
+        sqlx::query("UPDATE devices SET online = 0 WHERE device = ?").bind(device).execute(db).await?;
+        return Ok(());
+    }
+    sqlx::query("UPDATE devices SET online = ?, model = ?, frames = ?, bad_frames = ?, epoch = ? WHERE device = ?")
+        .bind(status.online)
+        .bind(status.model.cast_signed())
+        .bind(status.frames.cast_signed())
+        .bind(status.bad_frames.cast_signed())
+        .bind(status.epoch.cast_signed())
+        .bind(device)
+        .execute(&mut *db)
+        .await?;
+    // `committed` never falls within an epoch: an old status that arrives late changes nothing.
+    sqlx::query(
+        "INSERT INTO epochs (device, epoch, committed, pending, evicted) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE \
+         SET committed = excluded.committed, pending = excluded.pending, evicted = excluded.evicted WHERE excluded.committed >= committed",
+    )
+    .bind(device)
+    .bind(status.epoch.cast_signed())
+    .bind(status.committed.cast_signed())
+    .bind(status.pending.cast_signed())
+    .bind(status.evicted.cast_signed())
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+async fn model_row(db: &mut SqliteConnection, device: &str, model: &ModelMsg) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE devices SET confirmed = ?, trial = ?, refused = ?, reason = ? WHERE device = ?")
+        .bind(model.confirmed.cast_signed())
+        .bind(model.trial.map(u64::cast_signed))
+        .bind(model.refused.map(u64::cast_signed))
+        .bind(model.reason.as_str())
+        .bind(device)
+        .execute(db)
+        .await
+        .map(drop)
+}

@@ -1,0 +1,217 @@
+//! The store against a model of it: whatever arrives, however often and in whatever order.
+
+use super::intake::{LabelRow, Record};
+use super::*;
+use omnilabel_keypoints::wire::{AckMsg, LabelKey, MAX_GAPS, StatusMsg};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+fn label(sequence: u64, wants_frame: bool) -> (String, Record) {
+    let row = LabelRow {
+        key: LabelKey { epoch: u64::MAX - 5, sequence },
+        frame: sequence,
+        captured_ms: 0,
+        model: 0,
+        instances: 1,
+        kept: 1,
+        wants_frame,
+        refused: None,
+        payload: sequence.to_le_bytes().to_vec(),
+    };
+    ("cam".to_owned(), Record::Label(Box::new(row)))
+}
+
+fn frame(sequence: u64) -> (String, Record) {
+    let key = LabelKey { epoch: u64::MAX - 5, sequence };
+    ("cam".to_owned(), Record::Frame { key, frame: sequence, refused: None, jpeg: vec![1, 2, 3] })
+}
+
+fn covered(acks: &[(String, AckMsg)]) -> BTreeSet<u64> {
+    acks.iter().flat_map(|(_, ack)| (1..=ack.watermark).chain(ack.stored.iter().flat_map(|&(first, last)| first..=last))).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Sequences and whether it is the label (true) or the frame that arrives.
+    Batch(Vec<(u64, bool)>),
+    Reopen,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let batch = proptest::collection::vec((1_u64..60, any::<bool>()), 1..25).prop_map(Op::Batch);
+    proptest::collection::vec(prop_oneof![8 => batch, 1 => Just(Op::Reopen)], 1..12)
+}
+
+/// Every third label has no frame.
+const fn wants(sequence: u64) -> bool {
+    sequence % 3 != 0
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_store_agrees_with_two_sets(ops in ops()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = Store::open(dir.path(), false).await.unwrap();
+            let (mut labels, mut frames, mut repeated) = (BTreeSet::new(), BTreeSet::new(), 0);
+            for op in ops {
+                let Op::Batch(batch) = op else {
+                    let collector = store.collector();
+                    store.close().await;
+                    store = Store::open(dir.path(), false).await.unwrap();
+                    assert_eq!(store.collector(), collector, "a restart is no restore");
+                    continue;
+                };
+                let records: Vec<_> = batch.iter().map(|&(q, l)| if l { label(q, wants(q)) } else { frame(q) }).collect();
+                for &(q, l) in &batch {
+                    if l { repeated += u64::from(!labels.insert(q)) } else { frames.insert(q); }
+                }
+                let done = store.commit(&records, 1).await.unwrap();
+                assert_eq!(done.conflicts, 0);
+                let settled: BTreeSet<u64> = labels.iter().copied().filter(|q| !wants(*q) || frames.contains(q)).collect();
+                let watermark = (1..).take_while(|q| settled.contains(q)).last().unwrap_or(0);
+                for (_, ack) in &done.acks {
+                    assert_eq!((ack.watermark, ack.epoch, ack.collector), (watermark, u64::MAX - 5, store.collector()));
+                    assert!(ack.stored.iter().all(|&(first, last)| first > watermark + 1 && first <= last));
+                }
+                let acked = covered(&done.acks);
+                assert!(acked.is_subset(&settled), "acknowledged but not stored: {:?}", acked.difference(&settled));
+                for (q, _) in &batch {
+                    assert_eq!(acked.contains(q), settled.contains(q), "sequence {q}");
+                }
+                let counts = store.counts().await.unwrap();
+                assert_eq!(counts.len(), 1);
+                assert_eq!(
+                    (counts[0].stored, counts[0].settled, counts[0].duplicates, counts[0].frames),
+                    (labels.len() as u64, settled.len() as u64, repeated, frames.len() as u64)
+                );
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn many_gaps_are_all_acknowledged_in_several_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false).await.unwrap();
+    let records: Vec<_> = (1..=40).map(|i| label(2 * i, false)).collect();
+    let done = store.commit(&records, 1).await.unwrap();
+    assert_eq!(done.acks.len(), 40_usize.div_ceil(MAX_GAPS));
+    assert_eq!(covered(&done.acks), (1..=40).map(|i| 2 * i).collect());
+    // One that comes again is acknowledged again, though 16 lower runs lie before it.
+    let done = store.commit(&[label(80, false)], 2).await.unwrap();
+    assert!(covered(&done.acks).contains(&80));
+    assert_eq!(done.repeated, 1);
+    // With the gaps filled, one watermark says it all.
+    let rest: Vec<_> = (1..=40).map(|i| label(2 * i - 1, false)).collect();
+    let done = store.commit(&rest, 3).await.unwrap();
+    assert_eq!((done.acks.len(), done.acks[0].1.watermark, done.acks[0].1.stored.len()), (1, 80, 0));
+    assert_eq!(store.current_acks().await.unwrap(), vec![("cam".to_owned(), done.acks[0].1.clone())]);
+}
+
+#[tokio::test]
+async fn the_first_of_two_labels_under_one_key_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false).await.unwrap();
+    let (device, Record::Label(mut other)) = label(1, false) else { panic!() };
+    other.payload = vec![9; 9];
+    let done = store.commit(&[label(1, false), (device, Record::Label(other))], 1).await.unwrap();
+    assert_eq!((done.stored, done.repeated, done.conflicts), (1, 1, 1));
+    let all = super::ledger::Selection { teacher: 0, after: 0, up_to: i64::MAX };
+    assert_eq!(store.payloads(all).await.unwrap(), vec![1_u64.to_le_bytes().to_vec()]);
+}
+
+#[tokio::test]
+async fn a_restored_store_gets_a_new_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, backup) = (dir.path().join("state"), dir.path().join("backup"));
+    let store = Store::open(&state, false).await.unwrap();
+    store.commit(&[label(1, false)], 1).await.unwrap();
+    let first = store.collector();
+    store.close().await;
+    std::fs::copy(state.join("centre.sqlite"), &backup).unwrap();
+
+    let store = Store::open(&state, false).await.unwrap();
+    store.commit(&[label(2, false)], 2).await.unwrap();
+    assert_eq!(store.collector(), first);
+    store.close().await;
+
+    std::fs::copy(&backup, state.join("centre.sqlite")).unwrap();
+    let store = Store::open(&state, false).await.unwrap();
+    let second = store.collector();
+    assert_ne!(second, first, "the database is older than what was acknowledged");
+    let done = store.commit(&[label(1, false)], 3).await.unwrap();
+    assert_eq!((done.acks[0].1.collector, done.acks[0].1.watermark), (second, 1));
+    store.close().await;
+
+    let store = Store::open(&state, true).await.unwrap();
+    let third = store.collector();
+    assert_ne!(third, second, "asked for by hand");
+    store.close().await;
+    std::fs::write(state.join("collector.marker"), "torn").unwrap();
+    assert_ne!(Store::open(&state, false).await.unwrap().collector(), third, "a marker that cannot be read proves nothing");
+}
+
+#[tokio::test]
+async fn the_account_adds_up_over_epochs() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false).await.unwrap();
+    let status = |epoch, committed, pending, evicted| {
+        let status = StatusMsg { version: 1, online: true, epoch, committed, pending, evicted, ..StatusMsg::default() };
+        ("cam".to_owned(), Record::Status(status))
+    };
+    let stored: Vec<_> = (3..=10).map(|q| label(q, false)).collect();
+    store.commit(&stored, 1).await.unwrap();
+    store.commit(&[status(u64::MAX - 5, 12, 1, 2), status(4, 5, 0, 5)], 1).await.unwrap();
+    // An old status that arrives late changes nothing; the last will only says that the device is gone.
+    store.commit(&[status(u64::MAX - 5, 3, 3, 0)], 1).await.unwrap();
+    store.commit(&[("cam".to_owned(), Record::Status(StatusMsg { version: 1, ..StatusMsg::default() }))], 2).await.unwrap();
+    let counts = store.counts().await.unwrap().remove(0);
+    assert_eq!((counts.committed, counts.stored, counts.evicted, counts.pending, counts.online), (17, 8, 7, 1, false));
+    assert_eq!((counts.missing(), counts.lost()), (2, 1));
+    assert_eq!(read_counts_of(dir.path()).await, counts);
+}
+
+async fn read_counts_of(dir: &std::path::Path) -> super::counts::DeviceCounts {
+    super::counts::read_counts(dir).await.unwrap().remove(0)
+}
+
+#[tokio::test]
+async fn counters_only_grow_and_no_device_can_push_them_far() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false).await.unwrap();
+    assert_eq!(store.next_counter().await.unwrap(), 1);
+    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, 1).await.unwrap();
+    assert_eq!(store.next_counter().await.unwrap(), 2);
+    assert!(store.add_release(1, "again", dir.path(), (b"m", b"s"), None, 1).await.is_err());
+    let model = |device: &str, confirmed, refused| {
+        let model = omnilabel_keypoints::wire::ModelMsg { version: 1, confirmed, refused, ..Default::default() };
+        (device.to_owned(), Record::Model(Box::new(model)))
+    };
+    // A device knows a release that this store, restored from a backup, does not.
+    store.commit(&[model("cam", 4, Some(6))], 1).await.unwrap();
+    assert_eq!(store.next_counter().await.unwrap(), 7);
+    store.commit(&[model("liar", 1 << 47, None)], 1).await.unwrap();
+    assert_eq!(store.next_counter().await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn a_release_that_the_fleet_refused_does_not_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false).await.unwrap();
+    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, 1).await.unwrap();
+    store.add_release(2, "two", dir.path(), (b"m", b"s"), None, 1).await.unwrap();
+    let running = async || store.running_release().await.unwrap().map_or(0, |r| r.counter());
+    assert_eq!(running().await, 2);
+    let model = |confirmed, refused| {
+        let model = omnilabel_keypoints::wire::ModelMsg { version: 1, confirmed, refused, ..Default::default() };
+        ("cam".to_owned(), Record::Model(Box::new(model)))
+    };
+    store.commit(&[model(1, Some(2))], 1).await.unwrap();
+    assert_eq!(running().await, 1);
+    store.commit(&[model(2, None)], 1).await.unwrap();
+    assert_eq!(running().await, 2);
+}

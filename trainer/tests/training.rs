@@ -1,0 +1,187 @@
+//! Arms and the whole method on a tiny folder: they resume exactly, skip what is done, and refuse what does not belong.
+
+mod common;
+
+use omnilabel_bundle::Bundle;
+use omnilabel_coco::Dataset;
+use omnilabel_keypoints::label::Thresholds;
+use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::train::{Init, TrainOptions};
+use omnilabel_runtime::{Teacher, check_golden};
+use omnilabel_trainer::arm::{ArmConfig, ArmOutcome, read_progress, train_arm};
+use omnilabel_trainer::calibrate::Mode;
+use omnilabel_trainer::distill::{DistillConfig, Event, Outcome, distill, split_by_id};
+use omnilabel_trainer::evaluate::Views;
+use omnilabel_trainer::samples::{SampleError, SampleSet, plain_folder};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn network() -> Config {
+    let mut config = Config::nano(3);
+    config.input.short_side = 64;
+    config
+}
+
+fn options(steps: u64) -> TrainOptions {
+    TrainOptions { steps, batch: 3, warmup: 1, ..TrainOptions::default() }
+}
+
+fn arm(out: &Path, steps: u64) -> ArmConfig {
+    ArmConfig {
+        name: "test".to_owned(),
+        network: network(),
+        options: options(steps),
+        init: Init::Seed(3),
+        out: out.to_owned(),
+        checkpoint_every: 0,
+        thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
+        parent: None,
+        golden: 2,
+    }
+}
+
+fn weights(bundle: &Bundle) -> String {
+    bundle.manifest().files["weights.safetensors"].sha256.clone()
+}
+
+#[test]
+fn a_stopped_arm_continues_to_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let samples = SampleSet::load(&common::folder(&dir.path().join("data"), 1, 5)).unwrap();
+    let go = AtomicBool::new(false);
+    let straight = match train_arm(&arm(&dir.path().join("a"), 4), &samples, Some(&samples), &mut |_| {}, &go).unwrap() {
+        ArmOutcome::Finished(bundle) => *bundle,
+        ArmOutcome::Stopped { .. } => panic!("nobody asked it to stop"),
+    };
+    assert_eq!(straight.manifest().golden.len(), 2);
+    assert_eq!(check_golden(&straight, &Teacher::load(&straight, 1).unwrap()).unwrap(), Ok(()));
+
+    let stop = AtomicBool::new(false);
+    let halting = arm(&dir.path().join("b"), 4);
+    let outcome = train_arm(&halting, &samples, Some(&samples), &mut |r| stop.store(r.step == 2, Ordering::Relaxed), &stop).unwrap();
+    assert!(matches!(outcome, ArmOutcome::Stopped { step: 2 }), "{outcome:?}");
+    assert!(!halting.out.join("bundle").exists());
+    let ArmOutcome::Finished(resumed) = train_arm(&halting, &samples, Some(&samples), &mut |_| {}, &go).unwrap() else {
+        panic!("nobody asked it to stop")
+    };
+    assert_eq!(weights(&resumed), weights(&straight));
+    let steps: Vec<u64> = read_progress(&halting.out.join("progress.jsonl")).unwrap().iter().map(|r| r.step).collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+
+    // Finished: opened, not trained again. Another arm in the same folder: refused by what differs.
+    let again = train_arm(&halting, &samples, Some(&samples), &mut |_| panic!("trained again"), &go).unwrap();
+    assert!(matches!(again, ArmOutcome::Finished(_)));
+    let error = train_arm(&arm(&halting.out, 5), &samples, Some(&samples), &mut |_| {}, &go).unwrap_err().to_string();
+    assert!(error.contains("training options"), "{error}");
+    let error = train_arm(&halting, &samples, None, &mut |_| {}, &go).unwrap_err().to_string();
+    assert!(error.contains("data set"), "{error}");
+}
+
+#[test]
+fn bad_pictures_are_named_and_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = common::folder(dir.path(), 1, 3);
+    std::fs::write(dir.path().join("images/2.jpg"), b"\xff\xd8 not a picture").unwrap();
+    std::fs::remove_file(dir.path().join("images/3.jpg")).unwrap();
+    let set = SampleSet::load(&dataset).unwrap();
+    assert_eq!(set.items.len(), 1);
+    let names: Vec<&str> = set.left_out.iter().map(|l| l.name.as_str()).collect();
+    assert!(names[0].ends_with("2.jpg") && names[1].ends_with("3.jpg"), "{names:?}");
+
+    std::fs::write(dir.path().join("images/1.jpg"), b"").unwrap();
+    let error = SampleSet::load(&dataset).unwrap_err();
+    assert!(matches!(error, SampleError::Empty { listed: 3, bad: 3, .. }), "{error}");
+    assert!(error.to_string().contains("1.jpg"), "{error}");
+}
+
+#[test]
+fn a_folder_of_pictures_is_unlabelled_footage() {
+    let dir = tempfile::tempdir().unwrap();
+    common::folder(dir.path(), 1, 3);
+    std::fs::write(dir.path().join("images/0.png"), b"no picture").unwrap();
+    let footage = plain_folder(dir.path(), &common::skeleton()).unwrap();
+    let ids: Vec<u64> = footage.images.iter().map(|i| i.id).collect();
+    assert_eq!((ids, footage.images[0].width, footage.annotations.len()), (vec![1, 2, 3], 64, 0));
+    assert!(omnilabel_detect::frame::Frame::open(&footage.image_path(&footage.images[2])).is_ok());
+    let empty = tempfile::tempdir().unwrap();
+    assert!(plain_folder(empty.path(), &common::skeleton()).is_err());
+}
+
+#[test]
+fn folders_of_different_skeletons_are_refused_by_the_first_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut other = common::folder(&dir.path().join("b"), 1, 2);
+    other.skeleton = Skeleton::new(&["head", "right_foot", "left_foot"], &[], None, None).unwrap();
+    let data = common::folder(&dir.path().join("a"), 1, 2);
+    let config = method(data.clone(), data, other, dir.path());
+    let error = distill(&config, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.contains("keypoint 1") && error.contains("left_foot"), "{error}");
+}
+
+fn method(labelled: Dataset, unlabelled: Dataset, val: Dataset, out: &Path) -> DistillConfig {
+    DistillConfig {
+        labelled,
+        unlabelled,
+        val,
+        upper: true,
+        teacher: None,
+        equal_steps: true,
+        network: network(),
+        teacher_options: options(6),
+        student_options: options(3),
+        init: Init::Seed(3),
+        views: Views { scales: vec![64], flip: true },
+        mode: Mode::Paper,
+        ignore_from: Some(0.5),
+        out: out.join("out"),
+        checkpoint_every: 2,
+    }
+}
+
+#[test]
+fn the_whole_method_resumes_stage_by_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (labelled, unlabelled) = split_by_id(&common::folder(&dir.path().join("train"), 1, 10), 0.3);
+    assert_eq!((labelled.images.len(), unlabelled.images.len()), (3, 7));
+    let val = common::folder(&dir.path().join("val"), 100, 3);
+    let config = method(labelled, unlabelled, val, dir.path());
+    let stages = Mutex::new(Vec::new());
+    let stop = AtomicBool::new(false);
+    let record = |event: Event<'_>| match event {
+        Event::Step(r) => {
+            let mut stages = stages.lock().unwrap();
+            let stage: &mut (String, u64) = stages.last_mut().unwrap();
+            stage.1 += 1;
+            if stage.0 == "student" && r.step == 1 {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        Event::Stage(name) => stages.lock().unwrap().push((name.to_owned(), 0)),
+        Event::Pictures { .. } => {}
+    };
+    assert!(matches!(distill(&config, &record, &stop).unwrap(), Outcome::Stopped));
+    let trained = |name: &str| stages.lock().unwrap().iter().filter(|s| s.0 == name).map(|s| s.1).sum::<u64>();
+    assert_eq!((trained("teacher"), trained("lower"), trained("student")), (6, 3, 1));
+
+    let go = AtomicBool::new(false);
+    let Outcome::Finished(report) = distill(&config, &record, &go).unwrap() else { panic!("nobody asked it to stop") };
+    // The finished arms were not trained again, the interrupted one went on.
+    assert_eq!((trained("teacher"), trained("lower"), trained("student"), trained("upper")), (6, 3, 3, 3));
+    assert_eq!(
+        (report.lower.manual_images, report.student.generated_images, report.upper.unwrap().manual_images),
+        (3, report.labels.labelled_images, 10)
+    );
+    assert!(report.teacher.ensemble.is_some());
+    let labels = omnilabel_coco::Dataset::load(&config.out.join("labels")).unwrap();
+    assert_eq!(labels.annotations.len(), report.labels.people);
+    for stage in ["report.json", "evaluation-upper.json", "labels/calibration.json"] {
+        assert!(config.out.join(stage).exists(), "{stage}");
+    }
+
+    // Everything done: nothing is trained.
+    stages.lock().unwrap().clear();
+    assert!(matches!(distill(&config, &record, &go).unwrap(), Outcome::Finished(_)));
+    assert_eq!(trained("teacher") + trained("student") + trained("upper"), 0);
+}
