@@ -1,3 +1,5 @@
-//! Whole-system tests: the rules of the house here, real peers in `tests/`.
+//! Whole-system tests: the rules of the house, and the product's programs against real peers.
 
+pub mod fleet;
 pub mod house;
+pub mod peers;

@@ -130,6 +130,7 @@ pub async fn run(config: EdgeConfig, stop: watch::Receiver<bool>) -> anyhow::Res
 /// See [`run`].
 pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: watch::Receiver<bool>) -> anyhow::Result<Summary> {
     let state_dir = config.state_dir.clone();
+    let _lock = lock(&state_dir)?;
     let key = crate::update::read_public_key(&config.root_key())?;
     let (slots, bundle) = Slots::open(&state_dir, &key)?;
     let model = Arc::new(loader.load(&bundle, slots.state().confirmed_counter).context("the confirmed model does not load")?);
@@ -191,6 +192,17 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     reader.abort();
     clock.abort();
     Ok(Summary { skipped_frames: skipped.load(Ordering::Relaxed), ..summary })
+}
+
+/// One process to a state folder; released when the file is closed.
+fn lock(state_dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
+    if !state_dir.is_dir() {
+        anyhow::bail!("{}: no such state folder; run `omnilabel-edge model install` first", state_dir.display());
+    }
+    let path = state_dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    file.try_lock().with_context(|| format!("another omnilabel-edge runs in {}", state_dir.display()))?;
+    Ok(file)
 }
 
 /// Waits until the process is to end; for ever when nobody is left to say so.

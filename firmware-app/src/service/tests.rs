@@ -349,6 +349,9 @@ async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
         assert!(start.elapsed() < DEADLINE, "the outbox has only {} bytes", bytes());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // A second process would write into the same outbox.
+    let second = device.start().1.await.unwrap().unwrap_err();
+    assert!(format!("{second:#}").contains("another omnilabel-edge"), "{second:#}");
     stop.send_replace(true);
     let summary = run.await.unwrap().unwrap();
     assert_eq!(summary.pending, summary.committed);

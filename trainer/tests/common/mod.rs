@@ -9,12 +9,12 @@ use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 
 /// Three keypoints, two of them a pair.
-pub fn skeleton() -> Skeleton {
+pub(crate) fn skeleton() -> Skeleton {
     Skeleton::new(&["head", "left_foot", "right_foot"], &[(0, 1), (0, 2)], None, Some(&[0.1; 3])).unwrap()
 }
 
 /// `n` pictures of 64 × 64 px with a bright person each, ids from `first`.
-pub fn folder(dir: &Path, first: u64, n: u64) -> Dataset {
+pub(crate) fn folder(dir: &Path, first: u64, n: u64) -> Dataset {
     std::fs::create_dir_all(dir.join("images")).unwrap();
     let mut dataset = Dataset { root: dir.to_owned(), skeleton: skeleton(), images: Vec::new(), annotations: Vec::new() };
     for id in first..first + n {

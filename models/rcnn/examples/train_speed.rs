@@ -1,8 +1,8 @@
 //! How fast training's arithmetic is: this crate's convolution against candle's own, and whole steps of the `nano` network.
 //!
 //! ```text
-//! cargo run --release -p omnilabel-rcnn --example speed            # layers, then the network
-//! cargo run --release -p omnilabel-rcnn --example speed network    # the network alone
+//! cargo run --release -p omnilabel-rcnn --example train_speed            # layers, then the network
+//! cargo run --release -p omnilabel-rcnn --example train_speed network    # the network alone
 //! ```
 
 use candle_core::{Device, Result, Tensor, Var};

@@ -1,7 +1,7 @@
 //! Milliseconds per frame of a bundle on this machine.
 //!
 //! ```text
-//! cargo run --release -p omnilabel-runtime --example speed -- BUNDLE [PICTURE] [THREADS]
+//! cargo run --release -p omnilabel-runtime --example frame_speed -- BUNDLE [PICTURE] [THREADS]
 //! ```
 //! Without a picture: a grey one of 160 × 120 px in which nobody is found, and three boxes are given instead.
 
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let root = arguments.first().ok_or("usage: speed BUNDLE [PICTURE] [THREADS]")?;
+    let root = arguments.first().ok_or("usage: frame_speed BUNDLE [PICTURE] [THREADS]")?;
     let bundle = Bundle::open(Path::new(root))?;
     let frame = match arguments.get(1) {
         Some(path) => Frame::open(Path::new(path))?,
