@@ -1,4 +1,5 @@
 //! The ten numbers equal pycocotools' on random and real cases.
+#![allow(clippy::unwrap_used)]
 
 use omnilabel_coco::ResultRecord;
 use omnilabel_trainer::score::{GroundTruth, score};
@@ -47,7 +48,7 @@ fn random_case(seed: u64) -> (Value, Value) {
     let own_sigmas = seed % 3 == 1;
     let k = if own_sigmas { rng.random_range(1..=20) } else { 17 };
     let categories = if seed % 7 == 3 { 2 } else { 1 };
-    let boxed = seed % 2 == 0;
+    let boxed = seed.is_multiple_of(2);
     let coarse_scores = seed % 4 < 2;
     let images = rng.random_range(1..12_u64);
     let (mut annotations, mut results) = (Vec::new(), Vec::new());
@@ -78,7 +79,7 @@ fn random_case(seed: u64) -> (Value, Value) {
             truths.push(keypoints.chunks(3).map(|p| if p[2] > 0.0 { [p[0], p[1], 2.0] } else { [x, y, 0.0] }).collect::<Vec<_>>().concat());
             truths.last_mut().unwrap().push(size);
         }
-        let detections = if rng.random_bool(0.1) { 0 } else { rng.random_range(0..if seed % 3 == 0 { 32 } else { 9 }) };
+        let detections = if rng.random_bool(0.1) { 0 } else { rng.random_range(0..if seed.is_multiple_of(3) { 32 } else { 9 }) };
         for _ in 0..detections {
             let mut keypoints = Vec::new();
             if truths.is_empty() || rng.random_bool(0.2) {

@@ -1,4 +1,5 @@
 //! Results that do not belong to the ground truth are refused by what was expected and found.
+#![allow(clippy::unwrap_used)]
 
 use omnilabel_coco::ResultRecord;
 use omnilabel_trainer::score::{GroundTruth, ScoreError, score};

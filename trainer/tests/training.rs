@@ -1,4 +1,5 @@
 //! Arms and the whole method on a tiny folder: they resume exactly, skip what is done, and refuse what does not belong.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The shipped mosquitto configuration: who may write what. Needs mosquitto, mosquitto_pub, mosquitto_sub and openssl; skipped without them.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

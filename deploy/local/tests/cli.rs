@@ -1,4 +1,5 @@
 //! What the binary says to wrong arguments: what, where, and what was expected.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -1,4 +1,5 @@
 //! The written folder is a COCO keypoint folder that says what the scenes say.
+#![allow(clippy::unwrap_used)]
 
 use omnilabel_coco::{Dataset, to_continuous};
 use omnilabel_scenes::{DEFAULT_SIZE, Look, ScenesError, scene, write_coco};

@@ -224,8 +224,7 @@ fn check_after(memory: &Memory, limits: Limits, ledger: &Ledger, what: &str) {
 fn operations(limits: Limits) -> usize {
     let memory = Memory::default();
     scenario(&memory, limits, &mut Ledger::default());
-    let count = memory.0.lock().unwrap().operations;
-    count
+    memory.0.lock().unwrap().operations
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! The exported bundle: tract computes what candle computes, and a network is made again from its weights.
+#![allow(clippy::unwrap_used)]
 
 use candle_core::{Device, Tensor};
 use omnilabel_bundle::Bundle;

@@ -1,5 +1,6 @@
 //! Every operation used in training against central finite differences in f64, alone and with a second consumer of its input
 //! (candle 0.11's own nearest upsampling is wrong there), on odd sizes, with strides and groups.
+#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use omnilabel_bundle::{LevelSpec, NetworkSpec, RoiSpec};

@@ -1,4 +1,5 @@
 //! The network's shapes, names, initialisation and files.
+#![allow(clippy::unwrap_used)]
 
 use candle_core::{Device, Tensor};
 use omnilabel_rcnn::RcnnError;

@@ -1,4 +1,5 @@
 //! The network against torchvision's keypoint R-CNN with the same weights: the same names, the same outputs of every part.
+#![allow(clippy::unwrap_used)]
 
 use candle_core::Tensor;
 use omnilabel_bundle::LevelSpec;

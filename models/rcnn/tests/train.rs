@@ -1,4 +1,5 @@
 //! Training through the public surface, on stick people drawn here.
+#![allow(clippy::unwrap_used)]
 
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::{Point, Rect, Size};

@@ -47,7 +47,7 @@ pub enum Taken {
     /// To the store.
     Store(Record),
     /// To the rollout.
-    Blocks(BlockRequest),
+    Blocks(Box<BlockRequest>),
 }
 
 /// Where messages come from and what is expected of them.
@@ -121,7 +121,7 @@ impl Intake {
                 below("frames", histogram.frames, MAX_COUNT)?;
                 Record::Histogram(Box::new(histogram))
             }
-            Kind::BlocksGet => return Ok(Taken::Blocks(decode(&payload)?)),
+            Kind::BlocksGet => return Ok(Taken::Blocks(Box::new(decode(&payload)?))),
             Kind::Ack => return Err(Rejected::Topic),
         }))
     }

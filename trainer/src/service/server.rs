@@ -39,8 +39,8 @@ pub struct ServeOptions {
 }
 
 enum Out {
-    Ack(String, AckMsg),
-    Blocks(BlockRequest),
+    Ack(String, Box<AckMsg>),
+    Blocks(Box<BlockRequest>),
 }
 
 /// Runs until `stop` becomes true: the collector from the first message on, rounds as labels arrive.
@@ -249,7 +249,7 @@ impl Collector {
                 Ok(done) => {
                     for (device, ack) in done.acks {
                         self.changed.insert(device.clone());
-                        drop(self.out.try_send(Out::Ack(device, ack)));
+                        drop(self.out.try_send(Out::Ack(device, Box::new(ack))));
                     }
                     if done.conflicts > 0 {
                         tracing::warn!("{} labels came again with other bytes under the same key; the first stays", done.conflicts);
@@ -258,7 +258,7 @@ impl Collector {
                 }
                 Err(error) => {
                     // Nothing is acknowledged, nothing more is read: the devices keep what they have until the disk has room again.
-                    if failures % 30 == 0 {
+                    if failures.is_multiple_of(30) {
                         self.events.emit(Event::Error { what: "store".to_owned(), message: error.to_string() });
                     }
                     failures += 1;

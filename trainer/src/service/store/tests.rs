@@ -44,7 +44,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 /// Every third label has no frame.
 const fn wants(sequence: u64) -> bool {
-    sequence % 3 != 0
+    !sequence.is_multiple_of(3)
 }
 
 proptest! {
