@@ -13,6 +13,23 @@ use std::time::{Duration, Instant};
 /// How long a process may take to write its checkpoint and leave.
 const GRACE: Duration = Duration::from_secs(20);
 
+/// Tells a process that it is a role of a demo: the demo's process id.
+const PARENT: &str = "OMNILABEL_PARENT";
+
+/// Asks the system to stop this process when the demo that started it is gone, however it went; nothing outside a demo.
+///
+/// # Errors
+/// The demo is gone already, or the system refuses.
+pub fn follow_parent() -> anyhow::Result<()> {
+    let Some(parent) = std::env::var_os(PARENT) else { return Ok(()) };
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).context("cannot follow the demo")?;
+    if parent.to_string_lossy() != std::os::unix::process::parent_id().to_string() {
+        bail!("the demo that started this process ({}) is gone", parent.display());
+    }
+    Ok(())
+}
+
 /// A running process; it is asked to stop when it is dropped.
 #[derive(Debug)]
 pub struct Child {
@@ -32,6 +49,7 @@ impl Child {
         let mut command = Command::new(program);
         // Its own group: Ctrl-C reaches this process alone, which then stops the others in order.
         command.args(args).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        command.env(PARENT, std::process::id().to_string());
         let process = command.spawn().with_context(|| format!("starting {name}"))?;
         Ok(Self { name: name.to_owned(), log: log.to_owned(), process })
     }
@@ -125,6 +143,7 @@ pub fn output(name: &str, args: &[OsString], log: &Path, interrupted: impl FnMut
     let file = std::fs::File::create(&out).with_context(|| out.display().to_string())?;
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(file).stderr(errors).process_group(0);
+    command.env(PARENT, std::process::id().to_string());
     let process = command.spawn().with_context(|| format!("starting {name}"))?;
     Child { name: name.to_owned(), log: log.to_owned(), process }.finish(interrupted)?;
     std::fs::read_to_string(&out).with_context(|| out.display().to_string())

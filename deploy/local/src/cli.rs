@@ -107,6 +107,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    crate::child::follow_parent()?;
     match cli.command.unwrap_or(Command::Demo(cli.demo)) {
         Command::Demo(args) => demo::run(&args),
         Command::Scenes(args) => scenes(&args),
