@@ -20,6 +20,15 @@ pub enum Camera<'a> {
     Mjpeg(&'a str),
 }
 
+/// What becomes of the student of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Student {
+    /// Starts as the running model and learns so carefully that it stays as good.
+    Careful,
+    /// Learns at a rate that ruins it.
+    Ruined,
+}
+
 /// A site in a folder of its own.
 pub struct Site {
     dir: tempfile::TempDir,
@@ -108,19 +117,18 @@ impl Site {
         self.path(&format!("{name}.log"))
     }
 
-    /// Writes `trainer.toml`: a round of a few steps after `labels` labels, or none.
+    /// Writes `trainer.toml`: at most `rounds` rounds of a few steps, the first after `labels` labels. The gate has its default margin.
     ///
     /// # Panics
     /// The disk refuses.
-    pub fn configure_centre(&self, labels: u64, rounds: u64) {
-        // What is tested here is the way round, not what six steps can learn: the gate lets any student pass.
+    pub fn configure_centre(&self, labels: u64, rounds: u64, student: Student) {
+        let (port, running) = (self.broker.port, teacher());
+        let (init, rate) = (running.join("weights.safetensors"), if student == Student::Careful { 1e-6 } else { 0.3 });
         let text = format!(
             "state_dir = \"centre\"\n[broker]\nhost = \"127.0.0.1\"\nport = {port}\nsite = {SITE:?}\n\
-             [data]\nmanual = \"manual\"\nheldout = \"heldout\"\n[model]\nrunning = {running:?}\n\
+             [data]\nmanual = \"manual\"\nheldout = \"heldout\"\n[model]\nrunning = {running:?}\ninit = {init:?}\n\
              [round]\nmin_labels = {labels}\nmax_rounds = {rounds}\ncheckpoint_every = 2\n\
-             [round.train]\nsteps = 6\nbatch = 5\nlr = 1e-3\n[gate]\nmargin = 1.0\n[release]\nkey = \"keys/release.key\"\n",
-            port = self.broker.port,
-            running = teacher(),
+             [round.train]\nsteps = 6\nbatch = 5\nlr = {rate}\n[release]\nkey = \"keys/release.key\"\n",
         );
         std::fs::write(self.path("trainer.toml"), text).expect("trainer.toml");
     }

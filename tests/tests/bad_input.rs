@@ -4,7 +4,7 @@ use omnilabel_keypoints::wire::topic::{self, Kind};
 use omnilabel_keypoints::wire::{Encoding, Message, ModelMsg, ReleaseMsg};
 use omnilabel_link::{Incoming, Link, LinkConfig};
 use omnilabel_scenes::{DEFAULT_SIZE, Look, write_coco};
-use omnilabel_tests::fleet::{Camera, SITE, Site};
+use omnilabel_tests::fleet::{Camera, SITE, Site, Student};
 use omnilabel_tests::peers::{DEADLINE, run, succeed, teacher, until};
 use omnilabel_trainer::service::Event;
 use std::ffi::OsStr;
@@ -102,12 +102,12 @@ fn one_flipped_byte_of_a_bundle_is_named_wherever_it_is() {
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).expect("a file");
         let (out, state) = (dir.path().join("out.json"), dir.path().join("state"));
-        fails("omnilabel-edge", words("label --model @ --images @ --out @", &[&bundle, &folder, &out]), &[file, "SHA-256"]);
-        fails("omnilabel-edge", words("model install --bundle @ --data-dir @", &[&bundle, &state]), &[file, "SHA-256"]);
+        fails("omnilabel-edge", words("label --model @ --images @ --out @", &[&bundle, &folder, &out]), &[file, "sha256"]);
+        fails("omnilabel-edge", words("model install --bundle @ --data-dir @", &[&bundle, &state]), &[file, "sha256"]);
         assert!(!out.exists() && !state.join("state.json").exists());
     }
     let bundle = dir.path().join("bundle");
-    fails("omnilabel-trainer", words("evaluate --model @ --data @", &[&bundle, &folder]), &["SHA-256"]);
+    fails("omnilabel-trainer", words("evaluate --model @ --data @", &[&bundle, &folder]), &["sha256"]);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_broker_that_is_down_loses_nothing_and_an_unsigned_release_is_refused() {
     let name = corrupt(&footage);
     site.broker.kill();
     site.provision("cam", Camera::Folder(&footage.join("images"), 50.0, false), Encoding::Cbor);
-    site.configure_centre(1000, 0);
+    site.configure_centre(1000, 0, Student::Careful);
     let (device, centre) = (site.device("cam"), site.centre());
     let port = site.broker.port.to_string();
     until("both say that there is no broker", || {

@@ -4,7 +4,7 @@
 use omnilabel::mjpeg::{MjpegServer, Pace};
 use omnilabel_keypoints::wire::Encoding;
 use omnilabel_scenes::Look;
-use omnilabel_tests::fleet::{Camera, SITE, Site};
+use omnilabel_tests::fleet::{Camera, SITE, Site, Student};
 use omnilabel_tests::peers::{Process, python, root, succeed, teacher, until};
 use omnilabel_trainer::service::Event;
 use serde_json::Value;
@@ -31,7 +31,7 @@ fn broker_device_and_centre_are_killed_and_no_label_is_lost_or_stored_twice_and_
     let stream = MjpegServer::start(&street.join("images"), Pace::new(4.0)).expect("a stream");
     site.provision("studio", Camera::Folder(&studio.join("images"), 6.0, false), Encoding::Cbor);
     site.provision("street", Camera::Mjpeg(&stream.url()), Encoding::Json);
-    site.configure_centre(110, 1);
+    site.configure_centre(110, 1, Student::Careful);
     let mut centre = site.centre();
     let (mut folder, live) = (site.device("studio"), site.device("street"));
     site.until_more(15);
@@ -86,6 +86,30 @@ fn broker_device_and_centre_are_killed_and_no_label_is_lost_or_stored_twice_and_
     assert!(site.events().iter().any(|e| matches!(e, Event::Released { counter: 1, .. })));
 }
 
+#[test]
+fn a_student_that_training_ruined_is_refused_and_no_device_hears_of_it() {
+    let Some(site) = Site::new() else { return };
+    let footage = site.render("footage", &Look::studio(), 6, 20);
+    site.provision("cam", Camera::Folder(&footage.join("images"), 20.0, false), Encoding::Cbor);
+    site.configure_centre(20, 1, Student::Ruined);
+    let (centre, device) = (site.centre(), site.device("cam"));
+    let reason = until("the gate's word", || {
+        site.events().into_iter().find_map(|event| match event {
+            Event::Refused { reason, .. } => Some(reason),
+            Event::Released { .. } => panic!("a ruined student was released"),
+            _ => None,
+        })
+    });
+    assert!(reason.contains("candidate AP") && reason.contains("needed"), "{reason}");
+    assert!(!site.events().iter().any(|e| matches!(e, Event::Released { .. } | Event::Error { .. })), "{:?}", site.events());
+    for process in [&device, &centre] {
+        process.signal("TERM");
+    }
+    let end = summary(device);
+    assert_eq!((number(&end, "model"), number(&end, "committed")), (0, 20), "{end}");
+    assert!(centre.wait().0.success());
+}
+
 /// The labels of `omnilabel-edge label` on the same pictures, by image id.
 fn offline(images: &Path, out: &Path) -> Vec<Value> {
     let manifest = omnilabel_bundle::Bundle::open(&teacher()).expect("the shipped model");
@@ -119,7 +143,7 @@ fn a_subscriber_written_from_the_documentation_reads_every_label() {
     for ((name, pictures), encoding) in pictures.iter().zip([Encoding::Cbor, Encoding::Json]) {
         site.provision(name, Camera::Folder(&pictures.join("images"), 20.0, true), encoding);
     }
-    site.configure_centre(1000, 0);
+    site.configure_centre(1000, 0, Student::Careful);
     let script = root().join("tests/python/subscriber.py");
     let mut command = Command::new(python);
     command.arg(script).args([site.broker.port.to_string(), SITE.to_owned()]).arg(root().join("docs"));

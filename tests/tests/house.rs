@@ -96,3 +96,27 @@ fn the_domain_is_no_std() {
     let with_std = BTreeMap::from([("serde".to_owned(), BTreeSet::from(["std".to_owned()]))]);
     assert_eq!(no_std_violations("//! no attribute", &with_std).len(), 2);
 }
+
+/// Every Rust source of the repository, relative to its root.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("readable").flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if path.is_dir() && !name.starts_with('.') && !name.starts_with("target") && name != "node_modules" {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_in_one_place() {
+    let mut found = Vec::new();
+    sources(&root(), &mut found);
+    assert!(found.len() > 100, "{} sources", found.len());
+    // Written apart, so that this line is not found itself.
+    let word = ["unsafe", "{"].join(" ");
+    let opened = found.into_iter().filter(|path| std::fs::read_to_string(path).expect("readable").contains(&word));
+    let opened: Vec<PathBuf> = opened.map(|path| path.strip_prefix(root()).expect("inside").to_owned()).collect();
+    assert_eq!(opened, [PathBuf::from("models/rcnn/src/ops/gemm.rs")]);
+}

@@ -65,7 +65,8 @@ impl Broker {
         Some(broker)
     }
 
-    fn client(&self, program: &str, who: Option<&str>) -> Command {
+    /// A client with a certificate of `who`, that says to be `id`.
+    fn client(&self, program: &str, who: Option<&str>, id: Option<&str>) -> Command {
         let file = |name: String| self.dir.path().join(name);
         let mut command = Command::new(program);
         command.args(["-V", "5", "-h", "localhost", "-p", &self.port.to_string(), "-q", "1", "--cafile"]).arg(file("ca.crt".into()));
@@ -75,20 +76,20 @@ impl Broker {
                 .arg(file(format!("{who}.crt")))
                 .arg("--key")
                 .arg(file(format!("{who}.key")))
-                .args(["-i", &format!("{who}-{program}")]);
+                .args(["-i", id.unwrap_or(who)]);
         }
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
     fn publish(&self, who: Option<&str>, topic: &str) -> Output {
-        self.client("mosquitto_pub", who).args(["-t", topic, "-m", topic, "-r"]).output().unwrap()
+        self.client("mosquitto_pub", who, None).args(["-t", topic, "-m", topic, "-r"]).output().unwrap()
     }
 
     /// The retained topics that `who` may read.
     fn retained(&self, who: &str) -> Vec<String> {
         let out = self
-            .client("mosquitto_sub", Some(who))
+            .client("mosquitto_sub", Some(who), None)
             .args(["-t", "omnilabel/#", "-t", "omnilabel/v1/yard/+/ack", "-F", "%t", "-W", "2"])
             .output()
             .unwrap();
@@ -124,4 +125,22 @@ fn a_device_writes_below_its_own_name_only_and_nobody_enters_without_a_certifica
     assert_eq!(broker.retained("cam-1"), [topic("cam-1/ack"), topic("release/canary")]);
     assert_eq!(broker.retained("cam-2"), [topic("release/canary")]);
     eprintln!("took {:?}", start.elapsed());
+}
+
+#[test]
+fn nobody_takes_over_the_session_of_another() {
+    let Some(broker) = Broker::start() else { return };
+    let mut sub = broker.client("mosquitto_sub", Some("omnilabel-trainer"), None);
+    let mut centre =
+        sub.args(["-t", "omnilabel/v1/yard/+/labels", "-t", "omnilabel/v1/yard/+/status", "-W", "20", "-F", "%t"]).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(centre.stdout.take().unwrap()));
+    // A retained message says that the subscription stands.
+    broker.publish(Some("cam-1"), "omnilabel/v1/yard/cam-1/status");
+    assert_eq!(lines.next().unwrap().unwrap(), "omnilabel/v1/yard/cam-1/status");
+    let mut intruder = broker.client("mosquitto_pub", Some("cam-2"), Some("omnilabel-trainer"));
+    assert!(intruder.args(["-t", "omnilabel/v1/yard/cam-2/labels", "-m", "x"]).output().unwrap().status.success());
+    assert_eq!(lines.next().unwrap().unwrap(), "omnilabel/v1/yard/cam-2/labels", "the centre's connection was taken over");
+    assert!(centre.try_wait().unwrap().is_none(), "the centre was disconnected");
+    centre.kill().unwrap();
+    centre.wait().unwrap();
 }

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! cargo run --release --example train_folder -p omnilabel-rcnn -- TRAIN_DIR --out RUN_DIR --steps 300 [--first 0.3] [--val DIR]
+//!     [--init FILE.safetensors] [--only-init]
 //! ```
 //!
 //! Writes to RUN_DIR: `options.json` and `config.json` (what ran), `init.safetensors` (the weights after calibration on the first
-//! batch: what a reference implementation starts from), `losses.csv`, `weights.safetensors`, `results.json`.
+//! batch: what a reference implementation starts from), `losses.csv`, `weights.safetensors`, `results.json`. With `--only-init` nothing is
+//! trained: a reference implementation then starts as an arm of `omnilabel trainer train` does.
 
 use omnilabel_coco::{Dataset, ResultRecord, from_continuous, to_continuous, write_results};
 use omnilabel_detect::frame::{Frame, transform};
@@ -37,6 +39,10 @@ struct Arguments {
     config: Option<PathBuf>,
     /// Take the images in their order instead of shuffled.
     ordered: bool,
+    /// First weights; random without it.
+    init: Option<PathBuf>,
+    /// Stop before the first step.
+    only_init: bool,
     options: TrainOptions,
 }
 
@@ -51,6 +57,8 @@ fn arguments() -> Result<Arguments, Error> {
         short_side: None,
         config: None,
         ordered: false,
+        init: None,
+        only_init: false,
         options: TrainOptions::default(),
     };
     while let Some(word) = words.next() {
@@ -58,13 +66,19 @@ fn arguments() -> Result<Arguments, Error> {
             train = Some(PathBuf::from(word));
             continue;
         }
-        if word == "--ordered" {
-            parsed.ordered = true;
+        let flag = match word.as_str() {
+            "--ordered" => Some(&mut parsed.ordered),
+            "--only-init" => Some(&mut parsed.only_init),
+            _ => None,
+        };
+        if let Some(flag) = flag {
+            *flag = true;
             continue;
         }
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
         match word.as_str() {
             "--out" => parsed.out = value.into(),
+            "--init" => parsed.init = Some(value.into()),
             "--val" => parsed.val = Some(value.into()),
             "--first" => parsed.first = value.parse()?,
             "--config" => parsed.config = Some(value.into()),
@@ -152,7 +166,7 @@ fn predict(network: &Network, frame: &Frame, image_id: u64) -> Result<Vec<Result
     Ok(records)
 }
 
-fn train(run: &mut Run, samples: &[Sample], ordered: bool, out: &Path) -> Result<(), Error> {
+fn train(run: &mut Run, samples: &[Sample], ordered: bool, only_init: bool, out: &Path) -> Result<(), Error> {
     let mut log = std::fs::File::create(out.join("losses.csv"))?;
     writeln!(log, "step,objectness,rpn_box,classifier,box_reg,keypoint,total")?;
     let mut rng = ChaCha8Rng::seed_from_u64(run.options.seed);
@@ -176,6 +190,9 @@ fn train(run: &mut Run, samples: &[Sample], ordered: bool, out: &Path) -> Result
         if step == 0 {
             run.calibrate(&batch)?;
             run.network.params().save(&out.join("init.safetensors"))?;
+            if only_init {
+                return Ok(());
+            }
         }
         let losses = run.step(&batch)?;
         let values = losses.named().map(|(_, value)| value);
@@ -213,9 +230,13 @@ fn main() -> Result<(), Error> {
     std::fs::write(out.join("config.json"), serde_json::to_string_pretty(&config)?)?;
     std::fs::write(out.join("options.json"), serde_json::to_string_pretty(&arguments.options)?)?;
     println!("{} images, {} keypoints", samples.len(), dataset.skeleton.len());
-    let init = Init::Seed(arguments.options.seed);
+    let seed = arguments.options.seed;
+    let init = arguments.init.map_or(Init::Seed(seed), |file| Init::File(file, seed));
     let mut run = Run::new(config, arguments.options, dataset.skeleton.flip(), &init)?;
-    train(&mut run, &samples, arguments.ordered, out)?;
+    train(&mut run, &samples, arguments.ordered, arguments.only_init, out)?;
+    if arguments.only_init {
+        return Ok(());
+    }
     run.network.params().save(&out.join("weights.safetensors"))?;
     if let Some(val) = arguments.val {
         let val = Dataset::load(&val)?;

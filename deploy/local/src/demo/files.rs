@@ -10,7 +10,7 @@ pub(super) const SITE: &str = "demo";
 /// Names of the two devices.
 pub(super) const DEVICES: [&str; 2] = ["studio", "street"];
 /// Short sides of the teacher's views; each also mirrored.
-pub(super) const SCALES: [u32; 3] = [112, 128, 144];
+pub(super) const SCALES: [u32; 3] = [128, 160, 192];
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     if let Some(folder) = path.parent() {

@@ -21,7 +21,7 @@ pub use plan::Plan;
 
 use crate::report;
 use crate::zoo::Zoo;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use data::Folders;
 use show::Show;
@@ -112,7 +112,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         }
     };
     if args.fresh {
-        start_over(&args.dir)?;
+        State::discard(&args.dir)?;
     }
     let mut state = State::open(&args.dir, plan)?;
     let logs = state.root().join("logs");
@@ -187,18 +187,6 @@ fn conclude(state: &State, zoo: &Zoo, args: &DemoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes the folder of a demo, and nothing that is not one.
-fn start_over(root: &Path) -> anyhow::Result<()> {
-    if !root.exists() {
-        return Ok(());
-    }
-    let is_empty = std::fs::read_dir(root).with_context(|| root.display().to_string())?.next().is_none();
-    if !is_empty && !root.join("state.json").is_file() {
-        bail!("--fresh: {} is not the folder of a demo (it has no state.json); remove it by hand or choose another --dir", root.display());
-    }
-    std::fs::remove_dir_all(root).with_context(|| root.display().to_string())
-}
-
 fn log_to(path: &Path) -> anyhow::Result<()> {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
@@ -213,20 +201,6 @@ fn log_to(path: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn starting_over_removes_nothing_but_demos() {
-        let dir = tempfile::tempdir().unwrap();
-        let mine = dir.path().join("photos");
-        std::fs::create_dir(&mine).unwrap();
-        std::fs::write(mine.join("a.jpg"), "x").unwrap();
-        let error = start_over(&mine).unwrap_err().to_string();
-        assert!(error.contains("photos") && mine.join("a.jpg").exists(), "{error}");
-        std::fs::write(mine.join("state.json"), "{}").unwrap();
-        start_over(&mine).unwrap();
-        assert!(!mine.exists());
-        start_over(&mine).unwrap();
-    }
 
     #[test]
     fn minutes_are_checked() {

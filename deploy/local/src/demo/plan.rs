@@ -32,9 +32,9 @@ pub(super) const DEFAULT_MINUTES: f64 = 8.0;
 
 const BATCH: u64 = 8;
 /// Steps of each of two arms per minute of the whole demo.
-const STEPS_PER_MINUTE: f64 = 75.0;
+const STEPS_PER_MINUTE: f64 = 100.0;
 /// Each of three arms of a data set of one's own: teacher and student, with the footage's labelling between them.
-const DATA_STEPS_PER_MINUTE: f64 = 75.0;
+const DATA_STEPS_PER_MINUTE: f64 = 125.0;
 const FOOTAGE_PER_MINUTE: f64 = 50.0;
 /// The share of `train` that keeps its labels.
 pub(super) const LABELLED_SHARE: f64 = 0.3;
@@ -48,7 +48,7 @@ impl Plan {
             upper,
             steps: scale(STEPS_PER_MINUTE, minutes, 10),
             batch: BATCH,
-            manual: 100,
+            manual: 200,
             heldout: scale(10.0, minutes.min(DEFAULT_MINUTES), 20),
             val: scale(20.0, minutes.min(DEFAULT_MINUTES), 20),
             footage: scale(FOOTAGE_PER_MINUTE, minutes, 20),

@@ -79,6 +79,31 @@ impl State {
         Ok(state)
     }
 
+    /// Removes the folder of a demo that nobody runs, and nothing that is not one.
+    ///
+    /// # Errors
+    /// Another process has it open, it holds something else, or it cannot be removed.
+    pub(super) fn discard(root: &Path) -> anyhow::Result<()> {
+        let mut entries = match std::fs::read_dir(root) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.with_context(|| root.display().to_string())?,
+        };
+        if entries.next().is_some() {
+            let state = std::fs::read_to_string(root.join(FILE)).ok();
+            if state.and_then(|text| serde_json::from_str::<Stored>(&text).ok()).is_none() {
+                bail!(
+                    "--fresh: {} is not the folder of a demo (it has no {FILE} of one); remove it by hand or choose another --dir",
+                    root.display()
+                );
+            }
+            let lock = File::create(root.join("lock")).with_context(|| root.display().to_string())?;
+            if lock.try_lock().is_err() {
+                bail!("--fresh: another demo is running in {}", root.display());
+            }
+        }
+        std::fs::remove_dir_all(root).with_context(|| root.display().to_string())
+    }
+
     /// The folder.
     pub(super) fn root(&self) -> &Path {
         &self.root
@@ -144,6 +169,30 @@ mod tests {
         drop(state);
         let other = State::open(dir.path(), Plan::scenes(3.0, false)).unwrap_err().to_string();
         assert!(other.contains("--fresh") && other.contains("8 minutes"), "{other}");
+    }
+
+    #[test]
+    fn starting_over_removes_a_demo_that_nobody_runs_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mine = dir.path().join("photos");
+        std::fs::create_dir(&mine).unwrap();
+        std::fs::write(mine.join("a.jpg"), "x").unwrap();
+        // The state of a device has the same name.
+        for state in [None, Some("{}"), Some(r#"{"format":1,"state":{},"crc":1}"#)] {
+            if let Some(text) = state {
+                std::fs::write(mine.join(FILE), text).unwrap();
+            }
+            let error = State::discard(&mine).unwrap_err().to_string();
+            assert!(error.contains("photos") && error.contains(FILE) && mine.join("a.jpg").exists(), "{error}");
+        }
+        let demo = dir.path().join("demo");
+        let running = State::open(&demo, Plan::scenes(8.0, false)).unwrap();
+        let error = State::discard(&demo).unwrap_err().to_string();
+        assert!(error.contains("another demo is running") && demo.join(FILE).exists(), "{error}");
+        drop(running);
+        State::discard(&demo).unwrap();
+        assert!(!demo.exists());
+        State::discard(&demo).unwrap();
     }
 
     #[test]
