@@ -27,15 +27,37 @@ pub enum Mode {
     Paper,
 }
 
+/// A mean as the two counts that it is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mean {
+    /// The sum.
+    pub total: u64,
+    /// Over so many.
+    pub over: u64,
+}
+
+impl Mean {
+    /// As a number; 0 over nothing.
+    pub fn value(self) -> f64 {
+        self.total as f64 / self.over.max(1) as f64
+    }
+
+    /// ⌊mean · `groups`⌋, exactly.
+    fn of(self, groups: u64) -> u64 {
+        let product = u128::from(self.total) * u128::from(groups) / u128::from(self.over.max(1));
+        u64::try_from(product).unwrap_or(u64::MAX)
+    }
+}
+
 /// What a manual set is like.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManualStats {
     /// Images, with or without people.
     pub images: u64,
-    /// n̄: people with at least one labelled keypoint, without crowds, per image.
-    pub people_per_image: f64,
-    /// Labelled keypoints per such person.
-    pub keypoints_per_person: f64,
+    /// People with at least one labelled keypoint, without crowds.
+    pub people: u64,
+    /// Their labelled keypoints.
+    pub keypoints: u64,
 }
 
 impl ManualStats {
@@ -43,11 +65,17 @@ impl ManualStats {
     pub fn of(dataset: &Dataset) -> Self {
         let people: Vec<_> = dataset.annotations.iter().filter(|a| is_labelled_person(a)).collect();
         let keypoints: usize = people.iter().map(|a| a.keypoints.chunks(3).filter(|k| k.get(2).is_some_and(|v| *v > 0.0)).count()).sum();
-        Self {
-            images: dataset.images.len() as u64,
-            people_per_image: people.len() as f64 / dataset.images.len().max(1) as f64,
-            keypoints_per_person: keypoints as f64 / people.len().max(1) as f64,
-        }
+        Self { images: dataset.images.len() as u64, people: people.len() as u64, keypoints: keypoints as u64 }
+    }
+
+    /// n̄.
+    pub const fn people_per_image(&self) -> Mean {
+        Mean { total: self.people, over: self.images }
+    }
+
+    /// Labelled keypoints per person who has any.
+    pub const fn keypoints_per_person(&self) -> Mean {
+        Mean { total: self.keypoints, over: self.people }
     }
 }
 
@@ -71,21 +99,20 @@ impl Matched {
 
 /// The ⌊`mean`·`groups`⌋-th highest of `scores`: `groups` are images (scores of instances) or kept people (probabilities of
 /// keypoints). With too few scores all are kept; when none is wanted, the threshold lies above all.
-pub fn match_mean(scores: &[f32], groups: u64, mean: f64) -> Matched {
+pub fn match_mean(scores: &[f32], groups: u64, mean: Mean) -> Matched {
     let mut sorted: Vec<f32> = scores.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
-    let rank = (mean * groups as f64).floor() as usize;
-    let threshold = match rank.min(sorted.len()) {
+    let threshold = match usize::try_from(mean.of(groups)).unwrap_or(usize::MAX).min(sorted.len()) {
         0 => sorted.first().map_or(1.0, |s| s.next_up()),
         n => sorted[n - 1],
     };
     let kept = sorted.partition_point(|s| *s >= threshold);
-    Matched { threshold, wanted_mean: mean, realised_mean: kept as f64 / groups.max(1) as f64 }
+    Matched { threshold, wanted_mean: mean.value(), realised_mean: kept as f64 / groups.max(1) as f64 }
 }
 
 /// [`match_mean`] from a histogram over `[0, 1]`: scores are taken as evenly spread within a bin.
-pub fn match_mean_histogram(bins: &[u64], groups: u64, mean: f64) -> Matched {
-    let wanted = (mean * groups as f64).floor();
+pub fn match_mean_histogram(bins: &[u64], groups: u64, mean: Mean) -> Matched {
+    let wanted = mean.of(groups) as f64;
     let width = 1.0 / bins.len().max(1) as f64;
     let mut above = 0.0;
     let mut threshold = 0.0;
@@ -99,7 +126,7 @@ pub fn match_mean_histogram(bins: &[u64], groups: u64, mean: f64) -> Matched {
         }
         above = next;
     }
-    Matched { threshold: threshold as f32, wanted_mean: mean, realised_mean: above / groups.max(1) as f64 }
+    Matched { threshold: threshold as f32, wanted_mean: mean.value(), realised_mean: above / groups.max(1) as f64 }
 }
 
 /// A detection that is right or wrong.
@@ -161,6 +188,24 @@ pub fn threshold_at_precision(judged: &[Judged], precision: f64) -> Option<f32> 
     lowest
 }
 
+/// Detections on held-out labels, and what is asked of them.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldOut<'j> {
+    /// Every detection, right or wrong.
+    pub judged: &'j [Judged],
+    /// The share of right ones from τ on.
+    pub precision: f64,
+}
+
+impl HeldOut<'_> {
+    /// The lowest score at which the precision is reached, and that score or, when there is none, the highest: no label would be
+    /// trustworthy, and matching a mean would keep that many wrong ones.
+    pub fn threshold(&self) -> (Option<f32>, f32) {
+        let at = threshold_at_precision(self.judged, self.precision);
+        (at, at.or_else(|| self.judged.iter().map(|j| j.score).max_by(f32::total_cmp)).unwrap_or(0.0))
+    }
+}
+
 /// What a calibration found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
@@ -170,7 +215,7 @@ pub struct Calibration {
     pub manual: ManualStats,
     /// τ by the match.
     pub instance: Matched,
-    /// τ at [`FLEET_PRECISION`], where held-out labels were given and reach it.
+    /// τ at the wanted precision, where held-out labels were given and reach it.
     pub at_precision: Option<f32>,
     /// τ_k by the match.
     pub keypoint: Matched,
@@ -178,13 +223,11 @@ pub struct Calibration {
     pub thresholds: Thresholds,
 }
 
-/// τ from the match and, in [`Mode::Fleet`], from held-out judgements. When no score reaches the precision, no label would be
-/// trustworthy, and the match alone would keep the mean number of wrong ones: τ is then the highest score that was judged.
-pub fn instance_threshold(mode: Mode, matched: &Matched, held_out: Option<&[Judged]>) -> (f32, Option<f32>) {
+/// τ from the match and, in [`Mode::Fleet`], from held-out judgements (see [`HeldOut::threshold`]).
+pub fn instance_threshold(mode: Mode, matched: &Matched, held_out: Option<HeldOut<'_>>) -> (f32, Option<f32>) {
     match (mode, held_out) {
-        (Mode::Fleet, Some(judged)) => {
-            let at = threshold_at_precision(judged, FLEET_PRECISION);
-            let strict = at.or_else(|| judged.iter().map(|j| j.score).max_by(f32::total_cmp)).unwrap_or(0.0);
+        (Mode::Fleet, Some(held_out)) => {
+            let (at, strict) = held_out.threshold();
             (matched.threshold.max(strict), at)
         }
         _ => (matched.threshold, None),
@@ -192,14 +235,15 @@ pub fn instance_threshold(mode: Mode, matched: &Matched, held_out: Option<&[Judg
 }
 
 /// Calibrates from all detections of all unlabelled images.
-pub fn calibrate(mode: Mode, manual: ManualStats, unlabelled: &[Vec<Detection>], held_out: Option<&[Judged]>, floor: f32) -> Calibration {
+pub fn calibrate(mode: Mode, manual: ManualStats, unlabelled: &[Vec<Detection>], held_out: Option<HeldOut<'_>>, floor: f32) -> Calibration {
     let scores: Vec<f32> = unlabelled.iter().flatten().map(|d| d.score).collect();
-    let instance = match_mean(&scores, unlabelled.len() as u64, manual.people_per_image);
+    let instance = match_mean(&scores, unlabelled.len() as u64, manual.people_per_image());
     let (tau, at_precision) = instance_threshold(mode, &instance, held_out);
     let kept: Vec<&Detection> = unlabelled.iter().flatten().filter(|d| d.score >= tau).collect();
     let probabilities: Vec<f32> = kept.iter().flat_map(|d| d.keypoints.iter().map(|k| k.probability)).collect();
-    let keypoint = match_mean(&probabilities, kept.len() as u64, manual.keypoints_per_person);
-    let thresholds = Thresholds { instance: tau, keypoint: keypoint.threshold, floor: floor.min(tau) };
+    let keypoint = match_mean(&probabilities, kept.len() as u64, manual.keypoints_per_person());
+    // A threshold above all scores may lie above 1, which no manifest may say.
+    let thresholds = Thresholds { instance: tau.min(1.0), keypoint: keypoint.threshold.min(1.0), floor: floor.min(tau) };
     Calibration { mode, manual, instance, at_precision, keypoint, thresholds }
 }
 

@@ -17,8 +17,8 @@ mod report;
 pub use report::{LabelCount, Report, Row};
 
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, provisional, train_arm, write_atomically};
-use crate::calibrate::{Calibration, ManualStats, Mode, calibrate, judge_boxes};
-use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, load};
+use crate::calibrate::{Calibration, FLEET_PRECISION, HeldOut, ManualStats, Mode, calibrate, judge_boxes};
+use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled, load};
 use crate::samples::{SampleError, SampleSet};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
@@ -169,6 +169,7 @@ impl Method<'_> {
                 return Err(DistillError::Skeleton { a: c.labelled.root.clone(), b: other.root.clone(), first });
             }
         }
+        labelled(&c.val)?;
         let manual = SampleSet::load(&c.labelled)?;
         let ManualStats { images, .. } = ManualStats::of(&c.labelled);
         tracing::info!(images, samples = manual.items.len(), unlabelled = c.unlabelled.images.len(), "data read");
@@ -278,7 +279,8 @@ impl Method<'_> {
             }
         }
         let floor = teacher.manifest().thresholds.floor;
-        let calibration = calibrate(c.mode, ManualStats::of(&c.labelled), &unlabelled, (c.mode == Mode::Fleet).then_some(&judged), floor);
+        let held_out = (c.mode == Mode::Fleet).then_some(HeldOut { judged: &judged, precision: FLEET_PRECISION });
+        let calibration = calibrate(c.mode, ManualStats::of(&c.labelled), &unlabelled, held_out, floor);
         if !calibration.instance.holds() {
             tracing::warn!(
                 wanted = calibration.instance.wanted_mean,
@@ -318,7 +320,8 @@ pub fn calibrate_on(dataset: &Dataset, detections: &Detections) -> Calibration {
         judge_boxes(dataset, image.image_id, &image.detections, &mut judged);
     }
     let all: Vec<_> = detections.images.iter().map(|i| i.detections.clone()).collect();
-    calibrate(Mode::Fleet, ManualStats::of(dataset), &all, Some(&judged), provisional().floor)
+    let held_out = HeldOut { judged: &judged, precision: FLEET_PRECISION };
+    calibrate(Mode::Fleet, ManualStats::of(dataset), &all, Some(held_out), provisional().floor)
 }
 
 /// The LSPE protocol: the first `fraction` of the images by ascending id keep their labels, the others are unlabelled.

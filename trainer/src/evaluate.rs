@@ -4,6 +4,7 @@ use crate::score::{CocoScores, GroundTruth, ScoreError, score};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Dataset, ResultRecord, from_continuous};
 use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::ensemble::Average;
 use omnilabel_keypoints::label::Detection;
 use omnilabel_runtime::{RuntimeError, Teacher, TractGraphs, ViewPlan};
 use rayon::prelude::*;
@@ -16,6 +17,9 @@ pub enum EvaluateError {
     /// The folder has no image to run on.
     #[error("{0}: no images")]
     Empty(std::path::PathBuf),
+    /// Nobody in the folder counts, so that no model could be told from another.
+    #[error("{0}: no labelled keypoints: no annotation outside crowds has one with v > 0, and nothing can be scored on it")]
+    Unlabelled(std::path::PathBuf),
     /// The model labels another skeleton.
     #[error("the model has {model} keypoints, the data set {dataset}: {first}")]
     Skeleton {
@@ -67,7 +71,7 @@ impl Detections {
     /// As COCO results of `dataset`'s category: pixel indices, the probability as the keypoint's score, no `bbox` (so that the area is
     /// the keypoints' extent).
     pub fn results(&self, dataset: &Dataset) -> Vec<ResultRecord> {
-        let category_id = dataset.annotations.iter().map(|a| a.category_id).min().unwrap_or(1);
+        let category_id = dataset.category_id();
         let record = |image_id: u64, d: &Detection| ResultRecord {
             image_id,
             category_id,
@@ -141,13 +145,19 @@ pub fn detect(
     }
 }
 
-/// Views beside the single one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Views beside the single one, and how they become one result.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Views {
     /// Short sides, px.
     pub scales: Vec<u32>,
     /// Each with its mirror image.
     pub flip: bool,
+    /// What is averaged.
+    #[serde(default)]
+    pub average: Average,
+    /// Whether the boxes of all views are pooled before NMS and vote.
+    #[serde(default)]
+    pub box_voting: bool,
 }
 
 impl Views {
@@ -155,7 +165,8 @@ impl Views {
     pub fn plan(&self, teacher: &Teacher) -> ViewPlan {
         let base = [teacher.manifest().input.short_side];
         let scales = if self.scales.is_empty() { &base[..] } else { &self.scales };
-        ViewPlan::new(teacher.manifest(), scales, self.flip)
+        let plan = ViewPlan::new(teacher.manifest(), scales, self.flip);
+        ViewPlan { average: self.average, box_voting: self.box_voting, ..plan }
     }
 }
 
@@ -171,6 +182,9 @@ pub struct Evaluation {
     /// The ensemble, where one was asked for.
     #[serde(default)]
     pub ensemble: Option<Ensemble>,
+    /// The ensemble with either average, without and with box voting, where [`compare`] was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compared: Vec<Ensemble>,
 }
 
 /// The scores of an ensemble.
@@ -180,6 +194,17 @@ pub struct Ensemble {
     pub views: Views,
     /// Its scores.
     pub scores: CocoScores,
+}
+
+/// Fails unless somebody in the data set counts.
+///
+/// # Errors
+/// [`EvaluateError::Empty`], [`EvaluateError::Unlabelled`], [`EvaluateError::Score`].
+pub fn labelled(dataset: &Dataset) -> Result<(), EvaluateError> {
+    if dataset.images.is_empty() {
+        return Err(EvaluateError::Empty(dataset.root.clone()));
+    }
+    if GroundTruth::from_dataset(dataset)?.counts() { Ok(()) } else { Err(EvaluateError::Unlabelled(dataset.root.clone())) }
 }
 
 /// Fails unless model and data set name the same keypoints in the same order: labels of another order would score as bad ones.
@@ -222,5 +247,31 @@ pub fn evaluate(
         detections = detect(teacher, dataset, &views.plan(teacher), &|n| done(images + n), cancel)?;
         ensemble = Some(Ensemble { views: views.clone(), scores: score(&truth, &detections.results(dataset))? });
     }
-    Ok((Evaluation { images: dataset.images.len(), unreadable, single, ensemble }, detections))
+    Ok((Evaluation { images: dataset.images.len(), unreadable, single, ensemble, compared: Vec::new() }, detections))
+}
+
+/// The views of `known` with either average, without and with box voting: what spec §3.4 chooses from. `known` is not run again.
+///
+/// # Errors
+/// See [`EvaluateError`].
+pub fn compare(
+    teacher: &Teacher,
+    dataset: &Dataset,
+    known: &Ensemble,
+    done: &(dyn Fn(usize) + Sync),
+    cancel: &AtomicBool,
+) -> Result<Vec<Ensemble>, EvaluateError> {
+    let truth = GroundTruth::from_dataset(dataset)?;
+    let (mut compared, mut before) = (Vec::new(), 0);
+    for (average, box_voting) in [Average::Logits, Average::Probabilities].into_iter().flat_map(|a| [(a, false), (a, true)]) {
+        let views = Views { average, box_voting, ..known.views.clone() };
+        if views == known.views {
+            compared.push(known.clone());
+            continue;
+        }
+        let detections = detect(teacher, dataset, &views.plan(teacher), &|n| done(before + n), cancel)?;
+        before += dataset.images.len();
+        compared.push(Ensemble { scores: score(&truth, &detections.results(dataset))?, views });
+    }
+    Ok(compared)
 }

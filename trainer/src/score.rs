@@ -61,9 +61,9 @@ pub struct Truth {
     pub id: u64,
     /// The image.
     pub image_id: u64,
-    /// The category.
-    #[serde(default = "one")]
-    pub category_id: u64,
+    /// The category; the one with keypoints where the file does not say.
+    #[serde(default)]
+    pub category_id: Option<u64>,
     /// `[x, y, width, height]`.
     #[serde(default)]
     pub bbox: [f64; 4],
@@ -78,10 +78,6 @@ pub struct Truth {
     /// 1 for a crowd.
     #[serde(default)]
     pub iscrowd: u8,
-}
-
-const fn one() -> u64 {
-    1
 }
 
 impl Truth {
@@ -148,7 +144,9 @@ impl GroundTruth {
             None => vec![0.08; category.keypoints.len()],
         };
         let category_ids = file.categories.iter().map(|c| c.id).collect();
-        Self::new(file.images.into_iter().map(|i| i.id).collect(), category_ids, file.annotations, sigmas)
+        let mut truths = file.annotations;
+        truths.iter_mut().for_each(|t| t.category_id = t.category_id.or(Some(category.id)));
+        Self::new(file.images.into_iter().map(|i| i.id).collect(), category_ids, truths, sigmas)
     }
 
     /// The ground truth of a data set, all of whose annotations have the data set's skeleton.
@@ -162,7 +160,7 @@ impl GroundTruth {
             .map(|a| Truth {
                 id: a.id,
                 image_id: a.image_id,
-                category_id: a.category_id,
+                category_id: Some(a.category_id),
                 bbox: a.bbox,
                 keypoints: a.keypoints.clone(),
                 num_keypoints: Some(a.num_keypoints),
@@ -170,7 +168,7 @@ impl GroundTruth {
                 iscrowd: a.iscrowd,
             })
             .collect();
-        let category_ids = truths.iter().map(|t| t.category_id).chain([1]).collect();
+        let category_ids = BTreeSet::from([dataset.category_id()]);
         let sigmas = dataset.skeleton.sigmas().iter().map(|s| decimal(*s)).collect();
         Self::new(dataset.images.iter().map(|i| i.id).collect(), category_ids, truths, sigmas)
     }
@@ -187,9 +185,9 @@ impl GroundTruth {
         let mut seen = BTreeSet::new();
         let mut truths: BTreeMap<(u64, u64), Vec<Truth>> = BTreeMap::new();
         for truth in annotations {
-            if !(images.contains(&truth.image_id) && categories.contains(&truth.category_id)) {
+            let Some(category) = truth.category_id.filter(|id| categories.contains(id) && images.contains(&truth.image_id)) else {
                 continue;
-            }
+            };
             if !truth.keypoints.is_empty() && truth.keypoints.len() != 3 * sigmas.len() {
                 return Err(ScoreError::GroundTruth(format!(
                     "annotation {}: expected {} keypoints (3 numbers each), found {} numbers",
@@ -201,7 +199,7 @@ impl GroundTruth {
             if !seen.insert(truth.id) {
                 return Err(ScoreError::GroundTruth(format!("annotation id {} occurs twice", truth.id)));
             }
-            truths.entry((truth.category_id, truth.image_id)).or_default().push(truth);
+            truths.entry((category, truth.image_id)).or_default().push(truth);
         }
         Ok(Self { image_ids: images.into_iter().collect(), category_ids: categories.into_iter().collect(), truths, sigmas })
     }
@@ -212,6 +210,12 @@ impl GroundTruth {
         self.image_ids.retain(|id| keep(*id));
         self.truths.retain(|(_, image), _| keep(*image));
         self
+    }
+
+    /// Whether anybody counts: without, every score is −1.
+    pub fn counts(&self) -> bool {
+        let [low, high] = AREAS[0];
+        self.truths.values().flatten().any(|t| !t.ignored() && (low..=high).contains(&t.area))
     }
 
     /// Keypoints per person.

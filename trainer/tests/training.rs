@@ -133,7 +133,7 @@ fn method(labelled: Dataset, unlabelled: Dataset, val: Dataset, out: &Path) -> D
         teacher_options: options(6),
         student_options: options(3),
         init: Init::Seed(3),
-        views: Views { scales: vec![64], flip: true },
+        views: Views { scales: vec![64], flip: true, ..Views::default() },
         mode: Mode::Paper,
         ignore_from: Some(0.5),
         out: out.join("out"),

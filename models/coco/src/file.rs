@@ -9,12 +9,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Component, Path};
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct DatasetFile {
     images: Vec<ImageRecord>,
     #[serde(default)]
-    annotations: Vec<Annotation>,
+    annotations: Vec<AnnotationRecord>,
     categories: Vec<Category>,
+}
+
+#[derive(Serialize)]
+struct WrittenFile<'d> {
+    images: &'d [ImageRecord],
+    annotations: &'d [Annotation],
+    categories: [Category; 1],
+}
+
+/// An annotation as files have it: what others count or imply may be missing.
+#[derive(Deserialize)]
+struct AnnotationRecord {
+    id: u64,
+    image_id: u64,
+    category_id: Option<u64>,
+    #[serde(default)]
+    bbox: [f64; 4],
+    #[serde(default)]
+    keypoints: Vec<f64>,
+    num_keypoints: Option<u32>,
+    #[serde(default)]
+    area: f64,
+    #[serde(default)]
+    iscrowd: u8,
+}
+
+impl AnnotationRecord {
+    /// `category` is the one with keypoints.
+    fn complete(self, category: u64) -> Annotation {
+        let Self { id, image_id, category_id, bbox, keypoints, num_keypoints, area, iscrowd } = self;
+        let labelled = || keypoints.iter().skip(2).step_by(3).filter(|v| **v > 0.0).count() as u32;
+        let (category_id, num_keypoints) = (category_id.unwrap_or(category), num_keypoints.unwrap_or_else(labelled));
+        Annotation { id, image_id, category_id, bbox, keypoints, num_keypoints, area, iscrowd }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,12 +123,13 @@ pub(crate) fn load(dir: &Path) -> Result<Dataset, CocoError> {
 pub(crate) fn parse(dir: &Path, bytes: &[u8]) -> Result<Dataset, CocoError> {
     let path = dir.join("annotations.json");
     let check = Checker(&path);
-    let DatasetFile { mut images, mut annotations, categories } = parse_json(&path, bytes)?;
+    let DatasetFile { mut images, annotations, categories } = parse_json(&path, bytes)?;
     let category = categories
         .iter()
         .find(|c| !c.keypoints.is_empty())
         .ok_or_else(|| check.content("no category has keypoints; expected `categories[].keypoints`".to_owned()))?;
     let skeleton = skeleton(&check, category)?;
+    let mut annotations: Vec<Annotation> = annotations.into_iter().map(|a| a.complete(category.id)).collect();
 
     images.sort_by_key(|image| image.id);
     check_images(&check, &images)?;
@@ -172,14 +207,14 @@ fn check_annotation(check: &Checker<'_>, annotation: &Annotation, category: &Cat
 pub(crate) fn write(dataset: &Dataset, dir: &Path) -> Result<(), CocoError> {
     let skeleton = &dataset.skeleton;
     let category = Category {
-        id: dataset.annotations.first().map_or(1, |a| a.category_id),
+        id: dataset.category_id(),
         name: "person".to_owned(),
         keypoints: skeleton.names().map(str::to_owned).collect(),
         skeleton: skeleton.edges().iter().map(|&(a, b)| (u64::from(a) + 1, u64::from(b) + 1)).collect(),
         sigmas: Some(skeleton.sigmas().to_vec()),
         flip: Some(skeleton.flip().to_vec()),
     };
-    let file = DatasetFile { images: dataset.images.clone(), annotations: dataset.annotations.clone(), categories: vec![category] };
+    let file = WrittenFile { images: &dataset.images, annotations: &dataset.annotations, categories: [category] };
     write_json(&dir.join("annotations.json"), &file)
 }
 

@@ -52,34 +52,24 @@ pub struct ImageRecord {
 }
 
 /// One entry of `annotations`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Annotation {
     /// Unique id.
     pub id: u64,
     /// The image it belongs to.
     pub image_id: u64,
-    /// The category, whose keypoints it has.
-    #[serde(default = "one")]
+    /// The category, whose keypoints it has; the one with keypoints where the file does not say.
     pub category_id: u64,
     /// `[x, y, width, height]`.
-    #[serde(default)]
     pub bbox: [f64; 4],
     /// `x, y, v` for each keypoint, flat.
-    #[serde(default)]
     pub keypoints: Vec<f64>,
-    /// Keypoints with v > 0.
-    #[serde(default)]
+    /// Keypoints with v > 0 as the file says; counted where it does not.
     pub num_keypoints: u32,
     /// Area in px².
-    #[serde(default)]
     pub area: f64,
     /// 1 for a crowd region.
-    #[serde(default)]
     pub iscrowd: u8,
-}
-
-const fn one() -> u64 {
-    1
 }
 
 /// A COCO keypoint data set.
@@ -100,7 +90,7 @@ pub struct Dataset {
 pub struct ResultRecord {
     /// The image.
     pub image_id: u64,
-    /// 1: person.
+    /// The data set's category with keypoints.
     pub category_id: u64,
     /// `x, y, score` for each keypoint, flat.
     pub keypoints: Vec<f64>,
@@ -140,6 +130,11 @@ impl Dataset {
     /// The file of an image.
     pub fn image_path(&self, image: &ImageRecord) -> PathBuf {
         self.root.join("images").join(&image.file_name)
+    }
+
+    /// The category of its annotations, which results for it have to name; 1 (COCO's person) without any.
+    pub fn category_id(&self) -> u64 {
+        self.annotations.first().map_or(1, |a| a.category_id)
     }
 
     /// The annotations of an image.

@@ -131,6 +131,22 @@ fn results_survive_a_round_trip_exactly() {
 }
 
 #[test]
+fn what_an_annotation_does_not_say_is_counted_and_implied() {
+    let text = SMALL.replace(r#""category_id": 5, "#, "").replace(r#""num_keypoints": 2, "#, "").replace(r#""num_keypoints": 0, "#, "");
+    assert_eq!(load(&text).unwrap().annotations, load(SMALL).unwrap().annotations);
+    assert_eq!(load(&text).unwrap().annotations_of(7)[0].num_keypoints, 2);
+}
+
+#[test]
+fn a_data_set_keeps_its_category() {
+    let data = load(SMALL).unwrap();
+    assert_eq!(data.category_id(), 5);
+    let dir = tempfile::tempdir().unwrap();
+    data.write(dir.path()).unwrap();
+    assert_eq!(Dataset::load(dir.path()).unwrap().category_id(), 5);
+}
+
+#[test]
 fn an_annotation_without_optional_fields_is_defaulted() {
     let text = SMALL.replace(r#", "area": 3, "iscrowd": 1"#, "").replace(r#""num_keypoints": 0"#, r#""area": 2"#);
     let annotation = load(&text).unwrap().annotations[0].clone();

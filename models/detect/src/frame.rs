@@ -37,7 +37,7 @@ pub enum FrameError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Not a JPEG or PNG that can be decoded, or larger than [`MAX_FRAME_SIDE`].
+    /// Not a JPEG or PNG that can be decoded as a whole, or larger than [`MAX_FRAME_SIDE`].
     #[error("{name}: {message}")]
     Decode {
         /// File or stream.
@@ -66,6 +66,10 @@ impl Frame {
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         reader.limits(limits);
         let picture = reader.decode().map_err(|e| refuse(e.to_string()))?.into_rgb8();
+        // The decoder fills what is missing with grey; such a picture would be labelled and trained on.
+        if format == ImageFormat::Jpeg && !has_end_of_image(bytes) {
+            return Err(refuse(format!("the JPEG is cut off: its {} bytes have no end-of-image marker", bytes.len())));
+        }
         let size = Size { width: picture.width(), height: picture.height() };
         if size.width == 0 || size.height == 0 {
             return Err(refuse("the picture is empty".to_owned()));
@@ -114,6 +118,23 @@ impl Frame {
             panic!("a frame of {width} x {height} px with {} bytes cannot be encoded: {e}", self.rgb.len());
         }
     }
+}
+
+/// Whether the JPEG's segments and entropy-coded data lead to its EOI marker (T.81 §B.1.1); what follows it does not matter.
+fn has_end_of_image(mut bytes: &[u8]) -> bool {
+    const EOI: u8 = 0xd9;
+    while let Some(at) = bytes.windows(2).position(|pair| pair[0] == 0xff && pair[1] != 0xff) {
+        let marker = bytes[at + 1];
+        bytes = &bytes[at + 2..];
+        match (marker, bytes) {
+            (EOI, _) => return true,
+            // A stuffed 0xff, and the markers without a segment: TEM, RSTn, SOI.
+            (0x00 | 0x01 | 0xd0..=0xd8, _) => {}
+            (_, [high, low, ..]) => bytes = bytes.get(usize::from(u16::from_be_bytes([*high, *low]))..).unwrap_or_default(),
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// A frame as the network sees it.

@@ -142,10 +142,12 @@ fn pictures_that_are_refused() {
     assert!(message(b"GIF89a      ").contains("JPEG or PNG"));
     for good in [frame(40, 30).to_png(), frame(40, 30).to_jpeg(80)] {
         message(&good[..30]);
-        let mut header_only = good.clone();
-        header_only.truncate(good.len() / 2);
-        // A JPEG cut in its data may decode to a partial picture; a PNG does not. Neither may panic.
-        let _: Result<_, _> = Frame::decode("half", &header_only);
+        for percent in [50, 60, 90, 99] {
+            let cut = &good[..good.len() * percent / 100];
+            message(cut);
+            // A file whose end was never written.
+            message(&[cut, &[0; 4096]].concat());
+        }
         for i in 0..good.len().min(200) {
             let mut bad = good.clone();
             bad[i] ^= 0x55;
@@ -158,6 +160,24 @@ fn pictures_that_are_refused() {
     let mut bomb = frame(1, 1).to_png();
     bomb[16..24].copy_from_slice(&[0, 0, 0x1f, 0x40, 0, 0, 0x1f, 0x40]);
     message(&bomb);
+}
+
+/// Cameras put padding, or a second picture, behind the end of a JPEG; a thumbnail within its header has an end of its own.
+#[test]
+fn a_jpeg_ends_where_its_own_data_end() {
+    let (jpeg, thumbnail) = (frame(64, 48).to_jpeg(90), frame(8, 8).to_jpeg(50));
+    let whole = Frame::decode("whole.jpg", &jpeg).unwrap();
+    for tail in [&[0; 100][..], b"\r\n", b"\xff", &thumbnail] {
+        assert_eq!(Frame::decode("tail.jpg", &[&jpeg, tail].concat()).unwrap(), whole);
+    }
+    let length = (thumbnail.len() as u16 + 2).to_be_bytes();
+    let with_thumbnail = [&jpeg[..2], &[0xff, 0xe1], &length, &thumbnail, &jpeg[2..]].concat();
+    assert_eq!(Frame::decode("thumbnail.jpg", &with_thumbnail).unwrap(), whole);
+    for percent in [60, 90] {
+        let header = with_thumbnail.len() - jpeg.len();
+        let error = Frame::decode("cut.jpg", &with_thumbnail[..header + jpeg.len() * percent / 100]).unwrap_err().to_string();
+        assert!(error.contains("cut.jpg") && error.contains("cut off"), "{error}");
+    }
 }
 
 /// A mirrored view is the view of the mirrored frame; sizes of one pixel and extreme aspects work.

@@ -1,10 +1,13 @@
 //! What several subcommands share: flags of a network and its schedule, the stop flag, progress bars.
 
+use crate::evaluate::Views;
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use indicatif::{ProgressBar, ProgressStyle};
 use omnilabel_coco::Dataset;
+use omnilabel_keypoints::ensemble::Average;
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::train::{Init, TrainOptions};
 use serde::{Deserialize, Serialize};
@@ -30,6 +33,40 @@ pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 pub(super) fn bar(len: u64, unit: &str) -> anyhow::Result<ProgressBar> {
     let template = format!("{{prefix:>18}} {{wide_bar}} {{pos}}/{{len}} {unit} {{msg}} {{eta}}");
     Ok(ProgressBar::new(len).with_style(ProgressStyle::with_template(&template)?))
+}
+
+/// What is averaged over the views.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AverageFlag {
+    Logits,
+    Probabilities,
+}
+
+/// The views of an ensemble.
+#[derive(clap::Args)]
+pub(super) struct ViewFlags {
+    /// Short sides of the ensemble's views, such as 96,128,160; the model's own when not given
+    #[arg(long, value_delimiter = ',')]
+    scales: Vec<u32>,
+    /// Each view also mirrored
+    #[arg(long)]
+    flip: bool,
+    /// What is averaged over the views
+    #[arg(long, value_enum, default_value = "logits")]
+    average: AverageFlag,
+    /// Pool the boxes of all views before NMS, then vote
+    #[arg(long)]
+    box_voting: bool,
+}
+
+impl ViewFlags {
+    pub(super) fn views(self) -> Views {
+        let average = match self.average {
+            AverageFlag::Logits => Average::Logits,
+            AverageFlag::Probabilities => Average::Probabilities,
+        };
+        Views { scales: self.scales, flip: self.flip, average, box_voting: self.box_voting }
+    }
 }
 
 /// Network, schedule and first weights. Flags win over `--config`.

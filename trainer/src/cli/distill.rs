@@ -1,9 +1,8 @@
 //! `omnilabel-trainer distill`
 
-use super::common::{TrainFlags, bar, load, stop_flag};
+use super::common::{TrainFlags, ViewFlags, bar, load, stop_flag};
 use crate::calibrate::Mode;
 use crate::distill::{DistillConfig, Event, Outcome, distill, split_by_id, split_folder};
-use crate::evaluate::Views;
 use crate::samples::plain_folder;
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
@@ -39,12 +38,8 @@ pub(super) struct Args {
     /// A bundle that is the teacher, instead of training one
     #[arg(long)]
     teacher: Option<PathBuf>,
-    /// Short sides of the teacher's views, such as 96,128,160
-    #[arg(long, value_delimiter = ',')]
-    scales: Vec<u32>,
-    /// Each view also mirrored
-    #[arg(long)]
-    flip: bool,
+    #[command(flatten)]
+    views: ViewFlags,
     /// Optimiser steps of the teacher
     #[arg(long)]
     teacher_steps: Option<u64>,
@@ -112,7 +107,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         teacher_options: steps(args.teacher_steps),
         student_options: steps(args.student_steps),
         init: training.init,
-        views: Views { scales: args.scales, flip: args.flip },
+        views: args.views.views(),
         mode: args.tau,
         ignore_from: args.ignore_from,
         out: args.out,

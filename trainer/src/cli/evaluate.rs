@@ -1,8 +1,9 @@
 //! `omnilabel-trainer evaluate`
 
-use super::common::{bar, load, stop_flag};
-use crate::evaluate::{Views, evaluate};
+use super::common::{ViewFlags, bar, load, stop_flag};
+use crate::evaluate::{Views, compare, evaluate};
 use omnilabel_bundle::Bundle;
+use omnilabel_keypoints::ensemble::Average;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -13,12 +14,11 @@ pub(super) struct Args {
     /// COCO keypoint folder with labels
     #[arg(long)]
     data: PathBuf,
-    /// Short sides of the ensemble's views, such as 96,128,160
-    #[arg(long, value_delimiter = ',')]
-    scales: Vec<u32>,
-    /// Each view also mirrored
+    #[command(flatten)]
+    views: ViewFlags,
+    /// Also score the views with either average, without and with box voting
     #[arg(long)]
-    flip: bool,
+    compare: bool,
     /// Only the first so many images by id
     #[arg(long)]
     limit: Option<usize>,
@@ -34,11 +34,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let dataset = load(&args.data, None, args.limit)?;
     let bundle = Bundle::open(&args.model)?;
     let teacher = crate::evaluate::load(&bundle)?;
-    let views = (args.flip || !args.scales.is_empty()).then_some(Views { scales: args.scales, flip: args.flip });
-    let passes = if views.is_some() { 2 } else { 1 };
+    let views = Some(args.views.views()).filter(|views| args.compare || *views != Views::default());
+    let passes = 1 + usize::from(views.is_some()) + 3 * usize::from(args.compare);
     let stop = stop_flag()?;
     let progress = bar((dataset.images.len() * passes) as u64, "images")?.with_prefix("evaluate");
-    let (evaluation, detections) = evaluate(&teacher, &dataset, views.as_ref(), &|n| progress.set_position(n as u64), &stop)?;
+    let (mut evaluation, detections) = evaluate(&teacher, &dataset, views.as_ref(), &|n| progress.set_position(n as u64), &stop)?;
+    if let Some(ensemble) = evaluation.ensemble.as_ref().filter(|_| args.compare) {
+        let first = 2 * dataset.images.len();
+        evaluation.compared = compare(&teacher, &dataset, ensemble, &|n| progress.set_position((first + n) as u64), &stop)?;
+    }
     progress.finish_and_clear();
     if let Some(path) = &args.results_out {
         omnilabel_coco::write_results(path, &detections.results(&dataset))?;
@@ -51,9 +55,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     println!("{} images, model {}", evaluation.images, bundle.manifest().name);
+    let mut columns = vec![("single", &evaluation.single)];
     match &evaluation.ensemble {
-        Some(ensemble) => super::score::print(&[("single", &evaluation.single), ("ensemble", &ensemble.scores)]),
-        None => super::score::print(&[("", &evaluation.single)]),
+        Some(_) if args.compare => columns.extend(evaluation.compared.iter().map(|e| (name(&e.views), &e.scores))),
+        Some(ensemble) => columns.push(("ensemble", &ensemble.scores)),
+        None => columns[0].0 = "",
     }
+    super::score::print(&columns);
     Ok(())
+}
+
+/// The column of a comparison.
+const fn name(views: &Views) -> &'static str {
+    match (views.average, views.box_voting) {
+        (Average::Logits, false) => "logits",
+        (Average::Logits, true) => "logits+vote",
+        (Average::Probabilities, false) => "prob",
+        (Average::Probabilities, true) => "prob+vote",
+    }
 }

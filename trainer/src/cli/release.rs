@@ -36,6 +36,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let config = ServiceConfig::load(&args.config)?;
     let key = read_key(args.key.as_ref().unwrap_or(&config.release.key))?;
     let bundle = Bundle::open(&args.bundle)?;
+    if bundle.manifest().golden.is_empty() {
+        bail!("{}: a device would refuse it: it has no golden frames to prove itself on (`train --golden`)", args.bundle.display());
+    }
     if let Err(mismatch) = check_golden(&bundle, &Teacher::load(&bundle, 1)?)? {
         bail!("{}: a device would refuse it: {mismatch}", args.bundle.display());
     }

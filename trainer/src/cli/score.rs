@@ -32,9 +32,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 /// One column per named set of scores.
 pub(super) fn print(columns: &[(&str, &CocoScores)]) {
     if columns.len() > 1 {
-        println!("{:<6}{}", "", columns.iter().map(|(name, _)| format!(" {name:>10}")).collect::<String>());
+        println!("{:<6}{}", "", columns.iter().map(|(name, _)| format!(" {name:>11}")).collect::<String>());
     }
     for (row, (name, _)) in columns.first().map(|(_, s)| s.named()).into_iter().flatten().enumerate() {
-        println!("{name:<6}{}", columns.iter().map(|(_, s)| format!(" {:>10.4}", s.named()[row].1)).collect::<String>());
+        println!("{name:<6}{}", columns.iter().map(|(_, s)| format!(" {:>11.4}", s.named()[row].1)).collect::<String>());
     }
 }

@@ -3,10 +3,11 @@
 use super::common::{TrainFlags, bar, load, stop_flag};
 use crate::arm::{ArmConfig, ArmOutcome, amend, provisional, train_arm};
 use crate::distill::calibrate_on;
-use crate::evaluate::evaluate;
+use crate::evaluate::{evaluate, labelled};
 use crate::samples::SampleSet;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use omnilabel_bundle::{Bundle, hex};
+use omnilabel_coco::Dataset;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -53,6 +54,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         bail!("{} holds a training run; --resume continues it, another --out begins anew", args.out.display());
     }
     let dataset = load(&args.data, args.limit_fraction, args.images)?;
+    let eval = args.eval.as_deref().map(|dir| load(dir, None, None)).transpose()?;
+    if let Some(eval) = &eval {
+        labelled(eval).context("--eval")?;
+    }
     let mut training = args.flags.resolve(dataset.skeleton.len())?;
     training.options.steps = args.steps.unwrap_or(training.options.steps);
     let samples = SampleSet::load(&dataset)?;
@@ -90,25 +95,24 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         }
         ArmOutcome::Finished(bundle) => *bundle,
     };
-    finish(&bundle, args.eval.as_deref(), samples.left_out.len(), args.json, &stop)
+    finish(&bundle, eval.as_ref(), samples.left_out.len(), args.json, &stop)
 }
 
 /// Evaluates, amends and reports.
 fn finish(
     bundle: &Bundle,
-    eval: Option<&std::path::Path>,
+    eval: Option<&Dataset>,
     left_out: usize,
     json: bool,
     stop: &std::sync::atomic::AtomicBool,
 ) -> anyhow::Result<()> {
     let mut evaluation = None;
     let mut sealed = bundle.clone();
-    if let Some(eval) = eval {
-        let dataset = load(eval, None, None)?;
+    if let Some(dataset) = eval {
         let progress = bar(dataset.images.len() as u64, "images")?.with_prefix("evaluate");
-        let (scores, detections) = evaluate(&crate::evaluate::load(bundle)?, &dataset, None, &|n| progress.set_position(n as u64), stop)?;
+        let (scores, detections) = evaluate(&crate::evaluate::load(bundle)?, dataset, None, &|n| progress.set_position(n as u64), stop)?;
         progress.finish_and_clear();
-        let thresholds = calibrate_on(&dataset, &detections).thresholds;
+        let thresholds = calibrate_on(dataset, &detections).thresholds;
         sealed = amend(bundle.root(), |manifest| {
             manifest.ap = Some(scores.single.ap);
             manifest.thresholds = thresholds;

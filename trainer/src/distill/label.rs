@@ -162,7 +162,7 @@ pub(super) fn harden_all(
             dataset.annotations.push(Annotation {
                 id: dataset.annotations.len() as u64 + 1,
                 image_id: image.id,
-                category_id: 1,
+                category_id: config.labelled.category_id(),
                 bbox: [r.x1, r.y1, r.width(), r.height()].map(f64::from),
                 keypoints: flat,
                 num_keypoints: labelled as u32,

@@ -110,7 +110,7 @@ impl Report {
             self.labels.images,
             c.thresholds.instance,
             self.labels.people as f64 / self.labels.images.max(1) as f64,
-            c.manual.people_per_image,
+            c.manual.people_per_image().value(),
             c.thresholds.keypoint
         );
         text += &match self.gap_recovered {

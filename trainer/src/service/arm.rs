@@ -8,7 +8,7 @@ use crate::service::config::{RoundConfig, ServiceConfig};
 use anyhow::Context;
 use omnilabel_bundle::{Bundle, Manifest};
 use omnilabel_coco::Dataset;
-use omnilabel_keypoints::label::Thresholds;
+use omnilabel_keypoints::label::{Detection, Thresholds};
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::train::{Init, Losses, TrainOptions};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ pub struct Judgement {
     pub scores: Vec<(String, f64)>,
     /// Every detection, right or wrong.
     pub judged: Vec<Judged>,
+    /// The detections of each picture that could be read.
+    pub detections: Vec<Vec<Detection>>,
 }
 
 /// One student to train.
@@ -37,7 +39,7 @@ pub struct Job {
     pub generated: PathBuf,
     /// Folder for checkpoints and the bundle: a restarted job continues from what lies there.
     pub out: PathBuf,
-    /// Thresholds that the bundle carries.
+    /// Thresholds that the bundle carries until its own are known.
     pub thresholds: Thresholds,
     /// The model that it comes after.
     pub parent: String,
@@ -124,7 +126,8 @@ impl TrainArm for Arm {
             judge_boxes(&dataset, image.image_id, &image.detections, &mut judged);
         }
         let scores = evaluation.single.named().map(|(name, value)| (name.to_owned(), value)).to_vec();
-        Ok(Some(Judgement { ap: evaluation.single.ap, scores, judged }))
+        let detections = detections.images.into_iter().map(|image| image.detections).collect();
+        Ok(Some(Judgement { ap: evaluation.single.ap, scores, judged, detections }))
     }
 
     fn train(&self, job: &Job, progress: &mut dyn FnMut(Progress), stop: &AtomicBool) -> anyhow::Result<Option<PathBuf>> {

@@ -153,7 +153,6 @@ impl Intake {
     }
 
     fn frame(&self, payload: Vec<u8>) -> Result<Record, Rejected> {
-        let limit = self.limits.max_frame_bytes + 2 + FrameHeader::MAX_BYTES;
         let malformed = || Rejected::Wire(WireError::Malformed(0));
         let (length, rest) = payload.split_first_chunk::<2>().ok_or_else(malformed)?;
         let length = usize::from(u16::from_be_bytes(*length));
@@ -163,13 +162,12 @@ impl Intake {
         self::key(key)?;
         let jpeg = &rest[length..];
         // A picture that cannot be used still settles its label, or the device would send it for ever.
-        let refused = if payload.len() > limit {
+        let refused = if jpeg.len() > self.limits.max_frame_bytes {
             Some(format!("the JPEG has {} bytes, at most {} are taken", jpeg.len(), self.limits.max_frame_bytes))
         } else {
             picture(jpeg).err()
         };
-        let jpeg = if refused.is_some() { Vec::new() } else { jpeg.to_vec() };
-        Ok(Record::Frame { key, frame: header.frame, refused, jpeg })
+        Ok(Record::Frame { key, frame: header.frame, refused, jpeg: jpeg.to_vec() })
     }
 }
 

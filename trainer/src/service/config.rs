@@ -85,7 +85,7 @@ pub struct CollectorConfig {
 
 impl Default for CollectorConfig {
     fn default() -> Self {
-        Self { batch: 256, batch_bytes: 16 << 20, max_frame_bytes: 1 << 20, max_devices: 1000 }
+        Self { batch: 256, batch_bytes: 16 << 20, max_frame_bytes: omnilabel_link::MAX_PACKET, max_devices: 1000 }
     }
 }
 
@@ -258,10 +258,10 @@ impl ServiceConfig {
             ((1..=100_000).contains(&self.collector.batch), "collector.batch", self.collector.batch.to_string(), "1 to 100000"),
             (self.collector.batch_bytes > 0, "collector.batch_bytes", self.collector.batch_bytes.to_string(), "1 or more"),
             (
-                (1..=omnilabel_link::MAX_PACKET - 1024).contains(&self.collector.max_frame_bytes),
+                (1..=omnilabel_link::MAX_PACKET).contains(&self.collector.max_frame_bytes),
                 "collector.max_frame_bytes",
                 self.collector.max_frame_bytes.to_string(),
-                "1 to 2 MiB less 1 KiB, the largest packet",
+                "1 to 2097152, the largest packet",
             ),
             (self.collector.max_devices > 0, "collector.max_devices", self.collector.max_devices.to_string(), "1 or more"),
             (self.model.short_side != Some(0), "model.short_side", "0".to_owned(), "1 or more"),

@@ -6,7 +6,6 @@ use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::{Label, Thresholds, Visibility, harden};
-use omnilabel_keypoints::skeleton::Skeleton;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use std::path::{Path, PathBuf};
 pub struct Exporter {
     root: PathBuf,
     dataset: Dataset,
+    category_id: u64,
     thresholds: Thresholds,
     ignore_from: f32,
     hash: Sha256,
@@ -34,19 +34,20 @@ pub struct Exported {
 }
 
 impl Exporter {
-    /// Starts in an empty folder: whatever lies there is removed. Instances under τ with a score from `ignore_from` on become crowds,
+    /// Starts in an empty folder: whatever lies there is removed. Skeleton and category are `manual`'s. Instances under τ with a score from `ignore_from` on become crowds,
     /// which are neither positive nor background.
     ///
     /// # Errors
     /// What the system says.
-    pub fn new(root: &Path, skeleton: &Skeleton, thresholds: Thresholds, ignore_from: f32) -> anyhow::Result<Self> {
+    pub fn new(root: &Path, manual: &Dataset, thresholds: Thresholds, ignore_from: f32) -> anyhow::Result<Self> {
         if root.exists() {
             std::fs::remove_dir_all(root).with_context(|| root.display().to_string())?;
         }
         let images = root.join("images");
         std::fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
-        let dataset = Dataset { root: root.to_owned(), skeleton: skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
-        Ok(Self { root: root.to_owned(), dataset, thresholds, ignore_from, hash: Sha256::new(), skipped: 0 })
+        let dataset = Dataset { root: root.to_owned(), skeleton: manual.skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
+        let (root, category_id) = (root.to_owned(), manual.category_id());
+        Ok(Self { root, dataset, category_id, thresholds, ignore_from, hash: Sha256::new(), skipped: 0 })
     }
 
     /// Adds one label with its picture; `name` becomes the file's name without extension.
@@ -106,7 +107,7 @@ impl Exporter {
         self.dataset.annotations.push(Annotation {
             id: self.dataset.annotations.len() as u64 + 1,
             image_id,
-            category_id: 1,
+            category_id: self.category_id,
             bbox,
             keypoints,
             num_keypoints,

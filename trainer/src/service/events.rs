@@ -43,6 +43,30 @@ pub enum Event {
         /// The last one's topic and what is wrong with it.
         last: String,
     },
+    /// A frame is not kept: its label is settled and not trained on.
+    FrameRefused {
+        /// The device.
+        device: String,
+        /// Its outbox epoch.
+        epoch: u64,
+        /// The label's number in it.
+        sequence: u64,
+        /// Of the JPEG.
+        bytes: u64,
+        /// At most so many are taken.
+        limit: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A label came again with other bytes under the same key; the first stays.
+    Conflict {
+        /// The device.
+        device: String,
+        /// Its outbox epoch.
+        epoch: u64,
+        /// The label's number in it.
+        sequence: u64,
+    },
     /// A snapshot was taken.
     RoundStarted {
         /// The round.

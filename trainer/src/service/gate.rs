@@ -31,6 +31,11 @@ pub fn decide(running_ap: f64, candidate_ap: f64, config: &GateConfig) -> Decisi
     if !candidate_ap.is_finite() || !running_ap.is_finite() {
         return Decision::Refuse(format!("AP cannot be compared: running {running_ap}, candidate {candidate_ap}"));
     }
+    if candidate_ap < 0.0 || running_ap < 0.0 {
+        return Decision::Refuse(format!(
+            "the held-out labels cannot tell the models apart, nobody in them counts: running AP {running_ap}, candidate AP {candidate_ap}"
+        ));
+    }
     let needed = config.min_improvement.map_or(running_ap - config.margin, |gain| running_ap + gain);
     let numbers = format!("candidate AP {candidate_ap:.4}, running AP {running_ap:.4}, needed {needed:.4}");
     if candidate_ap >= needed { Decision::Release(numbers) } else { Decision::Refuse(numbers) }
@@ -43,7 +48,8 @@ mod tests {
     fn check(running: f64, candidate: f64, margin: f64, gain: Option<f64>, released: bool) {
         let decision = decide(running, candidate, &GateConfig { margin, min_improvement: gain });
         assert_eq!(decision.released(), released, "{decision:?}");
-        assert!(decision.reason().contains(&format!("{candidate:.4}")) || (running + candidate).is_nan());
+        let compared = running >= 0.0 && candidate >= 0.0;
+        assert_eq!(decision.reason().contains(&format!("candidate AP {candidate:.4}")), compared, "{decision:?}");
     }
 
     #[test]
@@ -56,5 +62,8 @@ mod tests {
         check(0.50, f64::NAN, 0.01, None, false);
         check(f64::NAN, 0.5, 0.01, None, false);
         check(0.0, 0.0, 0.0, None, true);
+        check(-1.0, -1.0, 0.01, None, false);
+        check(-1.0, 0.5, 0.01, None, false);
+        assert!(decide(-1.0, -1.0, &GateConfig::default()).reason().contains("nobody in them counts"));
     }
 }

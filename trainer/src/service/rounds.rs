@@ -5,6 +5,8 @@
 //! judge the running model ─▶ choose τ, τ_k ─▶ export the snapshot ─▶ train ─▶ judge the student ─▶ gate ─▶ sign | refuse
 //! ```
 
+use crate::arm::ArmError;
+use crate::calibrate::ManualStats;
 use crate::service::arm::{Job, Judgement, Progress, TrainArm};
 use crate::service::config::ServiceConfig;
 use crate::service::dataset::{Exported, Exporter, sync_dir};
@@ -19,6 +21,7 @@ use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::Thresholds;
 use omnilabel_keypoints::wire::{LabelMsg, Message};
+use omnilabel_rcnn::RcnnError;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,8 +29,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// A step that fails is tried again this often, then the round is given up.
-pub const MAX_FAILURES: u32 = 3;
+/// How long a round that failed waits before it is tried again: doubled with every failure …
+const RETRY: Duration = Duration::from_secs(1);
+/// … up to this.
+const RETRY_MAX: Duration = Duration::from_secs(300);
 /// How often the store is asked whether a round is due.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -78,9 +83,12 @@ pub struct RoundState {
     /// Nothing is left to do.
     #[serde(default)]
     pub ended: bool,
-    /// Failures of the current step.
+    /// Failures so far.
     #[serde(default)]
     pub failures: u32,
+    /// The error of the last step, where it failed: the round waits to be tried again.
+    #[serde(default)]
+    pub failed: Option<String>,
 }
 
 /// What a step came to.
@@ -102,6 +110,7 @@ pub struct Rounds {
     arm: Arc<dyn TrainArm>,
     key: SigningKey,
     manual: Dataset,
+    heldout: ManualStats,
     stopping: Arc<AtomicBool>,
 }
 
@@ -129,9 +138,10 @@ impl Rounds {
             );
         }
         ensure!(!manual.images.is_empty(), "`data.manual`: {} has no images", config.data.manual.display());
-        ensure!(!heldout.images.is_empty(), "`data.heldout`: {} has no images", config.data.heldout.display());
+        crate::evaluate::labelled(&heldout).context("`data.heldout`")?;
         let key = sign::read_key(&config.release.key).context("`release.key`")?;
-        Ok(Self { config, store, events, arm, key, manual, stopping })
+        let heldout = ManualStats::of(&heldout);
+        Ok(Self { config, store, events, arm, key, manual, heldout, stopping })
     }
 
     /// Keypoints of the manual set's skeleton.
@@ -139,17 +149,23 @@ impl Rounds {
         self.manual.skeleton.len()
     }
 
-    /// Does what is due until `stop`.
+    /// Does what is due until `stop`. The pauses grow with the failures since the last round ended.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let mut pause = POLL;
+        let mut failures = 0;
         while !*stop.borrow() {
-            pause = match self.step().await {
+            let pause = match self.step().await {
                 Ok(Stepped::Done) => continue,
-                Ok(Stepped::Idle) => POLL,
+                Ok(Stepped::Idle) => {
+                    failures = 0;
+                    POLL
+                }
                 Ok(Stepped::Stopped) => return,
                 Err(error) => {
-                    self.events.emit(Event::Error { what: "round".to_owned(), message: format!("{error:#}") });
-                    (pause * 4).min(Duration::from_secs(60))
+                    let pause = retry_pause(failures);
+                    failures += 1;
+                    let message = format!("{error:#}; tried again in {} s", pause.as_secs());
+                    self.events.emit(Event::Error { what: "round".to_owned(), message });
+                    pause
                 }
             };
             tokio::select! {
@@ -162,13 +178,20 @@ impl Rounds {
     /// Does the next step of the round under way, or begins one when enough labels are there.
     ///
     /// # Errors
-    /// What went wrong; the step is tried again, [`MAX_FAILURES`] times.
+    /// What went wrong; the next call tries again. A round fails as often as it has to and keeps its labels: only the gate, or a loss
+    /// that is not finite, which every repetition would find again, refuses a student.
     pub async fn step(&self) -> anyhow::Result<Stepped> {
         let rounds = self.store.rounds().await?;
         let Some(mut state) = rounds.last().filter(|r| !r.ended).cloned() else { return self.begin(&rounds).await };
+        let exported = state.dataset_sha256.is_some() && self.folder(state.round).join("generated/annotations.json").exists();
+        if state.failed.is_some() && !exported && !state.trained {
+            // Nothing is left of the snapshot, or nothing was made of it yet: it takes in what has come since.
+            state.up_to = self.store.last_label().await?;
+            (state.thresholds, state.dataset_sha256) = (None, None);
+        }
         match self.advance(&mut state).await {
             Ok(true) => {
-                state.failures = 0;
+                state.failed = None;
                 if state.released.is_none() {
                     self.store.save_round(&state).await?;
                 }
@@ -178,15 +201,21 @@ impl Rounds {
             Err(error) => {
                 // What the step half did is not kept, only that it failed.
                 let mut failed = rounds.last().cloned().context("the round is gone")?;
-                failed.failures += 1;
-                if failed.failures >= MAX_FAILURES {
-                    let reason = format!("given up after {MAX_FAILURES} failures: {error:#}");
-                    self.events.emit(Event::Refused { round: failed.round, reason: reason.clone() });
-                    failed.decision = Some(Decision::Refuse(reason));
+                if error.chain().any(|e| matches!(e.downcast_ref(), Some(ArmError::Rcnn(RcnnError::NotFinite { .. })))) {
+                    let reason = format!("{error:#}");
+                    failed.decision = Some(Decision::Refuse(reason.clone()));
                     failed.ended = true;
+                    self.store.save_round(&failed).await?;
+                    self.events.emit(Event::Refused { round: failed.round, reason });
+                    return Ok(Stepped::Done);
                 }
-                self.store.save_round(&failed).await?;
-                Err(error.context(format!("round {}", failed.round)))
+                failed.failures += 1;
+                failed.failed = Some(format!("{error:#}"));
+                let error = error.context(format!("round {}", failed.round));
+                match self.store.save_round(&failed).await {
+                    Ok(()) => Err(error),
+                    Err(store) => Err(error.context(format!("the failure could not be recorded ({store})"))),
+                }
             }
         }
     }
@@ -221,6 +250,7 @@ impl Rounds {
             released: None,
             ended: false,
             failures: 0,
+            failed: None,
         };
         self.store.save_round(&state).await?;
         let labels = self.store.selected(Selection { teacher, after, up_to }).await?;
@@ -247,8 +277,11 @@ impl Rounds {
         } else if state.candidate_judged.is_none() {
             let bundle = self.student(state.round);
             let Some(judgement) = self.judge(state, "candidate", bundle.clone()).await? else { return Ok(false) };
-            // The manifest says what the student reached; its graphs and weights are those that were judged.
-            crate::arm::amend(&bundle, |manifest| manifest.ap = Some(judgement.ap))?;
+            // The manifest says what the student reached and its own thresholds; its graphs and weights are those that were judged.
+            crate::arm::amend(&bundle, |manifest| {
+                manifest.ap = Some(judgement.ap);
+                manifest.thresholds = self.own_thresholds(&judgement, manifest.thresholds.floor);
+            })?;
             state.candidate_judged = Some(Judged { ap: judgement.ap, precise: None });
         } else if state.decision.is_none() {
             let (Some(running), Some(candidate)) = (&state.running_judged, &state.candidate_judged) else {
@@ -310,7 +343,7 @@ impl Rounds {
         let thresholds = state.thresholds.context("the round has no thresholds")?;
         let root = self.folder(state.round).join("generated");
         let ignore_from = thresholds.instance * (1.0 - self.config.calibration.ignore_margin as f32);
-        let mut exporter = Exporter::new(&root, &self.manual.skeleton, thresholds, ignore_from)?;
+        let mut exporter = Exporter::new(&root, &self.manual, thresholds, ignore_from)?;
         for selected in self.store.select(Self::selection(state)).await? {
             let jpeg = self.store.jpeg(&selected.device, selected.key).await?;
             let message = LabelMsg::decode(&selected.payload).context("a stored label")?;
@@ -355,6 +388,11 @@ impl Rounds {
         sync_tree(&bundle)?;
         Ok(true)
     }
+}
+
+/// The pause after the first, second, … failure (from 0).
+fn retry_pause(failures: u32) -> Duration {
+    RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(RETRY_MAX)
 }
 
 /// Name and manifest hash of a bundle, as its child's manifest names it.

@@ -13,10 +13,10 @@ use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rollout::Rollout;
 use crate::service::rounds::Rounds;
 use crate::service::store::Store;
-use crate::service::store::intake::Record;
+use crate::service::store::intake::{Record, RefusedFrame};
 use anyhow::Context;
 use omnilabel_keypoints::wire::topic::{self, Kind};
-use omnilabel_keypoints::wire::{AckMsg, BlockRequest, Encoding, Message, ModelMsg};
+use omnilabel_keypoints::wire::{AckMsg, BlockRequest, Encoding, LabelKey, Message, ModelMsg};
 use omnilabel_link::{Incoming, Link};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -251,8 +251,12 @@ impl Collector {
                         self.changed.insert(device.clone());
                         drop(self.out.try_send(Out::Ack(device, Box::new(ack))));
                     }
-                    if done.conflicts > 0 {
-                        tracing::warn!("{} labels came again with other bytes under the same key; the first stays", done.conflicts);
+                    for (device, LabelKey { epoch, sequence }) in done.conflicts {
+                        self.events.emit(Event::Conflict { device, epoch, sequence });
+                    }
+                    for RefusedFrame { device, key: LabelKey { epoch, sequence }, bytes, reason } in done.refused {
+                        let (bytes, limit) = (bytes as u64, self.config.collector.max_frame_bytes as u64);
+                        self.events.emit(Event::FrameRefused { device, epoch, sequence, bytes, limit, reason });
                     }
                     return true;
                 }

@@ -6,6 +6,7 @@ use super::collector::{Intake, Taken};
 use super::config::ServiceConfig;
 use super::sign;
 use super::store::intake::Record;
+use crate::arm::ArmError;
 use crate::calibrate::Judged;
 use crate::score::{GroundTruth, score};
 use anyhow::Context;
@@ -16,6 +17,7 @@ use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_keypoints::label::{Detection, Keypoint, Label, Thresholds};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::wire::{Encoding, FrameHeader, LabelKey, LabelMsg, Message, topic};
+use omnilabel_rcnn::RcnnError;
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::train::Losses;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 /// Keypoints of the test skeleton.
 pub(crate) const K: usize = 4;
 const SIDE: u32 = 96;
+/// What the student's detections on held-out pictures score.
+pub(crate) const STUDENT_SCORE: f32 = 0.35;
+/// The probability of their keypoints.
+pub(crate) const STUDENT_PROBABILITY: f32 = 0.125;
 /// Where the keypoints of a true person lie in its box, as shares of width and height.
 const POSE: [(f64, f64); K] = [(0.3, 0.1), (0.7, 0.1), (0.2, 0.9), (0.8, 0.9)];
 
@@ -96,10 +102,11 @@ fn write_bundle(root: &Path, name: &str, pose: &[(f64, f64)], thresholds: Thresh
     Ok(())
 }
 
-/// The quick arm. The first `failures` calls of `train` fail.
+/// The quick arm. The first `failures` calls of `train` fail, with a loss that is not finite when `diverges`.
 #[derive(Default)]
 pub(crate) struct MeanPose {
     pub(crate) failures: AtomicU32,
+    pub(crate) diverges: bool,
 }
 
 fn mean_pose(dataset: &Dataset) -> Vec<(f64, f64)> {
@@ -130,14 +137,21 @@ impl TrainArm for MeanPose {
             })
             .collect();
         let scores = score(&GroundTruth::from_dataset(&dataset)?, &results)?;
-        let judged = results.iter().map(|_| Judged { score: 0.5, right: true }).collect();
-        Ok(Some(Judgement { ap: scores.ap, scores: scores.named().map(|(n, v)| (n.to_owned(), v)).to_vec(), judged }))
+        // Every person is found, with a score that tells the models apart.
+        let score = if bundle.ends_with("running") { 0.5 } else { STUDENT_SCORE };
+        let judged = results.iter().map(|_| Judged { score, right: true }).collect();
+        let keypoints = || (0..K).map(|_| Keypoint { probability: STUDENT_PROBABILITY, ..Keypoint::default() }).collect();
+        let detections = dataset.images.iter().map(|_| vec![Detection { rect: Rect::default(), score, keypoints: keypoints() }]).collect();
+        Ok(Some(Judgement { ap: scores.ap, scores: scores.named().map(|(n, v)| (n.to_owned(), v)).to_vec(), judged, detections }))
     }
 
     fn train(&self, job: &Job, progress: &mut dyn FnMut(Progress), stop: &AtomicBool) -> anyhow::Result<Option<PathBuf>> {
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.failures.fetch_sub(1, Ordering::Relaxed);
-            anyhow::bail!("the loss is not finite");
+            if self.diverges {
+                return Err(ArmError::Rcnn(RcnnError::NotFinite { name: "keypoint", step: 3, value: f32::NAN }).into());
+            }
+            anyhow::bail!("no space left on device");
         }
         let manual = mean_pose(&Dataset::load(&job.manual).context("manual")?);
         let generated = mean_pose(&Dataset::load(&job.generated).context("generated")?);

@@ -42,8 +42,24 @@ fn a_frame_that_is_no_picture_settles_its_label_without_being_kept() {
     let header = 2 + usize::from(u16::from_be_bytes([frame[0], frame[1]]));
     frame.truncate(header + 20);
     let taken = World::new().intake().take("omnilabel/v1/home/cam-1/frames", frame).unwrap();
-    let (_, Taken::Store(Record::Frame { refused: Some(why), jpeg, .. })) = taken else { panic!("{taken:?}") };
-    assert!(why.contains("JPEG") && jpeg.is_empty(), "{why}");
+    let (_, Taken::Store(Record::Frame { refused: Some(why), .. })) = taken else { panic!("{taken:?}") };
+    assert!(why.contains("JPEG"), "{why}");
+}
+
+#[test]
+fn a_frame_as_large_as_a_packet_is_taken() {
+    let frame = messages(1, 0.0, 0).remove(1).1;
+    let check = |world: &World, bytes: usize| {
+        let mut frame = frame.clone();
+        frame.resize(bytes, 0);
+        let taken = world.intake().take("omnilabel/v1/home/cam-1/frames", frame).unwrap();
+        let (_, Taken::Store(Record::Frame { refused, .. })) = taken else { panic!("{taken:?}") };
+        refused
+    };
+    let mut world = World::new();
+    assert_eq!(check(&world, omnilabel_link::MAX_PACKET), None);
+    world.config.collector.max_frame_bytes = 1 << 20;
+    assert!(check(&world, 2 << 20).unwrap().contains("at most 1048576"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The choice of τ and τ_k in a round (spec §4), from the raw scores of all of its labels.
 
 use super::{RoundState, Rounds};
-use crate::calibrate::{ManualStats, Mode, match_mean, match_mean_histogram, threshold_at_precision};
+use crate::calibrate::{HeldOut, ManualStats, Mode, calibrate, match_mean, match_mean_histogram};
 use crate::service::arm::Judgement;
 use crate::service::events::Event;
 use anyhow::{Context, ensure};
@@ -16,8 +16,17 @@ impl Rounds {
         if self.config.calibration.mode == Mode::Paper {
             return None;
         }
-        threshold_at_precision(&judgement.judged, self.config.calibration.precision)
-            .or_else(|| judgement.judged.iter().map(|j| j.score).max_by(f32::total_cmp))
+        Some(self.held_out(judgement).threshold().1)
+    }
+
+    fn held_out<'j>(&self, judgement: &'j Judgement) -> HeldOut<'j> {
+        HeldOut { judged: &judgement.judged, precision: self.config.calibration.precision }
+    }
+
+    /// The thresholds that a judged model goes out with: its scores are not the running model's. `floor` is what its manifest says.
+    pub(super) fn own_thresholds(&self, judgement: &Judgement, floor: f32) -> Thresholds {
+        let mode = self.config.calibration.mode;
+        calibrate(mode, self.heldout, &judgement.detections, Some(self.held_out(judgement)), floor).thresholds
     }
 
     /// τ and τ_k of a round. Where the devices' histograms saw more frames than there are labels, τ is matched to them.
@@ -36,22 +45,22 @@ impl Rounds {
         }
         let (seen, bins) = self.store.histogram(state.teacher).await?;
         let matched = if seen > frames {
-            match_mean_histogram(&bins, seen, manual.people_per_image)
+            match_mean_histogram(&bins, seen, manual.people_per_image())
         } else {
-            match_mean(&scores, frames, manual.people_per_image)
+            match_mean(&scores, frames, manual.people_per_image())
         };
         let precise = state.running_judged.as_ref().and_then(|j| j.precise).unwrap_or(0.0);
         let tau = matched.threshold.max(precise);
         let kept: Vec<&Vec<f32>> = instances.iter().filter(|(score, _)| *score >= tau).map(|(_, p)| p).collect();
         ensure!(!kept.is_empty(), "no instance of {frames} labels has a score of τ = {tau:.3} or more: there is nothing to learn from");
         let probabilities: Vec<f32> = kept.iter().flat_map(|p| p.iter().copied()).collect();
-        let tau_k = match_mean(&probabilities, kept.len() as u64, manual.keypoints_per_person).threshold;
+        let tau_k = match_mean(&probabilities, kept.len() as u64, manual.keypoints_per_person()).threshold.min(1.0);
         let floor = Bundle::open(&state.running)?.manifest().thresholds.floor.min(tau);
         self.events.emit(Event::Calibrated {
             round: state.round,
             tau,
             tau_k,
-            manual_mean: manual.people_per_image,
+            manual_mean: manual.people_per_image().value(),
             realised_mean: kept.len() as f64 / frames.max(1) as f64,
             frames,
             instances: kept.len() as u64,

@@ -4,7 +4,7 @@
 use super::*;
 use crate::service::events::EventReader;
 use crate::service::rollout::Rollout;
-use crate::service::testing::{MeanPose, World, first_x};
+use crate::service::testing::{MeanPose, STUDENT_PROBABILITY, STUDENT_SCORE, World, first_x};
 use omnilabel_keypoints::wire::{BlockRequest, ModelMsg, ReleaseMsg, StatusMsg};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -48,6 +48,13 @@ async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle() {
     assert_eq!((generated.images.len(), generated.annotations.len()), (18, 18));
     // Positions travel in 1/16 px.
     assert!((generated.annotations[0].keypoints[0] - first_x(1)).abs() <= 1.0 / 16.0);
+
+    // It goes out with thresholds of its own; what was judged is not touched.
+    let bundle = Bundle::open(&folder.join("bundle")).unwrap();
+    let shipped = bundle.manifest().thresholds;
+    assert_eq!((shipped.instance, shipped.keypoint, shipped.floor), (STUDENT_SCORE, STUDENT_PROBABILITY, 0.05));
+    assert_ne!(Some(shipped), state.thresholds);
+    assert_eq!(bundle.manifest().ap, Some(after));
 
     // A device that knows only the public key and the messages rebuilds the bundle byte for byte.
     let release = rounds.store.latest_release().await.unwrap().unwrap();
@@ -136,7 +143,7 @@ async fn a_kill_between_any_two_steps_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_training_goes_on_and_a_failing_one_is_given_up() {
+async fn a_stopped_training_goes_on_and_a_failing_one_is_tried_until_it_succeeds() {
     let world = World::new();
     let first = rounds(&world, MeanPose::default()).await;
     first.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
@@ -150,15 +157,85 @@ async fn a_stopped_training_goes_on_and_a_failing_one_is_given_up() {
     }
     assert!(!first.store.rounds().await.unwrap()[0].trained);
     let failing = MeanPose::default();
-    failing.failures.store(MAX_FAILURES, Ordering::Relaxed);
+    failing.failures.store(5, Ordering::Relaxed);
     let second = rounds(&world, failing).await;
-    for _ in 0..MAX_FAILURES {
+    for failures in 1..=5 {
         let error = format!("{:#}", second.step().await.unwrap_err());
-        assert!(error.contains("round 1") && error.contains("not finite"), "{error}");
+        assert!(error.contains("round 1") && error.contains("no space left"), "{error}");
+        let state = second.store.rounds().await.unwrap().remove(0);
+        assert!(!state.ended && state.decision.is_none() && state.failures == failures, "{state:?}");
+        assert!(state.failed.unwrap().contains("no space left"));
     }
-    let state = second.store.rounds().await.unwrap().remove(0);
-    assert!(state.ended && state.released.is_none());
-    assert!(state.decision.unwrap().reason().contains("not finite"));
+    // Whoever removes what it was doing makes it begin again.
+    std::fs::remove_dir_all(world.config.state_dir.join("rounds/1")).unwrap();
+    to_the_end(&second).await;
+    let all = second.store.rounds().await.unwrap();
+    assert_eq!((all.len(), all[0].released, &all[0].failed), (1, Some(1), &None), "the only round that is allowed: {all:?}");
+    assert!(!events(&world).iter().any(|e| matches!(e, Event::Refused { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_that_teach_nothing_wait_for_others() {
+    let world = World::new();
+    let rounds = rounds(&world, MeanPose::default()).await;
+    let empty = |sequence| {
+        let (device, mut record) = world.labels("cam-1", sequence..=sequence, 0.0, 0).remove(0);
+        let crate::service::store::intake::Record::Label(row) = &mut record else { panic!() };
+        let mut label = LabelMsg::decode(&row.payload).unwrap();
+        label.instances.clear();
+        row.payload = crate::service::testing::encode(&label);
+        [(device, record), world.labels("cam-1", sequence..=sequence, 0.0, 0).remove(1)]
+    };
+    rounds.store.commit(&(1..=12).flat_map(empty).collect::<Vec<_>>(), 1).await.unwrap();
+    let error = loop {
+        match rounds.step().await {
+            Ok(stepped) => assert_eq!(stepped, Stepped::Done),
+            Err(error) => break format!("{error:#}"),
+        }
+    };
+    assert!(error.contains("nothing to learn from"), "{error}");
+    rounds.store.commit(&world.labels("cam-2", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let all = rounds.store.rounds().await.unwrap();
+    assert_eq!((all.len(), all[0].released), (1, Some(1)), "{all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_student_that_diverges_is_refused_at_once() {
+    let world = World::new();
+    let rounds = rounds(&world, MeanPose { failures: 1.into(), diverges: true }).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let state = rounds.store.rounds().await.unwrap().remove(0);
+    assert!(state.ended && state.released.is_none() && state.decision.unwrap().reason().contains("learning rate"));
+    assert!(events(&world).iter().any(|e| matches!(e, Event::Refused { reason, .. } if reason.contains("NaN"))));
+}
+
+#[test]
+fn pauses_double_up_to_five_minutes() {
+    let pauses: Vec<u64> = (0..12).map(|n| retry_pause(n).as_secs()).collect();
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+    assert_eq!(retry_pause(u32::MAX), RETRY_MAX);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_is_an_event_and_the_service_goes_on() {
+    let world = World::new();
+    let rounds = rounds(&world, MeanPose { failures: 2.into(), diverges: false }).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    let (stop, stopping) = watch::channel(false);
+    let running = tokio::spawn(rounds.run(stopping));
+    while !events(&world).iter().any(|e| matches!(e, Event::Released { .. })) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.send_replace(true);
+    running.await.unwrap();
+    let pauses: Vec<String> =
+        events(&world).into_iter().filter_map(|e| if let Event::Error { message, .. } = e { Some(message) } else { None }).collect();
+    assert_eq!(pauses.len(), 2);
+    for (message, pause) in pauses.iter().zip(["in 1 s", "in 2 s"]) {
+        assert!(message.contains("round 1") && message.contains("no space left") && message.ends_with(pause), "{message}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,4 +278,18 @@ async fn a_wrong_skeleton_keeps_the_service_from_starting() {
     let result = Rounds::new(config, store, events, Arc::new(MeanPose::default()), Arc::new(AtomicBool::new(false))).await;
     let error = format!("{:#}", result.err().unwrap());
     assert!(error.contains("data.heldout") && error.contains("left_a"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn held_out_pictures_without_labels_keep_the_service_from_starting() {
+    let world = World::new();
+    let mut dataset = Dataset::load(&world.config.data.heldout).unwrap();
+    dataset.annotations.iter_mut().for_each(|a| (a.num_keypoints, a.keypoints) = (0, Vec::new()));
+    dataset.write(&world.config.data.heldout).unwrap();
+    let store = Store::open(&world.config.state_dir, false).await.unwrap();
+    let events = Arc::new(EventLog::open(&world.config.state_dir).unwrap());
+    let result = Rounds::new(world.config.clone(), store, events, Arc::new(MeanPose::default()), Arc::new(AtomicBool::new(false))).await;
+    let error = format!("{:#}", result.err().unwrap());
+    assert!(error.contains("data.heldout") && error.contains("no labelled keypoints"), "{error}");
+    assert!(error.contains(&world.config.data.heldout.display().to_string()), "{error}");
 }

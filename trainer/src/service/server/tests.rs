@@ -198,6 +198,40 @@ async fn labels_survive_a_broker_restart_and_a_release_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_kept_is_an_event() {
+    let mut world = World::new();
+    world.config.collector.max_frame_bytes = 1000;
+    let config = world.config.clone();
+    let (out, _queued) = mpsc::channel(OUT_QUEUE);
+    let mut collector = Collector {
+        config: config.clone(),
+        store: Store::open(&config.state_dir, false).await.unwrap(),
+        events: Arc::new(EventLog::open(&config.state_dir).unwrap()),
+        intake: world.intake(),
+        out,
+        announce: Arc::new(Notify::new()),
+        models: BTreeMap::new(),
+        changed: BTreeSet::new(),
+        rejected: (0, String::new()),
+    };
+    // The label and its frame, both again, and another label under the same key.
+    let (first, other) = (messages(1, 0.0, 0), messages(1, 0.1, 0));
+    let bytes = (first[1].1.len() - 2 - usize::from(u16::from_be_bytes([first[1].1[0], first[1].1[1]]))) as u64;
+    let (_stop, mut stopping) = watch::channel(false);
+    for (kind, payload) in first.iter().chain(&first).chain(&other[..1]) {
+        let topic = topic::device("omnilabel/v1", "home", "cam-1", *kind).as_str().to_owned();
+        let (device, taken) = collector.intake.take(&topic, payload.clone()).unwrap();
+        let Taken::Store(record) = taken else { panic!("{taken:?}") };
+        assert!(collector.commit(&[(device, record)], &mut stopping).await);
+    }
+    let events: Vec<_> = EventReader::new(&config.state_dir).poll().unwrap().into_iter().map(|s| s.event).collect();
+    let [Event::FrameRefused { device, bytes: said, limit: 1000, reason, .. }, conflict] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((device.as_str(), *said), ("cam-1", bytes));
+    assert!(reason.contains("at most 1000"), "{reason}");
+    assert_eq!(*conflict, Event::Conflict { device: "cam-1".into(), epoch: 77, sequence: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_down_is_said_and_waited_for() {
     let mut world = World::new();
     world.config.broker.port = free_port();

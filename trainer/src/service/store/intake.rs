@@ -42,7 +42,7 @@ pub enum Record {
         frame: u64,
         /// Why the picture is not kept; its label is then settled and not trained on.
         refused: Option<String>,
-        /// The JPEG.
+        /// The JPEG as it came.
         jpeg: Vec<u8>,
     },
     /// From `…/status`.
@@ -62,8 +62,23 @@ pub struct Committed {
     pub stored: u64,
     /// Labels and frames that were there already.
     pub repeated: u64,
-    /// Keys that came again with other bytes; the first stays.
-    pub conflicts: u64,
+    /// Labels that came again with other bytes, by device and key; the first stays.
+    pub conflicts: Vec<(String, LabelKey)>,
+    /// Frames that were settled now without being kept.
+    pub refused: Vec<RefusedFrame>,
+}
+
+/// A frame that is not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedFrame {
+    /// Who sent it.
+    pub device: String,
+    /// Of its label.
+    pub key: LabelKey,
+    /// Of the JPEG.
+    pub bytes: usize,
+    /// Why.
+    pub reason: String,
 }
 
 impl Store {
@@ -108,6 +123,8 @@ impl Store {
                         done.repeated += 1;
                     } else {
                         settle(&mut tx, device, epoch, sequence).await.map_err(self.sql("settle a label"))?;
+                        let (device, bytes) = (device.clone(), jpeg.len());
+                        done.refused.extend(refused.clone().map(|reason| RefusedFrame { device, key: *key, bytes, reason }));
                     }
                 }
                 Record::Status(status) => status_row(&mut tx, device, status).await.map_err(self.sql("store a status"))?,
@@ -210,7 +227,9 @@ async fn label(db: &mut SqliteConnection, device: &str, row: &LabelRow, now: i64
         .fetch_one(&mut *db)
         .await?;
     done.repeated += 1;
-    done.conflicts += u64::from(!same);
+    if !same {
+        done.conflicts.push((device.to_owned(), row.key));
+    }
     sqlx::query(
         "INSERT INTO epochs (device, epoch, duplicates, conflicts) VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE \
          SET duplicates = duplicates + 1, conflicts = conflicts + excluded.conflicts",

@@ -70,7 +70,7 @@ proptest! {
                     if l { repeated += u64::from(!labels.insert(q)) } else { frames.insert(q); }
                 }
                 let done = store.commit(&records, 1).await.unwrap();
-                assert_eq!(done.conflicts, 0);
+                assert_eq!(done.conflicts, []);
                 let settled: BTreeSet<u64> = labels.iter().copied().filter(|q| !wants(*q) || frames.contains(q)).collect();
                 let watermark = (1..).take_while(|q| settled.contains(q)).last().unwrap_or(0);
                 for (_, ack) in &done.acks {
@@ -119,7 +119,8 @@ async fn the_first_of_two_labels_under_one_key_stays() {
     let (device, Record::Label(mut other)) = label(1, false) else { panic!() };
     other.payload = vec![9; 9];
     let done = store.commit(&[label(1, false), (device, Record::Label(other))], 1).await.unwrap();
-    assert_eq!((done.stored, done.repeated, done.conflicts), (1, 1, 1));
+    let key = LabelKey { epoch: u64::MAX - 5, sequence: 1 };
+    assert_eq!((done.stored, done.repeated, done.conflicts), (1, 1, vec![("cam".to_owned(), key)]));
     let all = super::ledger::Selection { teacher: 0, after: 0, up_to: i64::MAX };
     assert_eq!(store.payloads(all).await.unwrap(), vec![1_u64.to_le_bytes().to_vec()]);
 }

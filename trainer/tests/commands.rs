@@ -1,0 +1,99 @@
+//! The commands as processes, on folders that leave out what COCO lets them leave out.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use omnilabel_coco::{Dataset, read_results};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn trainer(folder: &Path, line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_omnilabel-trainer")).current_dir(folder).args(line.split(' ')).output().unwrap()
+}
+
+fn succeed(folder: &Path, line: &str) -> String {
+    let output = trainer(folder, line);
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fail(folder: &Path, line: &str) -> String {
+    let output = trainer(folder, line);
+    assert!(!output.status.success(), "{line}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// Rewrites `annotations.json`.
+fn change(folder: &Path, change: impl Fn(&mut Value)) {
+    let path: PathBuf = folder.join("annotations.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut file);
+    std::fs::write(&path, file.to_string()).unwrap();
+}
+
+fn annotations(file: &mut Value) -> impl Iterator<Item = &mut serde_json::Map<String, Value>> {
+    file["annotations"].as_array_mut().unwrap().iter_mut().filter_map(Value::as_object_mut)
+}
+
+const TRAIN: &str = "train --data data --steps 1 --batch 2 --short-side 64 --golden 0 --json";
+
+#[test]
+fn a_folder_of_another_category_without_counts_is_trained_on_compared_and_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    common::folder(&data, 1, 4);
+    change(&data, |file| {
+        file["categories"][0]["id"] = 7.into();
+        annotations(file).for_each(|a| drop((a.remove("num_keypoints"), a.insert("category_id".to_owned(), 7.into()))));
+    });
+    assert_eq!(Dataset::load(&data).unwrap().category_id(), 7);
+    let trained: Value = serde_json::from_str(&succeed(dir.path(), &format!("{TRAIN} --out arm --eval data"))).unwrap();
+    assert!(trained["evaluation"]["single"]["AP"].as_f64() >= Some(0.0), "{trained}");
+
+    let line = "evaluate --model arm/bundle --data data --flip --average probabilities --box-voting --compare --results-out results.json";
+    let told: Value = serde_json::from_str(&succeed(dir.path(), &format!("{line} --json"))).unwrap();
+    let views = &told["ensemble"]["views"];
+    assert_eq!((&views["average"], &views["box_voting"]), (&"probabilities".into(), &true.into()), "{told}");
+    let compared = told["compared"].as_array().unwrap();
+    let named: Vec<(&str, bool)> =
+        compared.iter().map(|c| (c["views"]["average"].as_str().unwrap(), c["views"]["box_voting"].as_bool().unwrap())).collect();
+    assert_eq!(named, [("logits", false), ("logits", true), ("probabilities", false), ("probabilities", true)]);
+    assert_eq!(compared[3], told["ensemble"]);
+    let results = read_results(&dir.path().join("results.json")).unwrap();
+    assert!(!results.is_empty() && results.iter().all(|r| r.category_id == 7));
+    let scored: Value =
+        serde_json::from_str(&succeed(dir.path(), "score --gt data/annotations.json --results results.json --json")).unwrap();
+    assert_eq!(scored, told["ensemble"]["scores"]);
+
+    let table = succeed(dir.path(), "evaluate --model arm/bundle --data data --compare");
+    for column in ["single", "logits", "logits+vote", "prob", "prob+vote"] {
+        assert!(table.split_whitespace().any(|word| word == column), "{table}");
+    }
+
+    // A bundle that a device could not prove is not signed.
+    std::fs::write(
+        dir.path().join("trainer.toml"),
+        "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"data\"\nheldout = \"data\"\n\
+         [model]\nrunning = \"arm/bundle\"\n[release]\nkey = \"keys/release.key\"\n",
+    )
+    .unwrap();
+    succeed(dir.path(), "keygen --out keys");
+    let error = fail(dir.path(), "release --config trainer.toml --bundle arm/bundle");
+    assert!(error.contains("arm/bundle") && error.contains("no golden frames"), "{error}");
+}
+
+#[test]
+fn held_out_pictures_without_labels_are_refused_before_anything_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    common::folder(&dir.path().join("data"), 1, 2);
+    common::folder(&dir.path().join("bare"), 10, 2);
+    change(&dir.path().join("bare"), |file| {
+        annotations(file).for_each(|a| drop((a.insert("keypoints".to_owned(), vec![0; 9].into()), a.remove("num_keypoints"))));
+    });
+    for line in [&format!("{TRAIN} --out arm --eval bare"), "distill --data data --labelled-fraction 0.5 --val bare --out arm"] {
+        let error = fail(dir.path(), line);
+        assert!(error.contains("bare") && error.contains("no labelled keypoints"), "{error}");
+        assert!(!dir.path().join("arm").exists(), "{line}");
+    }
+}
