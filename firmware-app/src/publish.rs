@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn the_policy_decides_which_frames_travel() {
         let frame = Frame { size: Size { width: 8, height: 6 }, rgb: vec![100; 144] };
-        let shot = Shot { id: 3, captured_ms: 1, name: "x".into(), jpeg: Some(frame.to_jpeg(50)), frame };
+        let shot = Shot { id: 3, captured_ms: 1, name: "x".into(), jpeg: Some(frame.to_jpeg(50)), frame, position: None };
         let config = |frames| PublishConfig { frames, ..PublishConfig::default() };
         let (kept, unkept) = (label(&[0.9], 0.5), label(&[0.4], 0.5));
         for (policy, with_kept, without) in

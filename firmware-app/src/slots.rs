@@ -4,11 +4,12 @@
 //! STATE/root.pub             the key that releases are signed with (64 hex digits)
 //! STATE/a/, STATE/b/         bundles; the one that is not confirmed may be anything
 //! STATE/a.release, …         the signed release that a slot came from (none: provisioned)
+//! STATE/a.trial, …           the slot is not proven, whatever lies in it
 //! STATE/state.json           the slot state, replaced as a whole; STATE/state.old.json is the one before
 //! STATE/offer.release        the signed release that is on trial
 //! STATE/blocks/{sha256}      blocks that were fetched for it
 //! ```
-//! State that cannot be read never counts as healthy: the one before is taken, or a slot whose bundle verifies.
+//! State that cannot be read never counts as healthy: the one before is taken, or a proven slot whose bundle verifies.
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use crate::update::VerifiedRelease;
 use anyhow::{Context, bail};
 use ed25519_dalek::VerifyingKey;
 use omnilabel_bundle::Bundle;
-use omnilabel_keypoints::trial::{Slot, State};
+use omnilabel_keypoints::trial::{Phase, Slot, State};
 use omnilabel_keypoints::wire::{Message, ReleaseMsg};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -75,7 +76,7 @@ impl Slots {
     /// Opens the state folder and finds the confirmed slot. `key` is for the releases that the slots came from.
     ///
     /// # Errors
-    /// When nothing was installed, or no slot has a bundle that verifies.
+    /// When nothing was installed, or no proven slot has a bundle that verifies.
     pub fn open(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle)> {
         let read = |name: &str| {
             let path = folder.join(name);
@@ -98,7 +99,9 @@ impl Slots {
             match Bundle::open(&folder.join(name(state.confirmed))) {
                 Ok(bundle) => {
                     let recovered = if index > 0 { Some(reasons.join("; ")) } else { old.filter(|reason| !reason.contains(OLD)) };
-                    return Ok((Self { folder: folder.to_owned(), state: *state, recovered }, bundle));
+                    let slots = Self { folder: folder.to_owned(), state: *state, recovered };
+                    slots.tidy()?;
+                    return Ok((slots, bundle));
                 }
                 Err(error) => reasons.push(format!("the confirmed model does not verify: {error}")),
             }
@@ -108,6 +111,7 @@ impl Slots {
         let mut whole = Vec::new();
         for slot in [Slot::A, Slot::B] {
             match Bundle::open(&folder.join(name(slot))) {
+                Ok(_) if trial_mark(folder, slot).exists() => reasons.push(format!("slot {} was on trial", name(slot))),
                 Ok(bundle) => whole.push((counter_of(folder, slot, key), slot, bundle)),
                 Err(error) => reasons.push(error.to_string()),
             }
@@ -213,20 +217,75 @@ impl Slots {
         VerifiedRelease::verify(&ReleaseMsg::decode(&payload).ok()?, key).ok()
     }
 
-    /// Notes that a slot's bundle is the release on trial.
+    /// Notes that a slot's bundle is the release that was on trial and is confirmed.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn note_origin(&self, slot: Slot) -> anyhow::Result<()> {
-        let (from, to) = (self.folder.join(OFFER), self.folder.join(format!("{}.release", name(slot))));
+        let (from, to) = (self.folder.join(OFFER), origin(&self.folder, slot));
         let payload = std::fs::read(&from).with_context(|| from.display().to_string())?;
-        replace_file(&to, &payload).with_context(|| to.display().to_string())
+        replace_file(&to, &payload).with_context(|| to.display().to_string())?;
+        self.remove(&trial_mark(&self.folder, slot))
     }
+
+    /// Marks a slot before anything is written into it: it is not taken for a proven one.
+    ///
+    /// # Errors
+    /// When the mark cannot be written.
+    pub fn begin_trial(&self, slot: Slot) -> anyhow::Result<()> {
+        let path = trial_mark(&self.folder, slot);
+        replace_file(&path, b"").with_context(|| path.display().to_string())
+    }
+
+    /// Empties a slot that was on trial; one that was not stays. The mark goes last.
+    ///
+    /// # Errors
+    /// When something cannot be removed; the mark is then still there.
+    pub fn discard(&self, slot: Slot) -> anyhow::Result<()> {
+        let mark = trial_mark(&self.folder, slot);
+        if !mark.exists() {
+            return Ok(());
+        }
+        let path = self.path(slot);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+            sync_folder(&self.folder).with_context(|| self.folder.display().to_string())?;
+        }
+        self.remove(&origin(&self.folder, slot))?;
+        self.remove(&mark)
+    }
+
+    /// Finishes what a kill after a confirmation or a revert left.
+    fn tidy(&self) -> anyhow::Result<()> {
+        if self.state.phase == Phase::Idle {
+            self.discard(self.state.confirmed.other())?;
+        }
+        self.remove(&trial_mark(&self.folder, self.state.confirmed))
+    }
+
+    /// Removes a file of the state folder, durably, if it is there.
+    fn remove(&self, path: &Path) -> anyhow::Result<()> {
+        if path.exists() {
+            std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+            sync_folder(&self.folder).with_context(|| self.folder.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// The mark of a slot that is not proven.
+fn trial_mark(folder: &Path, slot: Slot) -> PathBuf {
+    folder.join(format!("{}.trial", name(slot)))
+}
+
+/// The signed release that a slot came from.
+fn origin(folder: &Path, slot: Slot) -> PathBuf {
+    folder.join(format!("{}.release", name(slot)))
 }
 
 /// The counter of the release that a slot came from; 0 when it has none that verifies.
 fn counter_of(folder: &Path, slot: Slot, key: &VerifyingKey) -> u64 {
-    let payload = std::fs::read(folder.join(format!("{}.release", name(slot)))).unwrap_or_default();
+    let payload = std::fs::read(origin(folder, slot)).unwrap_or_default();
     let release = ReleaseMsg::decode(&payload).ok().and_then(|message| VerifiedRelease::verify(&message, key).ok());
     release.map_or(0, |release| release.manifest().counter)
 }

@@ -12,16 +12,20 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 pub(crate) const BLOCK: u32 = 1000;
+const GRAPHS: [&str; 3] = ["backbone.onnx", "box_head.onnx", "keypoint_head.onnx"];
 
 pub(crate) fn key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
 }
 
-/// A sealed bundle whose weights are `weights` bytes of `fill`; its graphs are empty files.
+/// A sealed bundle whose weights are `weights` bytes of `fill`; its graphs and its golden frame are empty files. One that is named
+/// `untried` has no golden frame.
 pub(crate) fn bundle(root: &Path, name: &str, fill: u8, weights: usize) -> Bundle {
     std::fs::create_dir_all(root).unwrap();
-    for graph in ["backbone.onnx", "box_head.onnx", "keypoint_head.onnx"] {
-        std::fs::write(root.join(graph), b"").unwrap();
+    let mut golden = vec![GoldenFrame { image: "yard.png".into(), detections: "yard.json".into() }];
+    golden.retain(|_| name != "untried");
+    for file in golden.iter().flat_map(|frame| [frame.image.as_str(), &frame.detections]).chain(GRAPHS) {
+        std::fs::write(root.join(file), b"").unwrap();
     }
     let noise: Vec<u8> = (0..weights).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ fill).collect();
     std::fs::write(root.join("weights.safetensors"), noise).unwrap();
@@ -59,7 +63,7 @@ pub(crate) fn bundle(root: &Path, name: &str, fill: u8, weights: usize) -> Bundl
         dataset_sha256: None,
         ap: None,
         files: Default::default(),
-        golden: Vec::new(),
+        golden,
     };
     seal(root, manifest).unwrap()
 }

@@ -1,6 +1,6 @@
 //! A folder of images as a camera.
 
-use super::{Camera, CameraEvent, shot};
+use super::{Camera, CameraEvent, Progress, Shot, shot};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ pub struct Folder {
     period: Duration,
     repeat: bool,
     due: Option<Instant>,
-    /// How far it is, one line: `index count`.
+    /// Where it is noted how far it is.
     progress: Option<PathBuf>,
 }
 
@@ -63,7 +63,7 @@ impl Folder {
             bail!("{}: no image in the folder, expected .jpg, .jpeg or .png files", folder.display());
         }
         let progress = progress.filter(|_| !repeat).map(Path::to_owned);
-        let next = progress.as_deref().and_then(|file| read_progress(file, files.len())).unwrap_or(0);
+        let next = progress.as_deref().map_or(0, |file| Progress::open(file, files.len()).position());
         if next > 0 {
             tracing::info!(next, count = files.len(), "the folder goes on where it was");
         }
@@ -72,28 +72,21 @@ impl Folder {
 }
 
 impl Folder {
-    fn note(&self, index: usize) {
-        if let Some(progress) = &self.progress
-            && let Err(error) = std::fs::write(progress, format!("{index} {}\n", self.files.len()))
-        {
-            tracing::warn!(%error, file = %progress.display(), "cannot note how far the folder is");
+    fn load(&self, index: usize) -> CameraEvent {
+        let path = &self.files[index];
+        let position = Some(index + 1);
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        match std::fs::read(path) {
+            Ok(bytes) => shot(stem.unwrap_or(index as u64 + 1), path.display().to_string(), bytes, position),
+            Err(error) => CameraEvent::Bad { reason: format!("{}: {error}", path.display()), position },
         }
     }
-}
-
-/// A file that cannot be read, or is of another folder, only means to start at the first image.
-fn read_progress(file: &Path, count: usize) -> Option<usize> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let (index, of) = text.trim().split_once(' ')?;
-    let index: usize = index.parse().ok()?;
-    (of.parse() == Ok(count) && index <= count).then_some(index)
 }
 
 impl Camera for Folder {
     fn next(&mut self) -> CameraEvent {
         if self.next >= self.files.len() {
             if !self.repeat {
-                self.note(self.next);
                 return CameraEvent::End;
             }
             self.next = 0;
@@ -103,20 +96,21 @@ impl Camera for Folder {
         std::thread::sleep(due.saturating_duration_since(now));
         // A frame that had to wait does not make the next ones come faster than the rate.
         self.due = Some(due.max(now) + self.period);
-        let index = self.next;
         self.next += 1;
-        // Frames in flight at a crash are played again: labels are keyed anew, nothing is lost.
-        self.note(index.saturating_sub(8));
-        let path = &self.files[index];
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-        match std::fs::read(path) {
-            Ok(bytes) => shot(stem.unwrap_or(index as u64 + 1), path.display().to_string(), bytes),
-            Err(error) => CameraEvent::Bad { reason: format!("{}: {error}", path.display()) },
-        }
+        self.load(self.next - 1)
     }
 
     fn is_live(&self) -> bool {
         false
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        Some(Progress::open(self.progress.as_deref()?, self.files.len()))
+    }
+
+    fn past(&self, count: usize) -> Vec<Box<Shot>> {
+        let shots = (self.next.saturating_sub(count)..self.next).map(|index| self.load(index));
+        shots.filter_map(|event| if let CameraEvent::Shot(shot) = event { Some(shot) } else { None }).collect()
     }
 }
 
@@ -145,14 +139,23 @@ mod tests {
             loop {
                 match camera.next() {
                     CameraEvent::Shot(shot) => seen.push(shot.id.to_string()),
-                    CameraEvent::Bad { reason } => seen.push(if reason.contains("3.jpg") { "bad 3".into() } else { reason }),
+                    CameraEvent::Bad { reason, .. } => seen.push(if reason.contains("3.jpg") { "bad 3".into() } else { reason }),
                     CameraEvent::End => return seen,
                     CameraEvent::Lost { reason, .. } => panic!("{reason}"),
                 }
             }
         };
         assert_eq!(play(), ["2", "bad 3", "10", "4"]);
-        assert!(play().is_empty(), "a folder that was played is not played again");
+        assert_eq!(play().len(), 4, "a frame that was played and not labelled is played again");
+        let mut done = Folder::open(folder.path(), 1.0, false, Some(&progress)).unwrap().progress().unwrap();
+        done.without_label(2);
+        done.settle(0);
+        assert_eq!(play(), ["10", "4"]);
+        done.without_label(4);
+        done.settle(0);
+        assert!(play().is_empty(), "a folder that is done with is not played again");
+        let past = Folder::open(folder.path(), 1.0, false, Some(&progress)).unwrap().past(3);
+        assert_eq!(past.iter().map(|shot| shot.id).collect::<Vec<_>>(), [10, 4], "a model can still be tried on it");
     }
 
     #[test]

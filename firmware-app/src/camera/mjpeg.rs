@@ -119,14 +119,14 @@ impl Camera for Mjpeg {
                         continue;
                     }
                     let id = self.next_id();
-                    let event = shot(id, format!("{:?} at {id}", self.target), bytes);
+                    let event = shot(id, format!("{:?} at {id}", self.target), bytes, None);
                     if matches!(event, CameraEvent::Shot(_)) {
                         self.due = Some(self.due.unwrap_or(now).max(now - self.period) + self.period);
                         self.backoff.reset();
                     }
                     return event;
                 }
-                Err(Ok(reason)) => return CameraEvent::Bad { reason: format!("{:?}: {reason}", self.target) },
+                Err(Ok(reason)) => return CameraEvent::Bad { reason: format!("{:?}: {reason}", self.target), position: None },
                 Err(Err(reason)) => {
                     let reason = format!("{:?}: {reason}", self.target);
                     return self.lost(reason);

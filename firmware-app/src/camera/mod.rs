@@ -4,9 +4,11 @@ mod folder;
 pub mod http;
 pub mod mjpeg;
 pub mod multipart;
+mod progress;
 
 pub use folder::{Folder, images_of};
 pub use mjpeg::Mjpeg;
+pub use progress::Progress;
 
 use crate::config::CameraConfig;
 use omnilabel_detect::frame::Frame;
@@ -16,7 +18,7 @@ use std::time::Duration;
 /// A frame as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shot {
-    /// Id, unique for this camera: names the frame everywhere.
+    /// What the camera calls the frame: names it everywhere, but two frames may have the same.
     pub id: u64,
     /// Unix milliseconds.
     pub captured_ms: u64,
@@ -26,6 +28,8 @@ pub struct Shot {
     pub jpeg: Option<Vec<u8>>,
     /// The picture.
     pub frame: Frame,
+    /// Frames of a recording up to and with this one.
+    pub position: Option<usize>,
 }
 
 /// What a camera says.
@@ -37,6 +41,8 @@ pub enum CameraEvent {
     Bad {
         /// Which, and why.
         reason: String,
+        /// Frames of a recording up to and with this one.
+        position: Option<usize>,
     },
     /// The stream is away; the camera tries again.
     Lost {
@@ -56,6 +62,16 @@ pub trait Camera: Send {
 
     /// Whether a frame that nobody has time for may be dropped (live), or has to wait (recorded).
     fn is_live(&self) -> bool;
+
+    /// Where to note which frames are done with, so that a restart goes on behind them.
+    fn progress(&self) -> Option<Progress> {
+        None
+    }
+
+    /// At most `count` frames before the next one, as far as they can be had: something to try a model on.
+    fn past(&self, _count: usize) -> Vec<Box<Shot>> {
+        Vec::new()
+    }
 }
 
 /// Opens the camera of a configuration. `progress` is where a folder remembers how far it is, so that a restart goes on.
@@ -77,12 +93,12 @@ pub(crate) fn now_ms() -> u64 {
 }
 
 /// Decodes what came as a JPEG or PNG.
-fn shot(id: u64, name: String, bytes: Vec<u8>) -> CameraEvent {
+fn shot(id: u64, name: String, bytes: Vec<u8>, position: Option<usize>) -> CameraEvent {
     match Frame::decode(&name, &bytes) {
         Ok(frame) => {
             let jpeg = bytes.starts_with(&[0xff, 0xd8]).then_some(bytes);
-            CameraEvent::Shot(Box::new(Shot { id, captured_ms: now_ms(), name, jpeg, frame }))
+            CameraEvent::Shot(Box::new(Shot { id, captured_ms: now_ms(), name, jpeg, frame, position }))
         }
-        Err(error) => CameraEvent::Bad { reason: error.to_string() },
+        Err(error) => CameraEvent::Bad { reason: error.to_string(), position },
     }
 }

@@ -81,13 +81,17 @@ const fn one() -> f32 {
     1.0
 }
 
-/// The images to label with their ids.
-fn images(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
+/// COCO's person.
+const PERSON: u64 = 1;
+
+/// The images to label with their ids, and the category of results.
+fn images(folder: &Path) -> anyhow::Result<(Vec<(u64, PathBuf)>, u64)> {
     let parent = folder.parent().filter(|_| folder.file_name().is_some_and(|name| name == "images"));
     let root = [Some(folder), parent].into_iter().flatten().find(|root| root.join("annotations.json").is_file());
     if let Some(root) = root {
         let dataset = Dataset::load(root)?;
-        return Ok(dataset.images.iter().map(|image| (image.id, dataset.image_path(image))).collect());
+        let images = dataset.images.iter().map(|image| (image.id, dataset.image_path(image))).collect();
+        return Ok((images, dataset.category_id()));
     }
     let files = images_of(folder)?;
     let stem = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
@@ -95,7 +99,8 @@ fn images(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     // Numbers in names are ids when every name has one and no two are the same; else images are counted from 1.
     let distinct: BTreeSet<u64> = stems.iter().flatten().copied().collect();
     let numbered = distinct.len() == files.len();
-    Ok(files.into_iter().zip(stems).enumerate().map(|(i, (path, id))| (id.filter(|_| numbered).unwrap_or(i as u64 + 1), path)).collect())
+    let id = |(i, id): (usize, Option<u64>)| id.filter(|_| numbered).unwrap_or(i as u64 + 1);
+    Ok((stems.into_iter().enumerate().map(id).zip(files).collect(), PERSON))
 }
 
 fn boxes(path: &Path) -> anyhow::Result<BTreeMap<u64, Vec<(Rect, f32)>>> {
@@ -115,12 +120,12 @@ fn boxes(path: &Path) -> anyhow::Result<BTreeMap<u64, Vec<(Rect, f32)>>> {
     Ok(map)
 }
 
-fn record(image_id: u64, detection: &Detection) -> ResultRecord {
+fn record(image_id: u64, category_id: u64, detection: &Detection) -> ResultRecord {
     let point =
         |k: &omnilabel_keypoints::label::Keypoint| [from_continuous(k.point.x), from_continuous(k.point.y), f64::from(k.probability)];
     ResultRecord {
         image_id,
-        category_id: 1,
+        category_id,
         keypoints: detection.keypoints.iter().flat_map(point).collect(),
         score: f64::from(detection.score),
         // With a box, pycocotools would take the box's area for the keypoints'.
@@ -142,7 +147,7 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     let mut plan = annotate::plan(bundle.manifest(), &config);
     plan.score_floor = args.min_score;
     let teacher = Teacher::load(&bundle, annotate::threads(&config))?;
-    let images = images(&args.images)?;
+    let (images, category) = images(&args.images)?;
     if images.is_empty() {
         bail!("{}: no image to label, expected .jpg, .jpeg or .png files", args.images.display());
     }
@@ -167,7 +172,7 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         };
         summary.labelled += 1;
         summary.instances += detections.len();
-        results.extend(detections.iter().map(|detection| record(*id, detection)));
+        results.extend(detections.iter().map(|detection| record(*id, category, detection)));
     }
     if summary.labelled == 0 {
         bail!("{}: none of the {} images could be read; the first: {}", args.images.display(), images.len(), summary.bad[0]);

@@ -62,7 +62,11 @@ pub struct Recovery {
     pub created: bool,
     /// Bytes of torn tails that were cut off; none of them was committed.
     pub torn_bytes: u64,
-    /// Segments that were not readable and were set aside under another name.
+    /// Bytes of damage, after which the segment goes on or which were committed.
+    pub damaged_bytes: u64,
+    /// Labels that the damage took and that are not known to be stored, at most.
+    pub lost: u64,
+    /// Segments that were damaged or of another epoch: as they were, under another name.
     pub set_aside: Vec<String>,
 }
 
@@ -72,7 +76,7 @@ const META: &str = "outbox.json";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Meta {
     epoch: u64,
-    /// The first sequence that may be given again: sequences below it were used.
+    /// The first sequence that may be given again: sequences below it were used. On disk, sequences below it were committed.
     next: u64,
     evicted: u64,
     /// Segments that end at or before this sequence are to be removed.
@@ -116,10 +120,6 @@ fn failed(operation: &'static str, file: &str) -> impl FnOnce(io::Error) -> Outb
     move |source| OutboxError::Storage { operation, file, source }
 }
 
-fn segment_name(epoch: u64, first: u64) -> String {
-    format!("{epoch:016x}-{first:016x}.seg")
-}
-
 impl<S: Storage> Outbox<S> {
     /// Opens the outbox and repairs what a power cut left.
     ///
@@ -137,11 +137,15 @@ impl<S: Storage> Outbox<S> {
         let mut found = Vec::new();
         for name in names.iter().filter(|name| name.ends_with(".seg")) {
             let bytes = storage.read(name).map_err(failed("read", name))?;
-            match segment::read_header(&bytes) {
+            let long = bytes.len() >= segment::HEADER;
+            match segment::read_header(&bytes).or_else(|| segment::read_name(name).filter(|_| long)) {
                 Some((epoch, first)) => found.push((epoch, first, name.clone(), bytes)),
                 // Without a whole header nothing in it was committed: the header is synced before the first record's commit ends.
-                None if bytes.len() < segment::HEADER => storage.remove(name).map_err(failed("remove", name))?,
-                None => set_aside(&mut storage, name, &bytes, &mut recovery)?,
+                None if !long => storage.remove(name).map_err(failed("remove", name))?,
+                None => {
+                    set_aside(&mut storage, name, &bytes, &mut recovery)?;
+                    storage.remove(name).map_err(failed("remove", name))?;
+                }
             }
         }
         // Without its meta file the outbox goes on with the epoch of its segments, and only the counts are lost.
@@ -165,12 +169,16 @@ impl<S: Storage> Outbox<S> {
         };
         found.sort_by_key(|(epoch, first, ..)| (*epoch, *first));
         let mut done = Vec::new();
+        let firsts: Vec<u64> = found.iter().filter(|(epoch, ..)| *epoch == outbox.meta.epoch).map(|(_, first, ..)| *first).collect();
         for (epoch, first, name, bytes) in found {
             if epoch != outbox.meta.epoch {
                 set_aside(&mut outbox.storage, &name, &bytes, &mut recovery)?;
+                outbox.storage.remove(&name).map_err(failed("remove", &name))?;
                 continue;
             }
-            if let Some(name) = outbox.adopt(name, first, &bytes, &mut recovery)? {
+            // A segment is committed before the next one is begun.
+            let committed = firsts.get(firsts.partition_point(|&other| other <= first)).map_or(outbox.meta.next, |&after| after);
+            if let Some(name) = outbox.adopt(name, first, &bytes, committed, &mut recovery)? {
                 done.push(name);
             }
         }
@@ -182,17 +190,49 @@ impl<S: Storage> Outbox<S> {
         Ok((outbox, recovery))
     }
 
-    /// Takes over a segment; gives its name back when nothing in it is pending.
-    fn adopt(&mut self, name: String, first: u64, bytes: &[u8], recovery: &mut Recovery) -> Result<Option<String>, OutboxError> {
-        let (extents, valid) = segment::scan(bytes, first);
-        let torn = bytes.len() as u64 - valid;
-        if torn > 0 {
-            recovery.torn_bytes += torn;
+    /// Takes over a segment, of which what lies below `committed` was committed; gives its name back when nothing in it is pending.
+    fn adopt(
+        &mut self,
+        name: String,
+        first: u64,
+        bytes: &[u8],
+        committed: u64,
+        recovery: &mut Recovery,
+    ) -> Result<Option<String>, OutboxError> {
+        let (mut extents, mut valid) = segment::scan(bytes, first);
+        let settled = self.meta.watermark.max(self.meta.evicted_through);
+        let lost = |from: u64, to: u64| to.saturating_sub(from.max(settled + 1));
+        let (mut damaged, mut whole, mut end) = (0, segment::HEADER as u64, first);
+        for extent in &extents {
+            if extent.offset > whole {
+                damaged += extent.offset - whole;
+                recovery.lost += lost(end, extent.sequence);
+            }
+            whole = extent.offset + u64::from(extent.length);
+            end = extent.sequence + 1;
+        }
+        let tail = bytes.len() as u64 - valid;
+        if tail > 0 && end < committed {
+            damaged += tail;
+            recovery.lost += lost(end, committed.min(end + tail.div_ceil(segment::MIN_RECORD as u64)));
+        } else {
+            recovery.torn_bytes += tail;
+        }
+        if damaged > 0 || segment::read_header(bytes).is_none() {
+            recovery.damaged_bytes += damaged;
+            set_aside(&mut self.storage, &name, bytes, recovery)?;
+            let mut clean = segment::header(self.meta.epoch, first);
+            for extent in &mut extents {
+                let from = extent.offset as usize;
+                extent.offset = clean.len() as u64;
+                clean.extend_from_slice(&bytes[from..from + extent.length as usize]);
+            }
+            valid = clean.len() as u64;
+            self.storage.replace(&name, &clean).map_err(failed("write", &name))?;
+        } else if tail > 0 {
             self.storage.truncate(&name, valid).map_err(failed("truncate", &name))?;
         }
-        let end = first + extents.len() as u64;
         self.meta.next = self.meta.next.max(end);
-        let settled = self.meta.watermark.max(self.meta.evicted_through);
         let open: Vec<Extent> = extents.into_iter().filter(|extent| extent.sequence > settled).collect();
         let unacked = open.len() as u64;
         if unacked == 0 {
@@ -206,7 +246,9 @@ impl<S: Storage> Outbox<S> {
     }
 
     fn write_meta(&mut self) -> Result<(), OutboxError> {
-        let bytes = serde_json::to_vec(&self.meta).map_err(|error| failed("encode", META)(error.into()))?;
+        // Sequences that are not committed may be given again after a power cut: without a gap.
+        let meta = Meta { next: self.committed() + 1, ..self.meta.clone() };
+        let bytes = serde_json::to_vec(&meta).map_err(|error| failed("encode", META)(error.into()))?;
         self.storage.replace(META, &bytes).map_err(failed("write", META))
     }
 
@@ -273,7 +315,7 @@ impl<S: Storage> Outbox<S> {
         if self.segments.back().is_none_or(full) {
             // The old segment's records are committed before a new one is begun, so that one sync is enough for a commit.
             self.commit()?;
-            let name = segment_name(self.meta.epoch, sequence);
+            let name = segment::name(self.meta.epoch, sequence);
             let header = segment::header(self.meta.epoch, sequence);
             // A failed attempt may have left a part of the header under this name.
             let names = self.storage.list().map_err(failed("list", "the folder"))?;
@@ -362,7 +404,7 @@ impl<S: Storage> Outbox<S> {
     /// Returns the number of labels it acknowledged.
     ///
     /// # Errors
-    /// [`OutboxError::Storage`] when a segment cannot be removed; it is then removed at the next opening.
+    /// [`OutboxError::Storage`] when a segment cannot be removed; it is then removed later, or at the next opening.
     pub fn ack(&mut self, ack: &AckMsg) -> Result<u64, OutboxError> {
         if ack.epoch != self.meta.epoch {
             return Ok(0);
@@ -399,6 +441,11 @@ impl<S: Storage> Outbox<S> {
     fn remove_stored(&mut self) -> Result<(), OutboxError> {
         let kept = self.segments.len().saturating_sub(1);
         let names: Vec<String> = self.segments.iter().take(kept).filter(|segment| segment.unacked == 0).map(|s| s.name.clone()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        // The one that is appended to may be lost with the power: then only the meta file tells that their sequences were used.
+        self.write_meta()?;
         self.segments.retain(|segment| !names.contains(&segment.name));
         for name in names {
             self.storage.remove(&name).map_err(failed("remove", &name))?;
@@ -458,10 +505,10 @@ impl<S: Storage> Outbox<S> {
     }
 }
 
+/// Keeps a segment as it is under another name.
 fn set_aside<S: Storage>(storage: &mut S, name: &str, bytes: &[u8], recovery: &mut Recovery) -> Result<(), OutboxError> {
     let aside = format!("{name}.aside");
     storage.replace(&aside, bytes).map_err(failed("write", &aside))?;
-    storage.remove(name).map_err(failed("remove", name))?;
     recovery.set_aside.push(aside);
     Ok(())
 }

@@ -6,8 +6,9 @@
 //! record  = length:u32 crc32(body):u32 body[length]
 //! body    = sequence:u64 frame:u64 label_length:u32 label jpeg      (no JPEG: empty)
 //! ```
-//! All integers are little-endian. A record is valid when its length fits, its CRC agrees and its sequence is the next one; the first
-//! that is not ends the segment (a torn tail).
+//! All integers are little-endian. A record is valid when its length fits, its CRC agrees and its sequence is above the one before it
+//! (the next one, unless records between were lost). Bytes that make no valid record are damage when a valid one follows them, else
+//! the tail. The file's name repeats epoch and first sequence, for a damaged header.
 
 const MAGIC: &[u8; 4] = b"OLOB";
 const VERSION: u8 = 1;
@@ -17,6 +18,10 @@ pub(crate) const HEADER: usize = 4 + 1 + 8 + 8 + 4;
 pub(crate) const PREFIX: usize = 8;
 /// Bytes of a body before the label.
 const FIXED: usize = 8 + 8 + 4;
+/// The shortest record.
+pub(crate) const MIN_RECORD: usize = PREFIX + FIXED;
+/// After damage, a record is looked for at every byte: only one that is no further ahead than this is worth a checksum.
+const MAX_JUMP: u64 = 1 << 32;
 /// The longest body, a label with the largest frame that fits a packet.
 pub(crate) const MAX_BODY: usize = 4 * 1024 * 1024;
 
@@ -105,15 +110,32 @@ pub(crate) fn read_record(bytes: &[u8]) -> Option<(Entry, usize)> {
     Some((entry, PREFIX + length))
 }
 
-/// The valid records of a segment whose header is good, and the bytes up to the end of the last one.
+/// The name of a segment's file.
+pub(crate) fn name(epoch: u64, first: u64) -> String {
+    format!("{epoch:016x}-{first:016x}.seg")
+}
+
+/// Epoch and first sequence as [`name`] wrote them.
+pub(crate) fn read_name(name: &str) -> Option<(u64, u64)> {
+    let (epoch, first) = name.strip_suffix(".seg")?.split_once('-')?;
+    Some((u64::from_str_radix(epoch, 16).ok()?, u64::from_str_radix(first, 16).ok()?))
+}
+
+/// The valid records of a segment, and the bytes up to the end of the last one. Between two of them there may be damage.
 pub(crate) fn scan(bytes: &[u8], first: u64) -> (Vec<Extent>, u64) {
-    let (mut extents, mut at) = (Vec::new(), HEADER);
-    while let Some((entry, length)) = bytes.get(at..).and_then(read_record) {
-        if entry.sequence != first + extents.len() as u64 {
-            break;
+    let (mut extents, mut end, mut next) = (Vec::new(), HEADER.min(bytes.len()), first);
+    let mut at = end;
+    while at + MIN_RECORD <= bytes.len() {
+        let near = u64_at(bytes, at + PREFIX).is_some_and(|sequence| sequence.checked_sub(next).is_some_and(|jump| jump < MAX_JUMP));
+        match if near { read_record(&bytes[at..]) } else { None } {
+            Some((entry, length)) => {
+                extents.push(Extent { sequence: entry.sequence, offset: at as u64, length: length as u32 });
+                next = entry.sequence + 1;
+                at += length;
+                end = at;
+            }
+            None => at += 1,
         }
-        extents.push(Extent { sequence: entry.sequence, offset: at as u64, length: length as u32 });
-        at += length;
     }
-    (extents, at as u64)
+    (extents, end as u64)
 }

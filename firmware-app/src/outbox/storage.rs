@@ -141,6 +141,7 @@ impl Storage for Disk {
     }
 
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.open.remove(name);
         replace_file(&self.folder.join(name), bytes)
     }
 }

@@ -176,10 +176,24 @@ struct Ledger {
     committed: BTreeSet<u64>,
     acknowledged: BTreeSet<u64>,
     epoch: u64,
+    /// The last acknowledgement, which the broker retains.
+    retained: Option<AckMsg>,
 }
 
+/// How much the collector acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Collector {
+    /// At times, with gaps.
+    Slow,
+    /// Everything at once.
+    Prompt,
+}
+
+/// The limits and the collector of every fault test.
+const RUNS: [(Limits, Collector); 3] = [(ROOMY, Collector::Slow), (SMALL, Collector::Slow), (ROOMY, Collector::Prompt)];
+
 /// Appends, commits, acknowledges; stops at the first power loss, goes on after other faults.
-fn scenario(memory: &Memory, limits: Limits, ledger: &mut Ledger) {
+fn scenario(memory: &Memory, (limits, collector): (Limits, Collector), ledger: &mut Ledger) {
     let dead = || memory.0.lock().unwrap().dead;
     let Ok((mut outbox, _)) = Outbox::open(memory.clone(), limits) else { return };
     ledger.epoch = outbox.next_key().epoch;
@@ -191,14 +205,19 @@ fn scenario(memory: &Memory, limits: Limits, ledger: &mut Ledger) {
         if round % 4 == 0 && outbox.commit().is_ok() {
             ledger.committed.append(&mut open);
         }
-        if round % 10 == 0 {
-            let until = outbox.committed().saturating_sub(5);
+        // Beginning a segment commits the one before.
+        while open.len() > outbox.uncommitted() {
+            ledger.committed.extend(open.pop_first());
+        }
+        if collector == Collector::Prompt || round % 10 == 0 {
+            let until = outbox.committed().saturating_sub(if collector == Collector::Prompt { 0 } else { 5 });
             let named: BTreeSet<u64> = ledger.committed.iter().copied().filter(|&s| s <= until || s == until + 2).collect();
             // The message is out; whether or not the device can act on it, the collector has the labels.
             let gap = named.contains(&(until + 2)).then_some((until + 2, until + 2));
             let message = ack(&outbox, until, gap.as_slice());
             ledger.acknowledged.extend(named);
             let _ = outbox.ack(&message);
+            ledger.retained = Some(message);
         }
         if dead() {
             return;
@@ -208,7 +227,7 @@ fn scenario(memory: &Memory, limits: Limits, ledger: &mut Ledger) {
 
 fn check_after(memory: &Memory, limits: Limits, ledger: &Ledger, what: &str) {
     let (mut outbox, recovery) = Outbox::open(memory.clone(), limits).unwrap();
-    assert!(recovery.set_aside.is_empty(), "{what}: {recovery:?}");
+    assert!(recovery.set_aside.is_empty() && recovery.lost == 0, "{what}: {recovery:?}");
     let have: BTreeSet<u64> = pending(&mut outbox).into_iter().collect();
     let missing: Vec<_> = ledger.committed.difference(&ledger.acknowledged).filter(|s| !have.contains(s)).collect();
     assert!(missing.len() as u64 <= outbox.evicted(), "{what}: lost {missing:?}, evicted {}", outbox.evicted());
@@ -218,28 +237,31 @@ fn check_after(memory: &Memory, limits: Limits, ledger: &Ledger, what: &str) {
     }
     let fresh = append(&mut outbox).unwrap();
     outbox.commit().unwrap();
+    if let Some(message) = &ledger.retained {
+        outbox.ack(message).unwrap();
+    }
     assert!(pending(&mut outbox).contains(&fresh), "{what}");
 }
 
-fn operations(limits: Limits) -> usize {
+fn operations(run: (Limits, Collector)) -> usize {
     let memory = Memory::default();
-    scenario(&memory, limits, &mut Ledger::default());
+    scenario(&memory, run, &mut Ledger::default());
     memory.0.lock().unwrap().operations
 }
 
 #[test]
 fn power_loss_at_every_operation_loses_nothing_that_was_committed() {
-    for limits in [ROOMY, SMALL] {
-        let count = operations(limits);
+    for run in RUNS {
+        let count = operations(run);
         assert!(count > 50, "the scenario has only {count} operations");
         for at in 0..count {
             for kept in [0.0, 0.3, 0.9, 1.0] {
                 let memory = Memory::default();
                 memory.0.lock().unwrap().fault = Some((at, Fault::PowerLoss));
                 let mut ledger = Ledger::default();
-                scenario(&memory, limits, &mut ledger);
+                scenario(&memory, run, &mut ledger);
                 memory.0.lock().unwrap().reboot(kept);
-                check_after(&memory, limits, &ledger, &format!("power lost at operation {at}, {kept} of the rest kept"));
+                check_after(&memory, run.0, &ledger, &format!("{run:?}: power lost at operation {at}, {kept} of the rest kept"));
             }
         }
     }
@@ -247,16 +269,16 @@ fn power_loss_at_every_operation_loses_nothing_that_was_committed() {
 
 #[test]
 fn an_error_or_a_full_disk_at_every_operation_is_survived_without_loss() {
-    for limits in [ROOMY, SMALL] {
+    for run in RUNS {
         for fault in [Fault::Error, Fault::Full] {
-            for at in 0..operations(limits) {
+            for at in 0..operations(run) {
                 let memory = Memory::default();
                 memory.0.lock().unwrap().fault = Some((at, fault));
                 let mut ledger = Ledger::default();
-                scenario(&memory, limits, &mut ledger);
-                let what = format!("{fault:?} at operation {at}");
+                scenario(&memory, run, &mut ledger);
+                let what = format!("{run:?}: {fault:?} at operation {at}");
                 memory.0.lock().unwrap().reboot(0.0);
-                check_after(&memory, limits, &ledger, &what);
+                check_after(&memory, run.0, &ledger, &what);
             }
         }
     }
@@ -322,21 +344,51 @@ fn the_byte_budget_evicts_the_oldest_and_counts_them() {
     assert_eq!((outbox.committed(), outbox.evicted()), (200, 200 - left.len() as u64));
 }
 
-#[test]
-fn a_damaged_segment_is_set_aside_and_the_rest_goes_on() {
+/// Thirty labels in several segments, closed cleanly.
+fn thirty() -> Memory {
     let memory = Memory::default();
     let (mut outbox, _) = Outbox::open(memory.clone(), ROOMY).unwrap();
     for _ in 0..30 {
         append(&mut outbox).unwrap();
     }
-    outbox.commit().unwrap();
-    drop(outbox);
-    let first = memory.0.lock().unwrap().files.keys().find(|name| name.ends_with(".seg")).unwrap().clone();
-    memory.0.lock().unwrap().files.get_mut(&first).unwrap().seen[6] ^= 1;
-    let (mut outbox, recovery) = Outbox::open(memory, ROOMY).unwrap();
-    assert_eq!(recovery.set_aside, [format!("{first}.aside")]);
-    assert_eq!(outbox.next_key().sequence, 31);
-    assert!(!pending(&mut outbox).is_empty());
+    outbox.close().unwrap();
+    assert!(outbox.segments.len() > 2);
+    memory
+}
+
+fn segments(memory: &Memory) -> Vec<(String, Vec<u8>)> {
+    let machine = memory.0.lock().unwrap();
+    machine.files.iter().filter(|(name, _)| name.ends_with(".seg")).map(|(name, file)| (name.clone(), file.seen.clone())).collect()
+}
+
+#[test]
+fn a_flipped_bit_anywhere_costs_only_its_own_label() {
+    let whole = thirty();
+    for (name, good) in segments(&whole) {
+        let first = segment::read_header(&good).unwrap().1;
+        let extents = segment::scan(&good, first).0;
+        for index in 0..good.len() {
+            let memory = Memory::default();
+            memory.0.lock().unwrap().files = whole.0.lock().unwrap().files.clone();
+            let mut bytes = good.clone();
+            bytes[index] ^= 1 << (index % 8);
+            memory.0.lock().unwrap().files.get_mut(&name).unwrap().seen = bytes.clone();
+            let hit = extents.iter().find(|e| (e.offset..e.offset + u64::from(e.length)).contains(&(index as u64))).map(|e| e.sequence);
+            let (mut outbox, recovery) = Outbox::open(memory.clone(), ROOMY).unwrap();
+            assert_eq!(recovery.set_aside, [format!("{name}.aside")], "byte {index}");
+            assert_eq!(memory.0.lock().unwrap().files[&recovery.set_aside[0]].seen, bytes);
+            assert_eq!((recovery.lost, recovery.torn_bytes), (u64::from(hit.is_some()), 0), "byte {index}");
+            assert_eq!(outbox.next_key().sequence, 31, "byte {index}");
+            assert_eq!(pending(&mut outbox), (1..=30).filter(|&s| Some(s) != hit).collect::<Vec<_>>(), "byte {index}");
+            // It is told once, and the outbox goes on.
+            append(&mut outbox).unwrap();
+            outbox.commit().unwrap();
+            drop(outbox);
+            let (mut outbox, recovery) = Outbox::open(memory, ROOMY).unwrap();
+            assert_eq!(recovery, Recovery::default());
+            assert_eq!(pending(&mut outbox).len(), 31 - usize::from(hit.is_some()));
+        }
+    }
 }
 
 #[test]

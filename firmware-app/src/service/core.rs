@@ -1,7 +1,7 @@
 //! The one loop: it owns the outbox, the slots and the counts, takes events and sends messages.
 
 use crate::annotate::Model;
-use crate::camera::CameraEvent;
+use crate::camera::{CameraEvent, Progress};
 use crate::config::{CameraConfig, EdgeConfig};
 use crate::outbox::{Disk, Outbox, Sender};
 use crate::publish::{self, Histogram, Topics};
@@ -57,6 +57,7 @@ pub(super) struct Core {
     oldest_uncommitted: Option<Instant>,
     status_sent: Option<(Instant, StatusMsg)>,
     histogram_sent: Option<(Instant, u64)>,
+    progress: Option<Progress>,
     ended: bool,
 }
 
@@ -73,6 +74,7 @@ impl Core {
         outgoing: mpsc::Sender<Outgoing>,
         commands: SyncSender<Command>,
         events: mpsc::Sender<Event>,
+        progress: Option<Progress>,
     ) -> Self {
         let histogram = Histogram::new(confirmed.counter());
         let report = Report::new(slots.recovered());
@@ -100,6 +102,7 @@ impl Core {
             oldest_uncommitted: None,
             status_sent: None,
             histogram_sent: None,
+            progress,
             ended: false,
         }
     }
@@ -137,9 +140,10 @@ impl Core {
             }
             Event::Link(Incoming::Message { topic, payload, .. }) => self.message(&topic, &payload),
             Event::Labelled(labelled) => self.labelled(*labelled),
-            Event::Camera(CameraEvent::Bad { reason }) => {
+            Event::Camera(CameraEvent::Bad { reason, position }) => {
                 self.counts.bad_frames += 1;
                 tracing::warn!(reason, "a frame could not be read");
+                self.without_label(position);
             }
             Event::Camera(CameraEvent::Lost { reason, retry_in }) => tracing::warn!(reason, ?retry_in, "the camera is away"),
             Event::Camera(CameraEvent::End) => {
@@ -192,7 +196,7 @@ impl Core {
             Err(reason) => {
                 self.counts.bad_frames += 1;
                 tracing::error!(reason, "a frame could not be labelled");
-                return;
+                return self.without_label(labelled.shot.position);
             }
         };
         self.counts.frames += 1;
@@ -206,11 +210,31 @@ impl Core {
         match appended {
             Ok(_) => {
                 self.oldest_uncommitted.get_or_insert_with(Instant::now);
+                if let (Some(progress), Some(position)) = (&mut self.progress, labelled.shot.position) {
+                    progress.appended(position);
+                }
+                // Beginning a segment commits the one before.
+                self.note_progress();
             }
             Err(error) => {
                 self.counts.dropped += 1;
                 tracing::error!(%error, dropped = self.counts.dropped, "a label could not be written and is dropped");
+                self.without_label(labelled.shot.position);
             }
+        }
+    }
+
+    /// A frame that gets no label is noted as passed with the next commit.
+    fn without_label(&mut self, position: Option<usize>) {
+        if let (Some(progress), Some(position)) = (&mut self.progress, position) {
+            progress.without_label(position);
+            self.oldest_uncommitted.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn note_progress(&mut self) {
+        if let Some(progress) = &mut self.progress {
+            progress.settle(self.outbox.uncommitted());
         }
     }
 
@@ -242,6 +266,7 @@ impl Core {
         if self.outbox.uncommitted() == 0 {
             self.oldest_uncommitted = None;
         }
+        self.note_progress();
     }
 
     fn send_labels(&mut self, now: Instant) {
@@ -324,9 +349,11 @@ impl Core {
     }
 
     fn finish(mut self) -> Summary {
+        self.stop();
         if let Err(error) = self.outbox.close() {
             tracing::error!(%error, "the outbox could not be closed");
         }
+        self.note_progress();
         if self.connected {
             let histogram = self.histogram.message().clone();
             if histogram.frames > 0 {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::Sender;
 /// Frames between camera and engine. When it is full, a live frame is dropped and counted, a recorded one waits.
 pub(super) const SHOTS: usize = 2;
 /// Frames that are kept to try a new model on when none come.
-const KEPT_FRAMES: usize = 4;
+pub(super) const KEPT_FRAMES: usize = 4;
 /// How often the engine looks for commands while no frame comes.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -61,9 +61,14 @@ pub(super) fn watch(mut camera: Box<dyn Camera>, shots: &SyncSender<CameraEvent>
     }
 }
 
-/// Labels frames until the service is gone.
-pub(super) fn run(mut model: Arc<Model>, shots: &Receiver<CameraEvent>, commands: &Receiver<Command>, events: &Sender<Event>) {
-    let mut last: VecDeque<Box<Shot>> = VecDeque::new();
+/// Labels frames until the service is gone. `last` are frames of before, to try a new model on.
+pub(super) fn run(
+    mut model: Arc<Model>,
+    mut last: VecDeque<Box<Shot>>,
+    shots: &Receiver<CameraEvent>,
+    commands: &Receiver<Command>,
+    events: &Sender<Event>,
+) {
     let mut camera_open = true;
     loop {
         let mut replay = false;

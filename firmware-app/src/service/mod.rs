@@ -139,6 +139,9 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let segment_bytes = (config.outbox.max_bytes / 8).min(8 * 1024 * 1024);
     let (outbox, recovery) = Outbox::open(disk, Limits { max_bytes: config.outbox.max_bytes, segment_bytes })?;
     tracing::info!(?recovery, pending = outbox.pending(), epoch = outbox.next_key().epoch, "the outbox is open");
+    if recovery.lost > 0 || !recovery.set_aside.is_empty() {
+        tracing::error!(lost = recovery.lost, set_aside = ?recovery.set_aside, "the outbox was damaged; what was readable is kept");
+    }
     let camera = crate::camera::open(&config.camera, &state_dir.join("camera.progress"))?;
 
     let topics = Topics::new(&config.broker, &config.device);
@@ -155,14 +158,15 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let (connected, online) = watch::channel(false);
     let skipped = Arc::new(AtomicU64::new(0));
 
-    let core = core::Core::new(config, topics, outbox, slots, key, loader, Arc::clone(&model), outgoing, commands, events.clone());
+    let (events_in, confirmed, progress) = (events.clone(), Arc::clone(&model), camera.progress());
+    let core = core::Core::new(config, topics, outbox, slots, key, loader, confirmed, outgoing, commands, events_in, progress);
+    std::thread::Builder::new().name("engine".into()).spawn({
+        let (events, past) = (events.clone(), camera.past(engine::KEPT_FRAMES));
+        move || engine::run(model, past.into(), &taken, &told, &events)
+    })?;
     std::thread::Builder::new().name("camera".into()).spawn({
         let skipped = Arc::clone(&skipped);
         move || engine::watch(camera, &shots, &skipped)
-    })?;
-    std::thread::Builder::new().name("engine".into()).spawn({
-        let events = events.clone();
-        move || engine::run(model, &taken, &told, &events)
     })?;
     let reader = tokio::spawn(read(incoming, events.clone(), connected));
     let publisher = tokio::spawn(publish(link.clone(), outbound, online));

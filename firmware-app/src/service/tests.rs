@@ -6,6 +6,7 @@ use crate::testing::{bundle, key, model, release, sign};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::release::ReleaseManifest;
+use omnilabel_keypoints::trial::{Phase, Slot, State};
 use omnilabel_keypoints::wire::topic;
 use omnilabel_keypoints::wire::{AckMsg, BlockRequest, FrameHeader, LabelMsg, Message, ModelMsg};
 use omnilabel_link::LinkConfig;
@@ -287,6 +288,7 @@ async fn a_broker_killed_and_restarted_and_a_device_restarted_lose_nothing() {
     let second = run.await.unwrap().unwrap();
     assert_eq!(second.pending, 0);
     assert_eq!(second.committed, first.committed + second.frames);
+    assert_eq!(second.committed, 200, "no frame was labelled twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -315,25 +317,64 @@ async fn releases_are_taken_on_trial_confirmed_refused_or_reverted_while_labels_
     centre.offer(&good, &blocks, &key()).await;
     centre.until("release 3 is confirmed", |c| confirmed(c) == 3).await;
 
-    for (name, counter, why) in [("drifts", 5, "9 px"), ("unloadable", 6, "no such operator"), ("panics", 7, "panicked")] {
+    let bad = [
+        ("untried", "golden frames: the release has none"),
+        ("drifts", "9 px"),
+        ("unloadable", "no such operator"),
+        ("panics", "panicked"),
+    ];
+    for ((name, why), counter) in bad.into_iter().zip(5..) {
         let (bad, blocks) = make(name, counter);
         centre.offer(&bad, &blocks, &key()).await;
         centre.until(&format!("release {counter} ({name}) is refused"), |c| refused(c, counter, why)).await;
         assert_eq!(confirmed(&centre), 3);
+        assert!(!device.config.state_dir.join("a").exists(), "what was refused is not kept");
     }
     // Only the newest model's own counter is new enough.
     let (old, blocks) = make("old", 4);
     centre.offer(&old, &blocks, &key()).await;
     centre.until("an older release is refused", |c| refused(c, 4, "not newer")).await;
 
-    let (last, blocks) = make("third", 8);
+    let (last, blocks) = make("third", 9);
     centre.offer(&last, &blocks, &key()).await;
-    centre.until("release 8 is confirmed", |c| confirmed(c) == 8).await;
+    centre.until("release 9 is confirmed", |c| confirmed(c) == 9).await;
     stop.send_replace(true);
-    assert_eq!(run.await.unwrap().unwrap().model, 8);
+    assert_eq!(run.await.unwrap().unwrap().model, 9);
     // The new model is what the device starts with.
     let (slots, model) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
-    assert_eq!((model.manifest().name.as_str(), slots.state().confirmed_counter), ("third", 8));
+    assert_eq!((model.manifest().name.as_str(), slots.state().confirmed_counter), ("third", 9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_in_a_probation_costs_the_release_nothing_and_a_crash_reverts_it() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 10, 200.0, false);
+    device.config.update.probation_frames = u32::MAX;
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    let (good, blocks) = release(&bundle(&device.folder.path().join("centre"), "second", 2, 9000), 3);
+    centre.offer(&good, &blocks, &key()).await;
+    let state = device.config.state_dir.join("state.json");
+    // The device tells of a phase after it has written it.
+    centre.until("the probation", |_| std::fs::read_to_string(&state).unwrap().contains("probation")).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+
+    device.config.update.probation_frames = 5;
+    let (stop, run) = device.start();
+    centre.until("release 3 is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 3)).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+
+    let (mut slots, _) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    let phase = Phase::Probation { counter: 4, frames_left: 2 };
+    slots.begin_trial(Slot::A).unwrap();
+    slots.set(State { phase, ..slots.state() }).unwrap();
+    let (stop, run) = device.start();
+    centre.until("release 4 is refused", |c| c.model.as_ref().is_some_and(|m| m.refused == Some(4))).await;
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 3);
+    assert!(!slots.path(Slot::A).exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,7 +50,7 @@ impl Report {
     pub(super) fn message(&self, state: &State) -> ModelMsg {
         let trial = match state.phase {
             Phase::Idle => None,
-            Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. } => Some(counter),
+            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
         };
         let mut reason = heapless::String::new();
         for c in self.reason.chars() {
@@ -64,7 +64,12 @@ impl Report {
 
 impl Core {
     pub(super) fn boot(&mut self) {
-        self.step(trial::Event::Boot, "the device restarted during the trial");
+        self.step(trial::Event::Boot, "the device died during the trial");
+    }
+
+    /// The next boot goes on with the trial.
+    pub(super) fn stop(&mut self) {
+        self.step(trial::Event::Stop, "");
     }
 
     pub(super) fn trial_is_open(&self) -> bool {
@@ -99,6 +104,7 @@ impl Core {
             }
             Action::Revert(_, reason) => self.revert(before, reason, detail),
             Action::Confirm(slot) => {
+                self.end_fetch();
                 if let Err(error) = self.slots.note_origin(slot) {
                     tracing::error!(error = format!("{error:#}"), "the origin of the confirmed model is not noted");
                 }
@@ -126,8 +132,11 @@ impl Core {
         }
         let counter = match before.phase {
             Phase::Idle => None,
-            Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. } => Some(counter),
+            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
         };
+        if let Err(error) = self.slots.discard(before.confirmed.other()) {
+            tracing::error!(error = format!("{error:#}"), "the refused model is not removed; it is never taken for a good one");
+        }
         self.report.refuse(counter, format!("{}: {detail}", name(reason)));
         self.end_fetch();
         self.offer_later();
@@ -201,10 +210,10 @@ impl Core {
     }
 
     fn end_fetch(&mut self) {
-        if let Some(fetch) = self.fetch.take() {
-            fetch.clean();
+        if self.fetch.take().is_some() {
             self.put(Outgoing::Unsubscribe(self.topics.blocks()));
         }
+        Fetch::clean(self.slots.folder());
     }
 
     pub(super) fn block(&mut self, hash: &str, payload: &[u8]) {
@@ -226,7 +235,7 @@ impl Core {
 
     /// Assembles, loads and tries the bundle on a thread of its own: labelling goes on meanwhile.
     fn begin_test(&mut self, slot: Slot) {
-        let Phase::Testing { counter } = self.slots.state().phase else { return };
+        let Phase::Testing { counter, .. } = self.slots.state().phase else { return };
         if self.fetch.is_none()
             && let Some(release) = self.slots.offer(&self.key)
         {
@@ -237,6 +246,9 @@ impl Core {
         let Some(fetch) = self.fetch.as_ref().filter(|fetch| fetch.is_complete()).cloned() else {
             return self.step(trial::Event::Failed(Reason::Hash), "blocks of the release are missing after a restart");
         };
+        if let Err(error) = self.slots.begin_trial(slot) {
+            return self.step(trial::Event::Failed(Reason::Load), &format!("{error:#}"));
+        }
         let (path, loader, events) = (self.slots.path(slot), Arc::clone(&self.loader), self.events.clone());
         let test = move || {
             let result = try_bundle(&fetch, &path, counter, loader.as_ref());
@@ -248,13 +260,13 @@ impl Core {
     }
 
     pub(super) fn tested(&mut self, tested: Tested) {
-        if (self.slots.state().phase != Phase::Testing { counter: tested.counter }) {
+        if !matches!(self.slots.state().phase, Phase::Testing { counter, .. } if counter == tested.counter) {
             return;
         }
         match tested.result {
             Ok(model) => {
+                // The blocks stay until the end: after a clean stop the bundle is assembled and tried again.
                 self.candidate = Some(model);
-                self.end_fetch();
                 self.step(trial::Event::GoldenPassed, "");
             }
             Err((reason, detail)) => self.step(trial::Event::Failed(reason), &detail),
@@ -296,6 +308,9 @@ impl Core {
 
 fn try_bundle(fetch: &Fetch, slot: &std::path::Path, counter: u64, loader: &dyn super::Loader) -> Result<Arc<Model>, (Reason, String)> {
     let bundle: Bundle = fetch.assemble(slot).map_err(|error| (Reason::Hash, format!("{error:#}")))?;
+    if bundle.manifest().golden.is_empty() {
+        return Err((Reason::Golden, "the release has none to be tried on".to_owned()));
+    }
     // The graphs come from outside: whatever the loader does with them, the device goes on.
     let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let model = loader.load(&bundle, counter).map_err(|error| (Reason::Load, format!("{error:#}")))?;

@@ -85,6 +85,45 @@ fn without_any_state_the_newest_model_that_verifies_is_taken() {
 }
 
 #[test]
+fn what_is_on_trial_or_was_refused_is_never_taken_for_a_proven_model() {
+    let folder = installed();
+    let state = folder.path().join("state");
+    let (slots, _) = open(&folder).unwrap();
+    slots.begin_trial(Slot::B).unwrap();
+    bundle(&slots.path(Slot::B), "on trial", 2, 700);
+    let damage = || std::fs::write(state.join("a/weights.safetensors"), "rot").unwrap();
+    let good = std::fs::read(state.join("a/weights.safetensors")).unwrap();
+    let good_state = std::fs::read(state.join(STATE)).unwrap();
+    damage();
+    assert!(format!("{:#}", open(&folder).unwrap_err()).contains("slot b was on trial"));
+    std::fs::write(state.join("a/weights.safetensors"), &good).unwrap();
+    std::fs::write(state.join(STATE), "{}").unwrap();
+    assert_eq!(open(&folder).unwrap().1.manifest().name, "first");
+
+    // A kill in the middle of a revert: the mark is there, and the next opening finishes.
+    std::fs::write(state.join(STATE), &good_state).unwrap();
+    slots.begin_trial(Slot::B).unwrap();
+    bundle(&slots.path(Slot::B), "refused", 2, 700);
+    open(&folder).unwrap();
+    assert!(!slots.path(Slot::B).exists() && !trial_mark(&state, Slot::B).exists());
+
+    // What was confirmed before is not on trial: it stays.
+    bundle(&slots.path(Slot::B), "before", 3, 700);
+    slots.discard(Slot::B).unwrap();
+    damage();
+    assert_eq!(open(&folder).unwrap().1.manifest().name, "before");
+}
+
+#[test]
+fn a_kill_between_confirmation_and_its_mark_leaves_the_confirmed_model() {
+    let folder = updated();
+    let (slots, _) = open(&folder).unwrap();
+    slots.begin_trial(Slot::B).unwrap();
+    assert_eq!(open(&folder).unwrap().1.manifest().name, "second");
+    assert!(!trial_mark(slots.folder(), Slot::B).exists());
+}
+
+#[test]
 fn a_damaged_confirmed_model_gives_way_to_the_other_slot_and_two_damaged_ones_to_an_error() {
     let folder = updated();
     let weights = |slot: &str| folder.path().join("state").join(slot).join("weights.safetensors");

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 pub const IN_FLIGHT: usize = 8;
 /// Blocks that did not come are asked for again after this.
 pub const REQUEST_AGAIN: Duration = Duration::from_secs(5);
+/// Folder of the blocks below the state folder.
+const BLOCKS: &str = "blocks";
 
 /// What is fetched, and where it lies.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ impl Fetch {
     /// # Errors
     /// When the folder cannot be used.
     pub fn begin(release: &VerifiedRelease, state_dir: &Path, confirmed: &Path) -> anyhow::Result<Self> {
-        let blocks = state_dir.join("blocks");
+        let blocks = state_dir.join(BLOCKS);
         std::fs::create_dir_all(&blocks).with_context(|| blocks.display().to_string())?;
         let manifest = Box::new(release.manifest().clone());
         // Paths and block lists are sound whoever called; counters and names are the caller's to judge.
@@ -151,10 +153,14 @@ impl Fetch {
         Ok(bytes)
     }
 
-    /// Removes the blocks, after the release was assembled or given up.
-    pub fn clean(&self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.blocks) {
-            tracing::warn!(%error, folder = %self.blocks.display(), "cannot remove fetched blocks");
+    /// Removes the blocks, after the release was confirmed or given up.
+    pub fn clean(state_dir: &Path) {
+        let blocks = state_dir.join(BLOCKS);
+        match std::fs::remove_dir_all(&blocks) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, folder = %blocks.display(), "cannot remove fetched blocks");
+            }
+            _ => {}
         }
     }
 }

@@ -84,7 +84,7 @@ fn blocks_make_the_bundle_and_unchanged_files_are_not_fetched() {
     let made = fetch.assemble(&setup.folder.path().join("b")).unwrap();
     let wanted = Bundle::open(&setup.folder.path().join("centre")).unwrap();
     assert_eq!(made.sha256(), wanted.sha256());
-    fetch.clean();
+    Fetch::clean(setup.folder.path());
     assert!(!setup.folder.path().join("blocks").exists());
 }
 

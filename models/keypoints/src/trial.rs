@@ -39,7 +39,7 @@ pub enum Reason {
     Golden,
     /// Health limits were broken during probation.
     Health,
-    /// The device restarted during the trial.
+    /// The device died during the probation, or again and again on the golden frames.
     Restart,
     /// An event came that does not belong to the phase.
     Unexpected,
@@ -74,6 +74,8 @@ pub enum Phase {
     Testing {
         /// Its counter.
         counter: u64,
+        /// Tries begun, but for those that a clean stop ended.
+        attempts: u8,
     },
     /// It runs; health is watched for this many more frames.
     Probation {
@@ -89,6 +91,8 @@ pub enum Phase {
 pub enum Event {
     /// The device started.
     Boot,
+    /// The device is about to end cleanly, which says nothing about the release.
+    Stop,
     /// A verified release of this counter is offered.
     Offer {
         /// Its counter.
@@ -125,6 +129,8 @@ pub enum Action {
 
 /// The frames of probation after a swap.
 pub const PROBATION_FRAMES: u32 = 16;
+/// The tries of the golden frames: a device that died during the last one does not try again.
+pub const TEST_ATTEMPTS: u8 = 2;
 
 /// One step: the state after `event`, and what to do. Anything unexpected in a trial reverts to the confirmed slot.
 ///
@@ -138,10 +144,16 @@ pub fn step(state: State, event: Event) -> (State, Action) {
         (Phase::Idle, _) => (state, Action::None),
 
         (Phase::Fetching { .. }, Event::Boot) => (state, Action::Fetch(slot)),
-        (Phase::Fetching { counter }, Event::Fetched) => (state.with(Phase::Testing { counter }), Action::Test(slot)),
+        (Phase::Fetching { .. }, Event::Stop) => (state, Action::None),
+        (Phase::Fetching { counter }, Event::Fetched) => (state.with(Phase::Testing { counter, attempts: 1 }), Action::Test(slot)),
 
-        (Phase::Testing { .. }, Event::Boot) => (state, Action::Test(slot)),
-        (Phase::Testing { counter }, Event::GoldenPassed) => {
+        (Phase::Testing { counter, attempts }, Event::Boot) if attempts < TEST_ATTEMPTS => {
+            (state.with(Phase::Testing { counter, attempts: attempts + 1 }), Action::Test(slot))
+        }
+        (Phase::Testing { counter, attempts }, Event::Stop) => {
+            (state.with(Phase::Testing { counter, attempts: attempts.saturating_sub(1) }), Action::None)
+        }
+        (Phase::Testing { counter, .. }, Event::GoldenPassed) => {
             (state.with(Phase::Probation { counter, frames_left: PROBATION_FRAMES }), Action::Swap(slot))
         }
 
@@ -155,13 +167,14 @@ pub fn step(state: State, event: Event) -> (State, Action) {
         (Phase::Probation { counter, frames_left }, Event::HealthyFrame) if frames_left > 1 => {
             (state.with(Phase::Probation { counter, frames_left: frames_left - 1 }), Action::None)
         }
-        (Phase::Probation { counter, .. }, Event::Boot) => revert(state, counter, Reason::Restart),
+        (Phase::Probation { counter, .. }, Event::Stop) => (state.with(Phase::Testing { counter, attempts: 0 }), Action::None),
+        (Phase::Testing { counter, .. } | Phase::Probation { counter, .. }, Event::Boot) => revert(state, counter, Reason::Restart),
 
-        (Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. }, Event::Failed(reason)) => {
+        (Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. }, Event::Failed(reason)) => {
             revert(state, counter, reason)
         }
         (
-            Phase::Fetching { counter } | Phase::Testing { counter } | Phase::Probation { counter, .. },
+            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. },
             Event::Fetched | Event::GoldenPassed | Event::HealthyFrame,
         ) => revert(state, counter, Reason::Unexpected),
     }
@@ -176,7 +189,7 @@ fn offer(state: State, counter: u64) -> (State, Action) {
     match state.phase {
         Phase::Idle => fetch,
         Phase::Fetching { counter: current } if counter > current => fetch,
-        Phase::Fetching { counter: current } | Phase::Testing { counter: current } | Phase::Probation { counter: current, .. }
+        Phase::Fetching { counter: current } | Phase::Testing { counter: current, .. } | Phase::Probation { counter: current, .. }
             if counter == current =>
         {
             (state, Action::None)

@@ -109,18 +109,19 @@ fn trials_from_any_persisted_state() {
         let phase = match r.below(4) {
             0 => Phase::Idle,
             1 => Phase::Fetching { counter },
-            2 => Phase::Testing { counter },
+            2 => Phase::Testing { counter, attempts: r.below(256) as u8 },
             _ => Phase::Probation { counter, frames_left: r.number() as u32 },
         };
         let confirmed = if r.bool() { Slot::A } else { Slot::B };
         let mut state = State { confirmed, confirmed_counter: r.number(), phase, highest: r.number() };
         for _ in 0..32 {
-            let event = match r.below(7) {
+            let event = match r.below(8) {
                 0 => Event::Boot,
                 1 => Event::Offer { counter: r.number() },
                 2 => Event::Fetched,
                 3 => Event::GoldenPassed,
                 4 | 5 => Event::HealthyFrame,
+                6 => Event::Stop,
                 _ => Event::Failed(Reason::Health),
             };
             let (next, _) = step(state, event);

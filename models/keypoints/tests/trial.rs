@@ -1,9 +1,10 @@
-//! Every event sequence up to length 6, from every kind of state, on a simulated pair of slots.
+//! Every event sequence up to length [`DEPTH`], from every kind of state, on a simulated pair of slots.
 
-use omnilabel_keypoints::trial::{Action, Event, PROBATION_FRAMES, Phase, Reason, Slot, State, step};
+use omnilabel_keypoints::trial::{Action, Event, PROBATION_FRAMES, Phase, Reason, Slot, State, TEST_ATTEMPTS, step};
 
-const EVENTS: [Event; 9] = [
+const EVENTS: [Event; 10] = [
     Event::Boot,
+    Event::Stop,
     Event::Offer { counter: 1 },
     Event::Offer { counter: 2 },
     Event::Offer { counter: 3 },
@@ -13,6 +14,8 @@ const EVENTS: [Event; 9] = [
     Event::Failed(Reason::Hash),
     Event::Failed(Reason::Health),
 ];
+
+const DEPTH: u32 = 6;
 
 /// What lies in a slot.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,7 +102,20 @@ impl Frames for State {
 
 fn explore(device: Device, depth: u32, paths: &mut u64) {
     *paths += 1;
-    // Wherever a path ends, a failure leads back to a proven slot.
+    // Wherever a path ends, a clean stop costs the release nothing, …
+    let mut stopped = device;
+    for event in [Event::Stop, Event::Boot] {
+        stopped.step(event);
+    }
+    assert_eq!(stopped.state.highest, device.state.highest);
+    assert_eq!(stopped.state.phase == Phase::Idle, device.state.phase == Phase::Idle, "{:?}", device.state);
+    // … a device that dies again and again stops trying, …
+    let mut dying = device;
+    for _ in 0..=TEST_ATTEMPTS {
+        dying.step(Event::Boot);
+    }
+    assert!(matches!(dying.state.phase, Phase::Idle | Phase::Fetching { .. }), "{:?}", dying.state);
+    // … and a failure leads back to a proven slot.
     let mut end = device;
     for event in [Event::Boot, Event::Failed(Reason::Load)] {
         end.step(event);
@@ -123,7 +139,9 @@ fn every_sequence_keeps_a_working_slot() {
         let starts = [
             (Phase::Idle, Content::Torn),
             (Phase::Fetching { counter }, Content::Torn),
-            (Phase::Testing { counter }, Content::Whole),
+            (Phase::Testing { counter, attempts: 0 }, Content::Golden),
+            (Phase::Testing { counter, attempts: 1 }, Content::Whole),
+            (Phase::Testing { counter, attempts: TEST_ATTEMPTS }, Content::Whole),
             (Phase::Probation { counter, frames_left: 0 }, Content::Golden),
             (Phase::Probation { counter, frames_left: 1 }, Content::Golden),
             (Phase::Probation { counter, frames_left: 2 }, Content::Golden),
@@ -132,10 +150,10 @@ fn every_sequence_keeps_a_working_slot() {
         for (phase, content) in starts {
             let mut device = Device { state: State { phase, ..idle }, slots: [Content::Proven; 2] };
             *device.slot(confirmed.other()) = content;
-            explore(device, if confirmed == Slot::A { 6 } else { 4 }, &mut paths);
+            explore(device, if confirmed == Slot::A { DEPTH } else { 4 }, &mut paths);
         }
     }
-    assert!(paths > 7 * 9u64.pow(6));
+    assert!(paths > 9 * (EVENTS.len() as u64).pow(DEPTH));
 }
 
 #[test]
@@ -155,6 +173,10 @@ fn an_update_goes_through() {
     check(Event::Offer { counter: 5 }, Action::Refuse);
     check(Event::Boot, Action::Test(Slot::B));
     check(Event::GoldenPassed, Action::Swap(Slot::B));
+    check(Event::HealthyFrame, Action::None);
+    check(Event::Stop, Action::None);
+    check(Event::Boot, Action::Test(Slot::B));
+    check(Event::GoldenPassed, Action::Swap(Slot::B));
     for _ in 1..PROBATION_FRAMES {
         check(Event::HealthyFrame, Action::None);
     }
@@ -171,4 +193,14 @@ fn an_update_goes_through() {
     check(Event::Boot, Action::Revert(Slot::B, Reason::Restart));
     check(Event::Offer { counter: 8 }, Action::Fetch(Slot::A));
     check(Event::GoldenPassed, Action::Revert(Slot::B, Reason::Unexpected));
+    check(Event::Offer { counter: 9 }, Action::Fetch(Slot::A));
+    check(Event::Fetched, Action::Test(Slot::A));
+    for _ in 0..3 {
+        check(Event::Stop, Action::None);
+        check(Event::Boot, Action::Test(Slot::A));
+    }
+    check(Event::Boot, Action::Test(Slot::A));
+    check(Event::Stop, Action::None);
+    check(Event::Boot, Action::Test(Slot::A));
+    check(Event::Boot, Action::Revert(Slot::B, Reason::Restart));
 }

@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_millis(300);
 /// Seconds in which each camera shows its footage once.
 const LABELLING_SECS: f64 = 60.0;
 /// Pictures per second afterwards: devices never stop, but leave the processor to the training.
-const IDLE_FPS: f64 = 1.0;
+const IDLE_FPS: f64 = 0.2;
 /// Pictures per second of the stream while a release is tried.
 const TRIAL_FPS: f64 = 4.0;
 /// Pictures per second of a stream that is to bring no more labels.

@@ -137,7 +137,7 @@ pub struct LabelMsg {
     /// Sequence within the epoch.
     #[serde(rename = "q")]
     pub sequence: u64,
-    /// The frame's id: camera-unique, also names the JPEG on `…/frames`.
+    /// The frame's id: the camera's name for it. Only the label's key is unique.
     #[serde(rename = "f")]
     pub frame: u64,
     /// Capture time, Unix milliseconds; 0 when the device has no clock.
@@ -217,7 +217,7 @@ pub struct FrameHeader {
     pub frame: u64,
 }
 
-/// `…/histogram`: how many instances had which score since the release was confirmed, cumulative.
+/// `…/histogram`: how many instances had which score since the process or the release started, cumulative.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HistogramMsg {
     /// Message version.
