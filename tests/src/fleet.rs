@@ -123,7 +123,7 @@ impl Site {
     /// The disk refuses.
     pub fn configure_centre(&self, labels: u64, rounds: u64, student: Student) {
         let (port, running) = (self.broker.port, teacher());
-        let (init, rate) = (running.join("weights.safetensors"), if student == Student::Careful { 1e-6 } else { 0.3 });
+        let (init, rate) = (running.join("weights.safetensors"), if student == Student::Careful { 1e-6 } else { 0.02 });
         let text = format!(
             "state_dir = \"centre\"\n[broker]\nhost = \"127.0.0.1\"\nport = {port}\nsite = {SITE:?}\n\
              [data]\nmanual = \"manual\"\nheldout = \"heldout\"\n[model]\nrunning = {running:?}\ninit = {init:?}\n\

@@ -170,6 +170,7 @@ impl Method<'_> {
             }
         }
         labelled(&c.val)?;
+        std::fs::create_dir_all(&c.out).map_err(ArmError::io(&c.out))?;
         let manual = SampleSet::load(&c.labelled)?;
         let ManualStats { images, .. } = ManualStats::of(&c.labelled);
         tracing::info!(images, samples = manual.items.len(), unlabelled = c.unlabelled.images.len(), "data read");

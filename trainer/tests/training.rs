@@ -181,6 +181,12 @@ fn the_whole_method_resumes_stage_by_stage() {
         assert!(config.out.join(stage).exists(), "{stage}");
     }
 
+    // With a teacher that is there already, in a folder that is not.
+    let given = DistillConfig { teacher: Some(config.out.join("teacher/bundle")), upper: false, out: dir.path().join("given"), ..config };
+    let Outcome::Finished(with_given) = distill(&given, &record, &go).unwrap() else { panic!("nobody asked it to stop") };
+    assert_eq!(with_given.teacher, report.teacher);
+    let config = DistillConfig { teacher: None, upper: true, out: dir.path().join("out"), ..given };
+
     // Everything done: nothing is trained.
     stages.lock().unwrap().clear();
     assert!(matches!(distill(&config, &record, &go).unwrap(), Outcome::Finished(_)));

@@ -19,10 +19,10 @@ const LABELLING_SECS: f64 = 60.0;
 const IDLE_FPS: f64 = 0.2;
 /// Pictures per second of the stream while a release is tried.
 const TRIAL_FPS: f64 = 4.0;
-/// Pictures per second of a stream that is to bring no more labels.
-const QUIET_FPS: f64 = 0.01;
 /// How long devices may take to try a release.
 const INSTALL_LIMIT: Duration = Duration::from_secs(120);
+/// Devices report their counts every two seconds: one that made nothing more for so long makes nothing more.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long outboxes may take to empty at the end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -54,7 +54,9 @@ pub(super) fn provision(demo: &Demo<'_>) -> anyhow::Result<()> {
 struct Fleet {
     lower: Option<Child>,
     devices: Vec<Child>,
-    stream: MjpegServer,
+    /// The second device's camera; taken away when there are to be no more labels.
+    stream: Option<MjpegServer>,
+    url: String,
     centre: Child,
     broker: Child,
     port: u16,
@@ -73,18 +75,19 @@ impl Fleet {
         let config = files::trainer(demo, port)?;
         let centre = Child::start("centre", &args(&["trainer", "run", "--config"], &config), &demo.log("trainer"))?;
         let stream = MjpegServer::start(&demo.folders.footage(1).join("images"), pace.clone())?;
+        let url = stream.url();
         let mut devices = Vec::new();
         for (index, name) in files::DEVICES.iter().enumerate() {
-            let config = files::edge(demo, index, port, &stream.url(), footage)?;
+            let config = files::edge(demo, index, port, &url, footage)?;
             devices.push(Child::start(name, &args(&["edge", "run", "--config"], &config), &demo.log(name))?);
         }
         let lower = if demo.plan.data.is_none() { arms::start(demo, arms::LOWER, &demo.folders.manual())? } else { None };
-        Ok(Self { lower, devices, stream, centre, broker, port })
+        Ok(Self { lower, devices, stream: Some(stream), url, centre, broker, port })
     }
 
     /// Starts the folder device again with other footage; its outbox and its place in the protocol survive.
     fn restart_folder_device(&mut self, demo: &Demo<'_>, footage: Footage) -> anyhow::Result<()> {
-        let config = files::edge(demo, 0, self.port, &self.stream.url(), footage)?;
+        let config = files::edge(demo, 0, self.port, &self.url, footage)?;
         self.devices[0].stop();
         self.devices[0] = Child::start(files::DEVICES[0], &args(&["edge", "run", "--config"], &config), &demo.log(files::DEVICES[0]))?;
         Ok(())
@@ -160,7 +163,7 @@ pub(super) fn run(demo: &Demo<'_>) -> anyhow::Result<()> {
         }
         std::thread::sleep(POLL);
     }
-    let counts = drain(demo, fleet, &pace, &mut notes)?;
+    let counts = drain(demo, fleet, &mut notes)?;
     evaluate::store(demo.root, evaluate::COUNTS, &counts)?;
     evaluate::store(demo.root, "notes", &notes)
 }
@@ -183,10 +186,10 @@ fn progress(demo: &Demo<'_>, standing: &Standing, lower_runs: bool) -> anyhow::R
 }
 
 /// Lets the outboxes run empty, stops the devices, and returns the centre's account of them.
-fn drain(demo: &Demo<'_>, mut fleet: Fleet, pace: &Pace, notes: &mut Vec<String>) -> anyhow::Result<Vec<DeviceCounts>> {
+fn drain(demo: &Demo<'_>, mut fleet: Fleet, notes: &mut Vec<String>) -> anyhow::Result<Vec<DeviceCounts>> {
     demo.show.say("emptying the outboxes");
-    // Cameras fall silent, devices stay: the folder has been played to its end, the stream all but stands still.
-    pace.set(QUIET_FPS);
+    // Cameras fall silent, devices stay: the folder has been played to its end, the stream is gone.
+    drop(fleet.stream.take());
     fleet.restart_folder_device(demo, Footage { fps: IDLE_FPS, repeat: false })?;
     settle(demo, notes, || fleet.watch())?;
     for device in &mut fleet.devices {
@@ -196,16 +199,20 @@ fn drain(demo: &Demo<'_>, mut fleet: Fleet, pace: &Pace, notes: &mut Vec<String>
     settle(demo, notes, check)
 }
 
-/// Waits until everything that devices made is stored.
+/// Waits until everything that devices made is stored, and they have made nothing more for a while.
 fn settle(demo: &Demo<'_>, notes: &mut Vec<String>, mut watch: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Vec<DeviceCounts>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let deadline = Instant::now() + DRAIN_LIMIT;
+    let mut last: Option<(Vec<u64>, Instant)> = None;
     loop {
         watch()?;
         let counts = runtime.block_on(read_counts(&files::centre(demo.root)))?;
-        if counts.iter().all(|count| count.missing() == 0) {
+        let made: Vec<u64> = counts.iter().map(|count| count.committed).collect();
+        let since = last.take().filter(|(before, _)| *before == made).map_or_else(Instant::now, |(_, since)| since);
+        if counts.iter().all(|count| count.missing() == 0) && since.elapsed() > QUIET {
             return Ok(counts);
         }
+        last = Some((made, since));
         if Instant::now() > deadline {
             let missing: u64 = counts.iter().map(DeviceCounts::missing).sum();
             notes.push(format!("{missing} labels had not reached the centre {} s after the cameras fell silent", DRAIN_LIMIT.as_secs()));
