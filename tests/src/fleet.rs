@@ -171,3 +171,20 @@ impl Site {
         reader.poll().expect("events.jsonl").into_iter().map(|stamped| stamped.event).collect()
     }
 }
+
+impl Drop for Site {
+    /// What a failed test leaves to look at.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let last = |text: String| {
+            text.lines().rev().take(12).map(|line| format!("  {line}\n")).collect::<Vec<_>>().into_iter().rev().collect::<String>()
+        };
+        let files = std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let logs = files.filter(|path| path.extension().is_some_and(|e| e == "log")).chain([self.path("centre/events.jsonl")]);
+        for log in logs {
+            eprintln!("the end of {}:\n{}", log.display(), last(std::fs::read_to_string(&log).unwrap_or_default()));
+        }
+    }
+}

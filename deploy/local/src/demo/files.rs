@@ -40,7 +40,7 @@ fn path(path: &Path) -> String {
 
 /// The schedule, the same for every arm.
 fn options(plan: &Plan) -> String {
-    format!("steps = {}\nbatch = {}\nlr = 1e-3\nseed = 1\n", plan.steps, plan.batch)
+    format!("steps = {}\nbatch = {}\nlr = 2e-3\nseed = 1\n", plan.steps, plan.batch)
 }
 
 /// `train.toml` for the arms that the demo trains itself.

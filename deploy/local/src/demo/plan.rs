@@ -48,9 +48,9 @@ impl Plan {
             upper,
             steps: scale(STEPS_PER_MINUTE, minutes, 10),
             batch: BATCH,
-            manual: 200,
-            heldout: scale(10.0, minutes.min(DEFAULT_MINUTES), 20),
-            val: scale(20.0, minutes.min(DEFAULT_MINUTES), 20),
+            manual: 60,
+            heldout: scale(20.0, minutes.min(DEFAULT_MINUTES), 20),
+            val: scale(25.0, minutes.min(DEFAULT_MINUTES), 20),
             footage: scale(FOOTAGE_PER_MINUTE, minutes, 20),
         }
     }
