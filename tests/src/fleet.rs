@@ -5,11 +5,15 @@ use omnilabel_keypoints::wire::Encoding;
 use omnilabel_scenes::{DEFAULT_SIZE, Look, write_coco};
 use omnilabel_trainer::service::{DeviceCounts, Event, EventReader, read_counts};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The site's name.
 pub const SITE: &str = "yard";
 /// Short sides of the devices' views, px; each also mirrored.
 pub const SCALES: &str = "112, 128, 144";
+
+/// Devices report their counts every two seconds.
+const REPORT: Duration = Duration::from_secs(5);
 
 /// What a device looks at.
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +164,22 @@ impl Site {
     pub fn until_more(&self, labels: u64) {
         let before = self.settled();
         until("labels at the centre", || (self.settled() >= before + labels).then_some(()));
+    }
+
+    /// Waits until every outbox is empty and stays so for longer than devices take to report a label that is on its way.
+    ///
+    /// # Panics
+    /// They do not empty.
+    pub fn until_drained(&self) {
+        let mut last: Option<(Vec<u64>, Instant)> = None;
+        until("empty outboxes", || {
+            let counts = self.counts();
+            let made: Vec<u64> = counts.iter().map(|count| count.committed).collect();
+            let since = last.take().filter(|(before, _)| *before == made).map_or_else(Instant::now, |(_, since)| since);
+            last = Some((made, since));
+            let empty = counts.iter().all(|count| count.pending == 0 && count.committed == count.settled);
+            (empty && since.elapsed() > REPORT).then_some(())
+        });
     }
 
     /// What the centre reported so far.

@@ -58,10 +58,7 @@ fn broker_device_and_centre_are_killed_and_no_label_is_lost_or_stored_twice_and_
     // The swap stopped nothing: both models' labels are there, and the new one's keep coming.
     site.until_more(3);
     drop(stream);
-    until("empty outboxes", || {
-        let counts = site.counts();
-        counts.iter().all(|count| count.pending == 0 && count.committed == count.settled).then_some(())
-    });
+    site.until_drained();
     for device in [&folder, &live] {
         device.signal("TERM");
     }

@@ -235,7 +235,7 @@ fn steps(
     let checkpoint = arm.out.join("checkpoint");
     let options = &arm.options;
     let flip = manual.skeleton.flip();
-    let mut run = if checkpoint.exists() {
+    let mut run = if Run::has_checkpoint(&checkpoint) {
         Run::resume(&checkpoint, arm.network.clone(), options.clone(), flip)?
     } else {
         Run::new(arm.network.clone(), options.clone(), flip, &arm.init)?

@@ -97,6 +97,18 @@ fn bad_pictures_are_named_and_left_out() {
     assert!(error.to_string().contains("1.jpg"), "{error}");
 }
 
+/// A kill while the first checkpoint is written.
+#[test]
+fn an_arm_whose_first_checkpoint_was_only_begun_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let samples = SampleSet::load(&common::folder(&dir.path().join("data"), 1, 5)).unwrap();
+    let (go, out) = (AtomicBool::new(false), dir.path().join("a"));
+    std::fs::create_dir_all(out.join("checkpoint")).unwrap();
+    std::fs::write(out.join("checkpoint/checkpoint.safetensors.tmp"), b"half").unwrap();
+    let outcome = train_arm(&arm(&out, 2), &samples, None, &mut |_| {}, &go).unwrap();
+    assert!(matches!(outcome, ArmOutcome::Finished(_)));
+}
+
 #[test]
 fn a_folder_of_pictures_is_unlabelled_footage() {
     let dir = tempfile::tempdir().unwrap();

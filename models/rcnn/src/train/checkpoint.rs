@@ -34,6 +34,11 @@ impl Run {
         File::open(dir).and_then(|folder| folder.sync_all()).map_err(|source| io(dir, source))
     }
 
+    /// Whether `dir` holds a checkpoint. A folder in which only the first one was begun does not.
+    pub fn has_checkpoint(dir: &Path) -> bool {
+        dir.join(FILE).is_file()
+    }
+
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, RcnnError> {
         let mut parts: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
