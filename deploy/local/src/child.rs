@@ -105,7 +105,7 @@ impl Child {
         }
     }
 
-    /// Asks it to stop (SIGTERM), and kills it when it does not within [`GRACE`].
+    /// Asks it to stop (SIGTERM), and kills it when it does not within twenty seconds.
     pub fn stop(&mut self) {
         let Ok(None) = self.process.try_wait() else { return };
         if let Ok(id) = i32::try_from(self.process.id())

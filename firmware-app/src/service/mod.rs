@@ -1,4 +1,4 @@
-//! The appliance: threads and tasks around one loop ([`core::Core`]) that handles closed events.
+//! The appliance: threads and tasks around one loop (`core::Core`) that handles closed events.
 //!
 //! ```text
 //! camera thread ─▶ engine thread ─▶ events ─▶ core thread ─▶ outgoing ─▶ publisher task ─▶ link

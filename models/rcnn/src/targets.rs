@@ -1,6 +1,6 @@
 //! What the network should have answered: matching and sampling of anchors and RoIs, keypoint targets (spec §2). Plain slices.
 //!
-//! Matching follows torchvision's `Matcher`, sampling its `BalancedPositiveNegativeSampler`. [ours]: a candidate that would be
+//! Matching follows torchvision's `Matcher`, sampling its `BalancedPositiveNegativeSampler`. Ours: a candidate that would be
 //! background but overlaps an ignore region is neither.
 
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
