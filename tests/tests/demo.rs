@@ -48,7 +48,7 @@ fn check(outcome: &Value, dir: &Path) {
         assert_eq!(arm["steps"], arms[0]["steps"], "equal steps");
     }
     let page = std::fs::read_to_string(dir.join("report/index.html")).expect("the report");
-    assert!(page.contains("<img") && page.contains("<svg") && page.contains("distilled"), "the report has pictures and curves");
+    assert!(page.contains("<image") && page.contains("<svg") && page.contains("distilled"), "the report has pictures and curves");
 }
 
 #[test]

@@ -121,7 +121,8 @@ fn a_device_writes_below_its_own_name_only_and_nobody_enters_without_a_certifica
     let outside = broker.publish(Some("cam-1"), "omnilabel/v1/other/cam-1/labels");
     assert!(!broker.publish(None, &topic("cam-2/labels")).status.success());
     let centre = broker.retained("omnilabel-trainer");
-    assert_eq!(centre, [topic("cam-1/labels"), topic("cam-2/blocks/get")], "{outside:?}");
+    // Patterns are for every user: the centre, too, reads what is for all devices.
+    assert_eq!(centre, [topic("cam-1/labels"), topic("cam-2/blocks/get"), topic("release/canary")], "{outside:?}");
     assert_eq!(broker.retained("cam-1"), [topic("cam-1/ack"), topic("release/canary")]);
     assert_eq!(broker.retained("cam-2"), [topic("release/canary")]);
     eprintln!("took {:?}", start.elapsed());
