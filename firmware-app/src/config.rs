@@ -228,6 +228,9 @@ impl EdgeConfig {
         for (key, name) in [("device", &self.device), ("channel", &self.channel), ("broker.site", &self.broker.site)] {
             ensure(topic::id(name).is_ok(), key, &|| format!("is {name:?}, expected 1 to 64 of A-Z a-z 0-9 . _ -"))?;
         }
+        // Levels of topics that stand beside the devices'.
+        ensure(!["blocks", "release"].contains(&self.device.as_str()), "device", &|| "is the name of a topic; choose another".to_owned())?;
+        ensure(self.teacher.threads <= 256, "teacher.threads", &|| format!("is {}, expected 0 to 256", self.teacher.threads))?;
         self.broker.check().map_err(|error| ConfigError::File { path: path.to_owned(), message: format!("[broker] {error}") })?;
         let (fps, stall) = match &self.camera {
             CameraConfig::Folder { fps, .. } => (*fps, 1.0),
@@ -244,7 +247,7 @@ impl EdgeConfig {
                 (*fps, *stall_secs)
             }
         };
-        ensure(fps.is_finite() && fps > 0.0 && fps <= 1000.0, "camera.fps", &|| format!("is {fps}, expected more than 0, at most 1000"))?;
+        ensure((0.001..=1000.0).contains(&fps), "camera.fps", &|| format!("is {fps}, expected 0.001 to 1000"))?;
         ensure((0.1..=3600.0).contains(&stall), "camera.stall_secs", &|| format!("is {stall}, expected 0.1 to 3600"))?;
         let scales = &self.teacher.scales;
         ensure(scales.len() <= 16 && scales.iter().all(|s| (16..=4096).contains(s)), "teacher.scales", &|| {
@@ -330,9 +333,11 @@ mod tests {
             (with("site = \"yard\"", "site = \"yard\"\nusername = \"x\""), ["`broker.username`", "host"]),
             (with("device = \"cam-1\"", "device = \"cam-1\"\nname = \"x\""), ["`name`", "device"]),
             (with("\"cam-1\"", "\"cam/1\""), ["`device`", "A-Z"]),
+            (with("\"cam-1\"", "\"release\""), ["`device`", "topic"]),
+            (with("loop = true", "fps = 1e-300"), ["`camera.fps`", "0.001"]),
             (with("[96, 128]", "[96, 8]"), ["`teacher.scales`", "16 to 4096"]),
             (with("[96, 128]", "\"96\""), ["teacher.scales", "sequence"]),
-            (with("loop = true", "fps = 0"), ["`camera.fps`", "more than 0"]),
+            (with("loop = true", "fps = 0"), ["`camera.fps`", "0.001 to 1000"]),
             (with("\"localhost\"", "\"10.0.0.7\""), ["[broker]", "allow_plain"]),
             (with("type = \"folder\"", "type = \"rtsp\""), ["rtsp", "mjpeg"]),
             (with("device", "device device"), ["TOML", "device"]),

@@ -252,3 +252,44 @@ impl Mosquitto {
         }
     }
 }
+
+/// A small disk of its own, as far as the tests may make one.
+pub struct SmallDisk {
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts one of `size` (as `mount` has it) at `at`, or says why the test is skipped.
+    ///
+    /// # Panics
+    /// The folder cannot be made.
+    pub fn mount(at: &Path, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(at).expect("a folder");
+        let disk = Self { at: at.to_owned() };
+        if disk.run(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]) {
+            return Some(disk);
+        }
+        println!("skipped: this user may not mount a disk at {}", at.display());
+        std::mem::forget(disk);
+        None
+    }
+
+    /// Gives it another size.
+    ///
+    /// # Panics
+    /// It keeps the old one.
+    pub fn resize(&self, size: &str) {
+        assert!(self.run(&["-o", &format!("remount,size={size}")]), "the disk keeps its size");
+    }
+
+    fn run(&self, args: &[&str]) -> bool {
+        Command::new("mount").args(args).arg(&self.at).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // What is left of it is seen when the folder is removed.
+        let _ = Command::new("umount").arg(&self.at).status();
+    }
+}

@@ -5,7 +5,7 @@ use omnilabel::mjpeg::{MjpegServer, Pace};
 use omnilabel_keypoints::wire::Encoding;
 use omnilabel_scenes::Look;
 use omnilabel_tests::fleet::{Camera, SITE, Site, Student};
-use omnilabel_tests::peers::{Process, python, root, succeed, teacher, until};
+use omnilabel_tests::peers::{Process, SmallDisk, python, root, succeed, teacher, until};
 use omnilabel_trainer::service::Event;
 use serde_json::Value;
 use std::path::Path;
@@ -81,6 +81,22 @@ fn broker_device_and_centre_are_killed_and_no_label_is_lost_or_stored_twice_and_
     let restarts = site.events().iter().filter(|e| matches!(e, Event::Started { .. })).count();
     assert_eq!(restarts, 3);
     assert!(site.events().iter().any(|e| matches!(e, Event::Released { counter: 1, .. })));
+}
+
+#[test]
+fn a_full_disk_makes_the_camera_wait_and_no_frame_goes_without_its_label() {
+    let Some(site) = Site::new() else { return };
+    let footage = site.render("footage", &Look::studio(), 8, 24);
+    site.provision("cam", Camera::Folder(&footage.join("images"), 50.0, true), Encoding::Cbor);
+    site.configure_centre(1000, 0, Student::Careful);
+    let Some(disk) = SmallDisk::mount(&site.path("cam/state/outbox"), "64k") else { return };
+    let device = site.device("cam");
+    until("the camera waits", || device.said().contains("a label waits for room in the outbox").then_some(()));
+    disk.resize("16m");
+    let _centre = site.centre();
+    let end = summary(device);
+    assert_eq!(["frames", "committed", "pending", "dropped"].map(|key| number(&end, key)), [24, 24, 0, 0], "{end}");
+    assert_eq!(site.settled(), 24);
 }
 
 #[test]

@@ -183,7 +183,8 @@ impl Method<'_> {
             },
         };
         let taught = self.evaluate("teacher", &teacher, Some(&c.views))?;
-        let separate = c.equal_steps && (c.teacher.is_some() || c.teacher_options != c.student_options);
+        // A teacher from elsewhere is no lower bound: nobody knows here what it was trained on.
+        let separate = c.teacher.is_some() || c.equal_steps && c.teacher_options != c.student_options;
         let lower = if separate {
             let Some(bundle) = self.train("lower", &c.student_options, &manual, None)? else { return Ok(None) };
             Row::new(&c.student_options, manual.items.len(), 0, self.evaluate("lower", &bundle, None)?)

@@ -27,7 +27,8 @@ pub fn images_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     for entry in entries {
         let path = entry.with_context(|| format!("{}: cannot read the folder of images", folder.display()))?.path();
         let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        if matches!(extension.as_deref(), Some("jpg" | "jpeg" | "png")) {
+        // Links are followed; a pipe with such a name would never end.
+        if matches!(extension.as_deref(), Some("jpg" | "jpeg" | "png")) && path.is_file() {
             files.push(path);
         }
     }

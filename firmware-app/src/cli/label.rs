@@ -142,6 +142,12 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     if let Some(scale) = args.scales.iter().find(|scale| !(16..=4096).contains(*scale)) {
         bail!("--scales has {scale}, expected short sides of 16 to 4096 px");
     }
+    if !args.min_score.is_finite() {
+        bail!("--min-score is {}, expected a number", args.min_score);
+    }
+    if args.threads > 256 {
+        bail!("--threads is {}, expected 0 to 256", args.threads);
+    }
     let config =
         TeacherConfig { scales: args.scales.clone(), flip: args.flip, average, box_voting: args.box_voting, threads: args.threads };
     let mut plan = annotate::plan(bundle.manifest(), &config);
@@ -152,6 +158,11 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         bail!("{}: no image to label, expected .jpg, .jpeg or .png files", args.images.display());
     }
     let given = args.boxes.as_deref().map(boxes).transpose()?;
+    if let (Some(boxes), Some(path)) = (&given, &args.boxes)
+        && let Some(id) = boxes.keys().find(|id| !images.iter().any(|(image, _)| image == *id))
+    {
+        bail!("{}: a box is for image {id}, which {} does not have", path.display(), args.images.display());
+    }
     let mut results = Vec::new();
     let mut summary = LabelSummary { images: images.len(), labelled: 0, instances: 0, bad: Vec::new() };
     for (id, path) in &images {

@@ -46,6 +46,13 @@ pub enum OutboxError {
     },
 }
 
+impl OutboxError {
+    /// Whether the same may succeed later: when there is room on the disk again.
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Storage { .. } | Self::Random(_))
+    }
+}
+
 /// How much the outbox keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

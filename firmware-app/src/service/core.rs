@@ -14,7 +14,9 @@ use ed25519_dalek::VerifyingKey;
 use omnilabel_keypoints::wire::topic::Kind;
 use omnilabel_keypoints::wire::{AckMsg, Encoding, Message, StatusMsg, VERSION};
 use omnilabel_link::Incoming;
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -58,7 +60,19 @@ pub(super) struct Core {
     status_sent: Option<(Instant, StatusMsg)>,
     histogram_sent: Option<(Instant, u64)>,
     progress: Option<Progress>,
+    /// Frames in their order that wait for room in the outbox, beginning with a label that could not be written.
+    held: VecDeque<Held>,
+    held_tried: Instant,
+    /// Tells the engine to take no more frames.
+    hold: Arc<AtomicBool>,
     ended: bool,
+}
+
+/// A frame behind a label that could not be written.
+struct Held {
+    /// The label; none for a frame that gets none.
+    label: Option<Box<Labelled>>,
+    position: Option<usize>,
 }
 
 impl Core {
@@ -103,8 +117,16 @@ impl Core {
             status_sent: None,
             histogram_sent: None,
             progress,
+            held: VecDeque::new(),
+            held_tried: Instant::now(),
+            hold: Arc::default(),
             ended: false,
         }
+    }
+
+    /// Set while the outbox cannot take a label.
+    pub(super) fn hold(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.hold)
     }
 
     /// Handles events until the end.
@@ -191,24 +213,38 @@ impl Core {
         if labelled.replay {
             return;
         }
-        let label = match &labelled.result {
-            Ok(label) => label,
+        let position = labelled.shot.position;
+        match &labelled.result {
+            Ok(label) => {
+                self.counts.frames += 1;
+                self.histogram.add(label, labelled.model.0);
+            }
             Err(reason) => {
                 self.counts.bad_frames += 1;
                 tracing::error!(reason, "a frame could not be labelled");
-                return self.without_label(labelled.shot.position);
+                return self.without_label(position);
             }
-        };
-        self.counts.frames += 1;
-        self.histogram.add(label, labelled.model.0);
+        }
+        if self.held.is_empty() && self.store(&labelled) {
+            return;
+        }
+        self.held.push_back(Held { label: Some(Box::new(labelled)), position });
+    }
+
+    /// Writes a label to the outbox; false when there is no room for it now.
+    fn store(&mut self, labelled: &Labelled) -> bool {
+        let Ok(label) = &labelled.result else { return true };
         let jpeg = publish::picture(&labelled.shot, label, &self.config.publish);
         let key = self.outbox.next_key();
         let message = publish::label_message(label, key, &labelled.shot, labelled.model, !jpeg.is_empty());
-        let appended = publish::encode(&message, self.config.publish.encoding)
-            .map_err(anyhow::Error::from)
-            .and_then(|bytes| Ok(self.outbox.append(labelled.shot.id, bytes, jpeg)?));
+        let appended = match publish::encode(&message, self.config.publish.encoding) {
+            Ok(bytes) => {
+                self.outbox.append(labelled.shot.id, bytes, jpeg).map(|_| ()).map_err(|error| (error.is_transient(), error.to_string()))
+            }
+            Err(error) => Err((false, error.to_string())),
+        };
         match appended {
-            Ok(_) => {
+            Ok(()) => {
                 self.oldest_uncommitted.get_or_insert_with(Instant::now);
                 if let (Some(progress), Some(position)) = (&mut self.progress, labelled.shot.position) {
                     progress.appended(position);
@@ -216,16 +252,47 @@ impl Core {
                 // Beginning a segment commits the one before.
                 self.note_progress();
             }
-            Err(error) => {
-                self.counts.dropped += 1;
-                tracing::error!(%error, dropped = self.counts.dropped, "a label could not be written and is dropped");
-                self.without_label(labelled.shot.position);
+            Err((true, error)) => {
+                if !self.hold.swap(true, Ordering::Relaxed) {
+                    tracing::error!(error, "a label waits for room in the outbox, and with it the camera");
+                }
+                self.held_tried = Instant::now();
+                return false;
             }
+            Err((false, error)) => {
+                self.counts.dropped += 1;
+                tracing::error!(error, dropped = self.counts.dropped, "a label cannot be written and is dropped");
+                self.pass(labelled.shot.position);
+            }
+        }
+        true
+    }
+
+    /// Writes what waits, in its order, as far as there is room.
+    fn store_held(&mut self) {
+        while let Some(held) = self.held.pop_front() {
+            match &held.label {
+                Some(label) if !self.store(label) => return self.held.push_front(held),
+                Some(_) => {}
+                None => self.pass(held.position),
+            }
+        }
+        if self.hold.swap(false, Ordering::Relaxed) {
+            tracing::info!("the outbox has room again");
         }
     }
 
-    /// A frame that gets no label is noted as passed with the next commit.
+    /// A frame gets no label.
     fn without_label(&mut self, position: Option<usize>) {
+        if self.held.is_empty() {
+            self.pass(position);
+        } else {
+            self.held.push_back(Held { label: None, position });
+        }
+    }
+
+    /// A frame without a label is noted as passed with the next commit.
+    fn pass(&mut self, position: Option<usize>) {
         if let (Some(progress), Some(position)) = (&mut self.progress, position) {
             progress.without_label(position);
             self.oldest_uncommitted.get_or_insert_with(Instant::now);
@@ -241,6 +308,9 @@ impl Core {
     /// Everything that is due.
     fn pump(&mut self) {
         let now = Instant::now();
+        if !self.held.is_empty() && now.duration_since(self.held_tried) >= GROUP_AGE {
+            self.store_held();
+        }
         if self.outbox.uncommitted() >= GROUP || self.oldest_uncommitted.is_some_and(|at| now.duration_since(at) >= GROUP_AGE) {
             self.commit(now);
         }
@@ -345,11 +415,17 @@ impl Core {
     /// Whether the camera ended, was to end the process, and everything is acknowledged.
     fn is_done(&self) -> bool {
         let stop = matches!(self.config.camera, CameraConfig::Folder { stop_at_end: true, .. });
-        stop && self.ended && self.outbox.uncommitted() == 0 && self.outbox.pending() == 0 && !self.trial_is_open()
+        stop && self.ended && self.held.is_empty() && self.outbox.uncommitted() == 0 && self.outbox.pending() == 0 && !self.trial_is_open()
     }
 
     fn finish(mut self) -> Summary {
         self.stop();
+        self.store_held();
+        let lost = self.held.iter().filter(|held| held.label.is_some()).count() as u64;
+        if lost > 0 {
+            self.counts.dropped += lost;
+            tracing::error!(lost, "labels found no room in the outbox; the frames of a folder are played again");
+        }
         if let Err(error) = self.outbox.close() {
             tracing::error!(%error, "the outbox could not be closed");
         }

@@ -7,7 +7,7 @@ use omnilabel_keypoints::label::Label;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
@@ -61,13 +61,14 @@ pub(super) fn watch(mut camera: Box<dyn Camera>, shots: &SyncSender<CameraEvent>
     }
 }
 
-/// Labels frames until the service is gone. `last` are frames of before, to try a new model on.
+/// Labels frames until the service is gone; takes none while `hold` is set. `last` are frames of before, to try a new model on.
 pub(super) fn run(
     mut model: Arc<Model>,
     mut last: VecDeque<Box<Shot>>,
     shots: &Receiver<CameraEvent>,
     commands: &Receiver<Command>,
     events: &Sender<Event>,
+    hold: &AtomicBool,
 ) {
     let mut camera_open = true;
     loop {
@@ -81,7 +82,11 @@ pub(super) fn run(
             };
             match command {
                 Ok(Command::Swap(next)) => model = next,
-                Ok(Command::Replay) => replay = true,
+                // One at a time: without a camera they may come faster than this loop would end otherwise.
+                Ok(Command::Replay) => {
+                    replay = true;
+                    break;
+                }
                 Err(true) => return,
                 Err(false) => break,
             }
@@ -94,6 +99,10 @@ pub(super) fn run(
             }
         }
         if !camera_open {
+            continue;
+        }
+        if hold.load(Ordering::Relaxed) {
+            std::thread::sleep(LOOK);
             continue;
         }
         let event = match shots.recv_timeout(LOOK) {

@@ -160,9 +160,10 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
 
     let (events_in, confirmed, progress) = (events.clone(), Arc::clone(&model), camera.progress());
     let core = core::Core::new(config, topics, outbox, slots, key, loader, confirmed, outgoing, commands, events_in, progress);
+    let hold = core.hold();
     std::thread::Builder::new().name("engine".into()).spawn({
         let (events, past) = (events.clone(), camera.past(engine::KEPT_FRAMES));
-        move || engine::run(model, past.into(), &taken, &told, &events)
+        move || engine::run(model, past.into(), &taken, &told, &events, &hold)
     })?;
     std::thread::Builder::new().name("camera".into()).spawn({
         let skipped = Arc::clone(&skipped);

@@ -1,6 +1,7 @@
 //! What several subcommands share: flags of a network and its schedule, the stop flag, progress bars.
 
 use crate::evaluate::Views;
+use crate::service::config::SHORT_SIDES;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use figment::Figment;
@@ -124,11 +125,14 @@ impl TrainFlags {
         options.batch = self.batch.unwrap_or(options.batch);
         options.lr = self.lr.unwrap_or(options.lr);
         options.seed = self.seed.unwrap_or(options.seed);
+        if !(options.lr.is_finite() && options.lr > 0.0) {
+            bail!("--lr is {}, expected a number above 0", options.lr);
+        }
         let preset = self.preset.clone().or(file.preset).unwrap_or_else(|| "nano".to_owned());
         let Some(mut network) = Config::preset(&preset, keypoints) else { bail!("there is no preset `{preset}`; there is `nano`") };
         if let Some(side) = self.short_side.or(file.short_side) {
-            if side == 0 {
-                bail!("--short-side must be at least 1");
+            if !SHORT_SIDES.contains(&side) {
+                bail!("--short-side is {side}, expected 16 to 4096 px");
             }
             let long = u64::from(network.input.max_long_side) * u64::from(side) / u64::from(network.input.short_side.max(1));
             network.input.max_long_side = u32::try_from(long).unwrap_or(u32::MAX).max(side);

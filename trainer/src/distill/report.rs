@@ -89,7 +89,10 @@ impl Report {
             "", "steps", "manual", "generated", "AP", "AP50", "AP75", "AP_M", "AP_L"
         );
         let mut line = |name: &str, row: &Row, s: &CocoScores| {
-            let cells: String = [s.ap, s.ap50, s.ap75, s.ap_m, s.ap_l].iter().map(|v| format!("{:>8.1}", 100.0 * v)).collect();
+            let cells: String = [s.ap, s.ap50, s.ap75, s.ap_m, s.ap_l]
+                .iter()
+                .map(|v| if *v < 0.0 { format!("{:>8}", "–") } else { format!("{:>8.1}", 100.0 * v) })
+                .collect();
             text += &format!("{name:<28}{:>8}{:>8}{:>11}{cells}\n", row.steps, row.manual_images, row.generated_images);
         };
         line("lower bound (manual only)", &self.lower, self.lower.scores());

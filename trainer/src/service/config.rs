@@ -34,6 +34,13 @@ pub enum ConfigError {
     },
 }
 
+/// What an input's short side may be, px.
+pub const SHORT_SIDES: std::ops::RangeInclusive<u32> = 16..=4096;
+
+fn positive(value: f64) -> bool {
+    value.is_finite() && value > 0.0
+}
+
 /// `trainer.toml`. Relative paths are relative to the file's folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -251,7 +258,7 @@ impl ServiceConfig {
         let id = |name: &str| topic::id(name).is_ok();
         let unit = |value: f64| (0.0..=1.0).contains(&value);
         let quote = |text: &str| format!("{text:?}");
-        let checks: [(bool, &'static str, String, &'static str); 16] = [
+        let checks: [(bool, &'static str, String, &'static str); 19] = [
             (!self.client_id.is_empty(), "client_id", quote(&self.client_id), "a name"),
             (!self.broker.host.is_empty(), "broker.host", quote(&self.broker.host), "a host name or address"),
             (id(&self.broker.site), "broker.site", quote(&self.broker.site), "1 to 64 of [A-Za-z0-9._-]"),
@@ -264,7 +271,25 @@ impl ServiceConfig {
                 "1 to 2097152, the largest packet",
             ),
             (self.collector.max_devices > 0, "collector.max_devices", self.collector.max_devices.to_string(), "1 or more"),
-            (self.model.short_side != Some(0), "model.short_side", "0".to_owned(), "1 or more"),
+            (
+                self.model.short_side.is_none_or(|side| SHORT_SIDES.contains(&side)),
+                "model.short_side",
+                format!("{:?}", self.model.short_side),
+                "16 to 4096 px",
+            ),
+            (
+                self.round.train.short_sides.iter().all(|side| SHORT_SIDES.contains(side)),
+                "round.train.short_sides",
+                format!("{:?}", self.round.train.short_sides),
+                "16 to 4096 px each",
+            ),
+            (positive(self.round.train.lr), "round.train.lr", self.round.train.lr.to_string(), "a number above 0"),
+            (
+                self.data.heldout != self.data.manual,
+                "data.heldout",
+                quote(&self.data.heldout.display().to_string()),
+                "another folder than `data.manual`: no round trains on it",
+            ),
             (self.round.min_labels > 0, "round.min_labels", self.round.min_labels.to_string(), "1 or more"),
             (self.round.checkpoint_every > 0, "round.checkpoint_every", self.round.checkpoint_every.to_string(), "1 or more"),
             (self.round.train.steps > 0, "round.train.steps", self.round.train.steps.to_string(), "1 or more"),
