@@ -20,7 +20,7 @@ pub const MEAN_TOLERANCE: f64 = 0.01;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// The higher of the matched τ and τ at [`FLEET_PRECISION`].
+    /// The higher of the matched τ and τ at 90 % precision on the held-out labels.
     #[default]
     Fleet,
     /// The matched τ alone.
