@@ -74,7 +74,7 @@ fn a_folder_of_another_category_without_counts_is_trained_on_compared_and_scored
     // A bundle that a device could not prove is not signed.
     std::fs::write(
         dir.path().join("trainer.toml"),
-        "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"data\"\nheldout = \"data\"\n\
+        "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"data\"\nheldout = \"heldout\"\n\
          [model]\nrunning = \"arm/bundle\"\n[release]\nkey = \"keys/release.key\"\n",
     )
     .unwrap();

@@ -357,6 +357,8 @@ key = "release.key"
         check(&format!("{GOOD}\n[round]\nmin_labels = \"many\""), "round.min_labels");
         check(&format!("{GOOD}\n[round.train]\nsteps = 0"), "round.train.steps");
         check(&format!("{GOOD}\n[gate]\nmargin = -1"), "gate.margin");
+        check(&format!("{GOOD}\n[round.train]\nlr = nan"), "round.train.lr");
+        check(&format!("{GOOD}\n[round.train]\nshort_sides = [100000000]"), "round.train.short_sides");
         check(&format!("{GOOD}\n[calibration]\nmode = \"guess\""), "calibration.mode");
         check(&GOOD.replace("site = \"home\"", "site = \"a/b\""), "broker.site");
         check(&GOOD.replace("key = \"release.key\"", ""), "key");
