@@ -22,7 +22,9 @@ d.update(images=images, annotations=[a for a in d["annotations"] if a["image_id"
 (out / "data/annotations.json").write_text(json.dumps(d))
 P
 data=$run/data
-train() { cargo run -q --release --example train_folder -p omnilabel-rcnn -- "$data" --ordered --out "$run" "$@"; }
+# The workspace's build: one package alone would be built anew, with other features of its dependencies.
+cargo build --quiet --release --workspace --example train_folder
+train() { "${CARGO_TARGET_DIR:-$here/../../target}/release/examples/train_folder" "$data" --ordered --out "$run" "$@"; }
 plain='"augment":{"flip":false,"scale":0,"rotation":0,"shift":0,"colour":0}'
 # A first run for the configuration of the preset.
 train --options "{\"steps\":1,\"batch\":4,\"seed\":1,$plain}" > /dev/null
