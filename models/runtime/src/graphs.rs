@@ -135,9 +135,11 @@ impl TractGraphs {
     }
 
     fn run(&self, file: &'static str, plan: &Plan, input: Tensor) -> Result<TVec<TValue>, RuntimeError> {
+        // A worker that waits for others inside a graph may be handed another graph, and tract's scratch memory, borrowed by the
+        // first, aborts the process: a worker, of whichever pool, runs its graph alone.
         let executor = match self.pool.current_num_threads() {
-            1 => Executor::SingleThread,
-            _ => Executor::MultiThread(self.pool.clone()),
+            threads if threads > 1 && rayon::current_thread_index().is_none() => Executor::MultiThread(self.pool.clone()),
+            _ => Executor::SingleThread,
         };
         multithread_tract_scope(executor, || plan.run(tvec!(input.into()))).map_err(graph_error(file))
     }

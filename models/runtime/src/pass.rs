@@ -27,7 +27,7 @@ pub(crate) struct Pass {
 
 impl Pass {
     pub(crate) fn run(teacher: &Teacher, frame: &Frame, view: View) -> Result<Self, RuntimeError> {
-        let image = transform(frame, &teacher.manifest().input, view);
+        let image = teacher.on_workers(|| transform(frame, &teacher.manifest().input, view));
         let output = teacher.graphs().backbone(&image.data, image.rows, image.columns)?;
         check(teacher, &output)?;
         let BackboneOutput { features, objectness, deltas } = output;
@@ -89,7 +89,7 @@ impl Pyramid {
                 scale: 1.0 / level.stride as f32,
             })
             .collect();
-        pool(network, &maps, rois, spec)
+        teacher.on_workers(|| pool(network, &maps, rois, spec))
     }
 }
 

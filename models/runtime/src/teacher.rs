@@ -96,10 +96,6 @@ impl Teacher {
     /// See [`RuntimeError`].
     pub fn detect(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
         self.check(frame, plan)?;
-        self.on_workers(|| self.find(frame, plan))
-    }
-
-    fn find(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
         let base = View { short_side: plan.base_short_side, flip: false };
         if !plan.box_voting {
             let pass = Pass::run(self, frame, base)?;
@@ -151,11 +147,11 @@ impl Teacher {
         let base = View { short_side: plan.base_short_side, flip: false };
         let to_base = ViewGeometry::new(frame.size, base, self.manifest.input.max_long_side);
         let boxes = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
-        self.on_workers(|| self.keypoints(frame, plan, boxes, Vec::new()))
+        self.keypoints(frame, plan, boxes, Vec::new())
     }
 
     /// Runs `work` on the model's own workers, so that it takes no other core than it was given.
-    fn on_workers<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn on_workers<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.pool {
             Some(pool) => pool.install(work),
             None => work(),
@@ -181,10 +177,13 @@ impl Teacher {
         boxes
     }
 
-    /// Runs `work` on every view, as many at a time as there are workers; results in the order of `views`.
+    /// Runs `work` on every view, results in the order of `views`: a view per worker where there are enough views, else one view after
+    /// the other with all workers sharing its matrix products.
     fn each<T: Send>(&self, views: &[View], work: impl Fn(View) -> Result<T, RuntimeError> + Sync) -> Vec<Result<T, RuntimeError>> {
         match &self.pool {
-            Some(pool) if pool.current_num_threads() > 1 && views.len() > 1 => views.par_iter().map(|&view| work(view)).collect(),
+            Some(pool) if pool.current_num_threads() > 1 && views.len() >= pool.current_num_threads() => {
+                pool.install(|| views.par_iter().map(|&view| work(view)).collect())
+            }
             _ => views.iter().map(|&view| work(view)).collect(),
         }
     }

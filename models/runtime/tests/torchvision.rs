@@ -87,6 +87,26 @@ fn threads_and_order_do_not_change_the_result() {
     }
 }
 
+/// Callers of any kind at once: plain threads, and workers of another pool that wait for the model's by stealing work. Without care
+/// a worker that waits inside a graph starts a second one, on the scratch memory of the first.
+#[test]
+fn callers_at_once_find_what_one_finds() {
+    let (_dir, bundle) = bundle();
+    let teacher = Teacher::load(&bundle, 4).unwrap();
+    for (short_sides, flip) in [(&[128][..], false), (&[96, 128, 160, 192][..], true)] {
+        let plan = ViewPlan { box_voting: flip, ..ViewPlan::new(bundle.manifest(), short_sides, flip) };
+        let expected = teacher.detect(&picture(), &plan).unwrap();
+        let detect = || assert_eq!(teacher.detect(&picture(), &plan).unwrap(), expected, "{plan:?}");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..5).for_each(|_| detect()));
+            }
+            pool.install(|| rayon::scope(|scope| (0..20).for_each(|_| scope.spawn(|_| detect()))));
+        });
+    }
+}
+
 #[test]
 fn any_size_of_frame_runs() {
     let (_dir, bundle) = bundle();
