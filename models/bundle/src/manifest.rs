@@ -84,8 +84,48 @@ impl From<&Skeleton> for SkeletonSpec {
     }
 }
 
+/// Order of the network's input channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Channels {
+    /// Red first (torchvision).
+    #[default]
+    Rgb,
+    /// Blue first (Caffe's weights and with them Detectron's).
+    Bgr,
+}
+
+impl Channels {
+    /// Index into an RGB pixel of the network's channel `channel`.
+    pub const fn rgb_index(self, channel: usize) -> usize {
+        match self {
+            Self::Rgb => channel,
+            Self::Bgr => 2 - channel,
+        }
+    }
+}
+
+/// Where a level's anchors lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnchorRule {
+    /// Corners rounded to whole pixels, cells a stride apart.
+    #[default]
+    Rounded,
+    /// torchvision's `AnchorGenerator`: corners rounded, cells apart by the padded side divided by the map's side without remainder,
+    /// which is less than the stride where that does not divide the side (P6 of 800 px: 61, not 64).
+    Torchvision,
+    /// Detectron2's `DefaultAnchorGenerator`: corners not rounded, cells a stride apart.
+    Exact,
+}
+
+/// Fields at their default are left out, so that manifests written before they existed keep their bytes.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// How a frame becomes the network's input: bilinear resize (align_corners = false, no antialias), `(x / 255 − mean) / std`,
-/// RGB, zero padding on the right and below to a multiple of `size_divisor`.
+/// zero padding on the right and below to a multiple of `size_divisor`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputSpec {
     /// Short side in pixels of the base scale.
@@ -94,10 +134,13 @@ pub struct InputSpec {
     pub max_long_side: u32,
     /// Padding granularity.
     pub size_divisor: u32,
-    /// Per channel, of values in `[0, 1]`.
+    /// Per channel in the order of `channels`, of values in `[0, 1]`.
     pub mean: [f32; 3],
-    /// Per channel.
+    /// Per channel in the order of `channels`.
     pub std: [f32; 3],
+    /// Order of the channels.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub channels: Channels,
 }
 
 /// One FPN level.
@@ -114,7 +157,7 @@ pub struct LevelSpec {
 pub struct RoiSpec {
     /// Cells per side of the pooled map.
     pub resolution: u32,
-    /// Samples per cell and axis.
+    /// Samples per cell and axis; 0: as many as the RoI's side has map cells per pooled cell, rounded up (Detectron2).
     pub sampling_ratio: u32,
     /// Detectron2's half-pixel shift.
     pub aligned: bool,
@@ -148,6 +191,13 @@ pub struct NetworkSpec {
     pub canonical_level: u32,
     /// Height/width ratios of the anchors.
     pub aspect_ratios: Vec<f32>,
+    /// Where the anchors lie.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub anchor_rule: AnchorRule,
+    /// Whether a bottleneck's stride sits on its first 1×1 convolution (the original MSRA weights) and not on its 3×3. The graphs have
+    /// it built in; whoever trains on needs to know.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stride_in_1x1: bool,
     /// Region proposals.
     pub rpn: RpnSpec,
     /// RoIs of the box head.

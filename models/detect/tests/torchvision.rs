@@ -1,7 +1,7 @@
 //! The same numbers as torchvision 0.28 (`tests/golden/make.py` made them).
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use omnilabel_bundle::{InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{AnchorRule, Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use omnilabel_detect::anchors::anchors;
 use omnilabel_detect::boxes::BoxCoder;
 use omnilabel_detect::frame::{Frame, transform};
@@ -47,6 +47,8 @@ fn network() -> NetworkSpec {
         canonical_size: 56.0,
         canonical_level: 1,
         aspect_ratios: vec![0.5, 1.0, 2.0],
+        anchor_rule: AnchorRule::Rounded,
+        stride_in_1x1: false,
         rpn: RpnSpec { pre_nms_top_n: 60, post_nms_top_n: 25, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.2 },
         box_roi: roi(3),
         keypoint_roi: roi(3),
@@ -63,9 +65,7 @@ const NET: Size = Size { width: 60, height: 44 };
 #[test]
 fn anchors_of_two_levels() {
     let network = network();
-    let mut found = anchors(network.levels[0], &network.aspect_ratios, 6, 8);
-    found.extend(anchors(network.levels[1], &network.aspect_ratios, 3, 4));
-    assert_eq!(flat(found), floats(&golden("anchors")));
+    assert_eq!(flat(anchors(&network, &[(6, 8), (3, 4)])), floats(&golden("anchors")));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn box_coder() {
     let g = golden("coder");
     let coder = BoxCoder { weights: [10.0, 10.0, 5.0, 5.0] };
     let (reference, target, deltas) = (rects(&g["reference"]), rects(&g["target"]), floats(&g["deltas"]));
-    let encoded: Vec<f32> = reference.iter().zip(&target).flat_map(|(&r, &t)| coder.encode(r, t)).collect();
+    let encoded: Vec<f32> = reference.iter().zip(&target).flat_map(|(&r, &t)| coder.encode(r, t).map(|v| v as f32)).collect();
     close(&encoded, &floats(&g["encoded"]), "encoded");
     let decoded = reference.iter().zip(deltas.chunks(4)).map(|(&r, d)| coder.decode(r, [d[0], d[1], d[2], d[3]]));
     close(&flat(decoded), &floats(&g["decoded"]), "decoded");
@@ -158,6 +158,7 @@ fn image_transform() {
             size_divisor: 8,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
+            channels: Channels::Rgb,
         };
         let view = View { short_side: input.short_side, flip: case["flip"].as_bool().unwrap() };
         let image = transform(&frame, &input, view);

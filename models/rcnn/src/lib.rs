@@ -11,11 +11,13 @@
 //! | [`augment`] | samples and their augmentation |
 //! | [`optim`] | SGD and AdamW, learning-rate schedules |
 //! | [`train`] | the training step and loop, checkpoints that resume exactly |
+//! | [`import`] | weights of torchvision, Detectron2 and ImageNet bodies |
 //! | [`export`] | the bundle: three ONNX graphs, one safetensors file |
 
 pub mod augment;
 pub mod config;
 pub mod export;
+pub mod import;
 pub mod losses;
 pub mod network;
 pub mod ops;

@@ -29,13 +29,15 @@ fn manifest() -> Manifest {
         name: "painted".into(),
         architecture: "hand".into(),
         skeleton: SkeletonSpec::from(&skeleton()),
-        input: InputSpec { short_side: 80, max_long_side: 320, size_divisor: 16, mean: [0.0; 3], std: [1.0; 3] },
+        input: InputSpec { short_side: 80, max_long_side: 320, size_divisor: 16, mean: [0.0; 3], std: [1.0; 3], channels: Channels::Rgb },
         network: NetworkSpec {
             levels: vec![LevelSpec { stride: STRIDE as u32, anchor_size: 32.0 }],
             roi_levels: 1,
             canonical_size: 224.0,
             canonical_level: 0,
             aspect_ratios: vec![1.0],
+            anchor_rule: AnchorRule::Rounded,
+            stride_in_1x1: false,
             rpn: RpnSpec { pre_nms_top_n: 100, post_nms_top_n: 50, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.5 },
             box_roi: roi(7),
             keypoint_roi: roi(SIDE as u32),
@@ -93,7 +95,7 @@ impl Graphs for Painted {
             let delta = BoxCoder { weights: [1.0; 4] }.encode(anchor, person);
             objectness[y * c + x] = 10.0;
             for (i, delta) in delta.into_iter().enumerate() {
-                deltas[i * r * c + y * c + x] = delta;
+                deltas[i * r * c + y * c + x] = delta as f32;
             }
         }
         if self.fault == Fault::NotFinite {
