@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What torchvision's keypoint R-CNN makes of given pictures: the reference of models/runtime/tests/parity.rs.
 
-    parity.py PRESET DIR [--f64]
+    parity.py PRESET DIR [--f64] [--detectron2]
 
 DIR holds request.json: {"config": the network's configuration, "detect": [{"side": short side, "pictures": [PNG, …]}, …], "train":
 likewise}; the pictures of a case are one batch. Writes to DIR:
@@ -11,11 +11,14 @@ likewise}; the pictures of a case are one batch. Writes to DIR:
     train-SIDE-BATCH.safetensors   the input, ground truth, sampled anchors and RoIs, losses, and the gradient of every parameter
 
 The weights are random and fixed, with outputs loud enough that there are detections. The four bodies are torchvision's own; `nano`,
-which torchvision does not have, is assembled from torchvision's FPN, RPN and heads by tests/reference/nano_torch.py.
+which torchvision does not have, is assembled from torchvision's FPN, RPN and heads by tests/reference/nano_torch.py. With
+`--detectron2` the network follows Detectron2's conventions (its documentation and configuration reference): blue first, stride on the
+1x1, anchors not rounded, aligned RoIAlign with adaptive sampling, background as the last class; weights.pth then has its names.
 """
 import argparse
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -28,7 +31,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss, keypointrcnn_loss
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, roi_align
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "reference"))
@@ -55,6 +58,69 @@ def build(preset, config):
     model.transform = GeneralizedRCNNTransform(
         spec["short_side"], spec["max_long_side"], spec["mean"], spec["std"], size_divisible=spec["size_divisor"])
     return model
+
+
+class AlignedPool(torch.nn.Module):
+    """Detectron2's ROIPooler with ROIAlignV2 and POOLER_SAMPLING_RATIO 0."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+
+    def forward(self, features, boxes, _sizes):
+        rois = torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], 1) for i, b in enumerate(boxes)])
+        area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
+        levels = torch.floor(4 + torch.log2(area.sqrt() / 224 + 1e-8)).clamp(2, 5).long() - 2
+        out = torch.zeros(len(rois), 256, self.side, self.side, dtype=rois.dtype)
+        for level in range(4):
+            chosen = torch.where(levels == level)[0]
+            out[chosen] = roi_align(features[str(level)], rois[chosen], self.side, 0.25 / 2**level, 0, True)
+        return out
+
+
+class CellAnchors(nano_torch.Anchors):
+    """Detectron2's DefaultAnchorGenerator: not rounded, strides of the levels."""
+
+    strides = (4, 8, 16, 32, 64)
+
+    def generate_anchors(self, scales, aspect_ratios, dtype=torch.float32, device=None):
+        (size,) = scales
+        widths = [(size**2 / ratio) ** 0.5 for ratio in aspect_ratios]
+        return torch.tensor([[-w / 2, -r * w / 2, w / 2, r * w / 2] for w, r in zip(widths, aspect_ratios)], dtype=dtype)
+
+
+def as_detectron2(model):
+    for name, module in model.backbone.body.named_modules():
+        if isinstance(module, Bottleneck) and module.stride != 1:
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+    model.rpn.anchor_generator = CellAnchors(tuple((32 * 2**i,) for i in range(5)), ((0.5, 1.0, 2.0),) * 5)
+    model.roi_heads.box_roi_pool, model.roi_heads.keypoint_roi_pool = AlignedPool(7), AlignedPool(14)
+
+
+def detectron2_names(state):
+    """Detectron2's name and tensor of each of torchvision's."""
+    out = {}
+    for name, tensor in state.items():
+        name = name.replace("backbone.body.", "backbone.bottom_up.")
+        name = re.sub(r"bottom_up\.conv1", "bottom_up.stem.conv1", name).replace("bottom_up.bn1", "bottom_up.stem.conv1.norm")
+        name = re.sub(r"layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
+        name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name).replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        name = re.sub(r"fpn\.inner_blocks\.(\d)\.0", lambda m: f"fpn_lateral{int(m[1]) + 2}", name)
+        name = re.sub(r"fpn\.layer_blocks\.(\d)\.0", lambda m: f"fpn_output{int(m[1]) + 2}", name)
+        name = name.replace("rpn.head.conv.0.0", "proposal_generator.rpn_head.conv")
+        name = name.replace("rpn.head.cls_logits", "proposal_generator.rpn_head.objectness_logits")
+        name = name.replace("rpn.head.bbox_pred", "proposal_generator.rpn_head.anchor_deltas")
+        name = name.replace("box_head.fc6", "box_head.fc1").replace("box_head.fc7", "box_head.fc2")
+        name = re.sub(r"keypoint_head\.(\d+)", lambda m: f"keypoint_head.conv_fcn{int(m[1]) // 2 + 1}", name)
+        name = name.replace("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")
+        if "cls_score" in name:
+            tensor = tensor.flip(0)
+        elif "box_predictor.bbox_pred" in name:
+            tensor = tensor[4:]
+        out[name] = tensor.clone()
+    for i, size in enumerate((32, 64, 128, 256, 512)):
+        out[f"proposal_generator.anchor_generator.cell_anchors.{i}"] = CellAnchors.generate_anchors(None, (size,), (0.5, 1.0, 2.0))
+    return {"model": out, "__author__": "test"}
 
 
 def randomise(model):
@@ -91,8 +157,9 @@ def louder(model, images):
     scale(heads.keypoint_predictor.kps_score_lowres, lambda: heads.keypoint_predictor(heads.keypoint_head(pooled)), 3.0)
 
 
-def picture(path):
-    return torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+def picture(path, bgr):
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    return torch.from_numpy((pixels[:, :, ::-1] if bgr else pixels).copy()).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()
@@ -196,19 +263,22 @@ def main():
     parser.add_argument("preset")
     parser.add_argument("dir", type=pathlib.Path)
     parser.add_argument("--f64", action="store_true")
+    parser.add_argument("--detectron2", action="store_true")
     arguments = parser.parse_args()
     request = json.loads((arguments.dir / "request.json").read_text())
     config = request["config"]
     torch.manual_seed(3)
     torch.set_num_threads(2)
     model = build(arguments.preset, config)
+    if arguments.detectron2:
+        as_detectron2(model)
     randomise(model)
     model.eval()
 
     def cases(kind):
         for case in request[kind]:
             model.transform.min_size = (case["side"],)
-            pictures = [picture(arguments.dir / name) for name in case["pictures"]]
+            pictures = [picture(arguments.dir / name, arguments.detectron2) for name in case["pictures"]]
             yield f"{kind}-{case['side']}-{len(pictures)}", pictures
 
     def write(name, tensors):
@@ -216,7 +286,8 @@ def main():
 
     _, pictures = next(cases("detect"))
     louder(model, model.transform([p.clone() for p in pictures])[0])
-    torch.save(model.state_dict(), arguments.dir / "weights.pth")
+    state = model.state_dict()
+    torch.save(detectron2_names(state) if arguments.detectron2 else state, arguments.dir / "weights.pth")
     print("parameters", sum(p.numel() for p in model.parameters()))
     for name, pictures in cases("detect"):
         write(name, detect(model, pictures))

@@ -304,8 +304,14 @@ mod tests {
     use omnilabel_bundle::Channels;
     use proptest::prelude::*;
 
-    const INPUT: InputSpec =
-        InputSpec { short_side: 64, max_long_side: 128, size_divisor: 32, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], channels: Channels::Rgb };
+    const INPUT: InputSpec = InputSpec {
+        short_side: 64,
+        max_long_side: 128,
+        size_divisor: 32,
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+        channels: Channels::Rgb,
+    };
 
     fn sample(width: u32, height: u32) -> Sample {
         let rgb = (0..3 * width * height).map(|i| (i * 37 % 251) as u8).collect();

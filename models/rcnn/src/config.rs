@@ -173,7 +173,14 @@ impl Config {
             box_hidden: 128,
             keypoint_convs: 3,
             keypoint_channels: 48,
-            input: InputSpec { short_side: 128, max_long_side: 256, size_divisor: 32, mean: IMAGENET.0, std: IMAGENET.1, channels: Channels::Rgb },
+            input: InputSpec {
+                short_side: 128,
+                max_long_side: 256,
+                size_divisor: 32,
+                mean: IMAGENET.0,
+                std: IMAGENET.1,
+                channels: Channels::Rgb,
+            },
             network: NetworkSpec {
                 levels: vec![level(4, 12.0), level(8, 24.0), level(16, 48.0), level(32, 96.0), level(64, 192.0)],
                 roi_levels: 4,

@@ -14,8 +14,8 @@ mod layer;
 
 use crate::RcnnError;
 use crate::config::Config;
-use crate::ops::roi_align;
 use crate::import::{self, Naming, read_checkpoint};
+use crate::ops::roi_align;
 use crate::params::Params;
 use candle_core::{DType, Tensor};
 use omnilabel_bundle::RoiSpec;

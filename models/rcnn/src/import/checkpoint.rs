@@ -133,9 +133,8 @@ fn storage_kind(global: &str) -> Result<Option<Kind>, String> {
         "torch.DoubleStorage" => Ok(Some(Kind::Double)),
         "torch.HalfStorage" => Ok(Some(Kind::Half)),
         "torch.BFloat16Storage" => Ok(Some(Kind::Brain)),
-        "torch.LongStorage" | "torch.IntStorage" | "torch.ShortStorage" | "torch.CharStorage" | "torch.ByteStorage" | "torch.BoolStorage" => {
-            Ok(None)
-        }
+        "torch.LongStorage" | "torch.IntStorage" | "torch.ShortStorage" | "torch.CharStorage" | "torch.ByteStorage"
+        | "torch.BoolStorage" => Ok(None),
         other => Err(format!("a storage of type {other}")),
     }
 }
@@ -231,7 +230,10 @@ fn state(pickle: &Pickle, mut budget: usize, storage: &mut dyn FnMut(&str) -> Re
         let Some(name) = pickle.text(key) else { continue };
         if let Some(array) = reader.array(value).map_err(|message| Refused { tensor: name.clone().into_owned(), message })? {
             let left = budget.checked_sub(array.values.len());
-            budget = left.ok_or_else(|| Refused { tensor: name.clone().into_owned(), message: "more elements than the file has bytes".to_owned() })?;
+            budget = left.ok_or_else(|| Refused {
+                tensor: name.clone().into_owned(),
+                message: "more elements than the file has bytes".to_owned(),
+            })?;
             arrays.push((name.into_owned(), array));
         }
     }
@@ -306,8 +308,7 @@ impl Reader<'_> {
         };
         let mut strides = vec![1usize; shape.len()];
         let mut step = 1usize;
-        let order: Vec<usize> =
-            if pickle.int(*fortran) == Some(1) { (0..shape.len()).collect() } else { (0..shape.len()).rev().collect() };
+        let order: Vec<usize> = if pickle.int(*fortran) == Some(1) { (0..shape.len()).collect() } else { (0..shape.len()).rev().collect() };
         for axis in order {
             strides[axis] = step;
             step = step.checked_mul(shape[axis]).ok_or("a shape that overflows")?;

@@ -256,7 +256,11 @@ pub(super) fn translate(
 }
 
 /// What of a whole detector fits: shapes that differ, such as the heads of another skeleton, are left out.
-pub(super) fn fitting(network: &Network, tensors: &BTreeMap<String, Tensor>, naming: Naming) -> Result<BTreeMap<String, Tensor>, RcnnError> {
+pub(super) fn fitting(
+    network: &Network,
+    tensors: &BTreeMap<String, Tensor>,
+    naming: Naming,
+) -> Result<BTreeMap<String, Tensor>, RcnnError> {
     let mut found = BTreeMap::new();
     for (name, var) in network.params().all() {
         let Some(source @ (Source::Same(_) | Source::Reversed(_) | Source::Person(_))) = source(name, naming) else { continue };

@@ -73,7 +73,9 @@ impl Pickle {
     pub(super) fn entries(&self, id: Id) -> Option<&[(Id, Id)]> {
         match self.node(id) {
             Node::Dict(entries) => Some(entries),
-            Node::Object { callable, items, .. } if self.global(*callable).is_some_and(|name| name.ends_with(".OrderedDict")) => Some(items),
+            Node::Object { callable, items, .. } if self.global(*callable).is_some_and(|name| name.ends_with(".OrderedDict")) => {
+                Some(items)
+            }
             _ => None,
         }
     }
@@ -228,7 +230,7 @@ impl Machine<'_> {
             Node::Tuple(items) => items.clone(),
             _ => Vec::new(),
         };
-        // Python 3 writes bytes for old readers as text in Latin-1.
+        // Python 3 writes bytes for old readers as text in Latin-1, or as a call where there are none.
         if let Node::Global(name) = &self.nodes[callable]
             && name == "_codecs.encode"
             && let Some(&text) = args_of(self).first()
@@ -236,6 +238,9 @@ impl Machine<'_> {
         {
             let bytes = text.chars().map(|c| u8::try_from(u32::from(c))).collect::<Result<Vec<u8>, _>>();
             return self.push(Node::Bytes(bytes.map_err(|_| "text that is not Latin-1 stands for bytes")?));
+        }
+        if matches!(&self.nodes[callable], Node::Global(name) if name == "__builtin__.bytes") && args_of(self).is_empty() {
+            return self.push(Node::Bytes(Vec::new()));
         }
         self.push(Node::Object { callable, args, state: None, items: Vec::new() })
     }

@@ -214,10 +214,7 @@ fn box_losses(
     }
     let count = labels.len().max(1) as f64;
     let classifier = (losses::cross_entropy(class_logits, labels)? / count)?;
-    let box_reg = if positions.is_empty() {
-        zero(network)?
-    } else {
-        (losses::smooth_l1(&losses::pick(deltas, positions)?, box_targets)? / count)?
-    };
+    let box_reg =
+        if positions.is_empty() { zero(network)? } else { (losses::smooth_l1(&losses::pick(deltas, positions)?, box_targets)? / count)? };
     Ok((classifier, box_reg))
 }

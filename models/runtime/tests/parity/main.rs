@@ -56,47 +56,53 @@ const SHIFT_TOLERANCE: f64 = 1e-5;
 
 #[test]
 fn nano() {
-    check("nano", false);
+    check("nano", Naming::Torchvision);
 }
 
 #[test]
 fn resnet50() {
-    check("resnet50", true);
+    check("resnet50", Naming::Torchvision);
 }
 
 #[test]
 fn resnet101() {
-    check("resnet101", true);
+    check("resnet101", Naming::Torchvision);
 }
 
 #[test]
 fn resnext101_32x4d() {
-    check("resnext101_32x4d", true);
+    check("resnext101_32x4d", Naming::Torchvision);
 }
 
 #[test]
 fn resnext101_64x4d() {
-    check("resnext101_64x4d", true);
+    check("resnext101_64x4d", Naming::Torchvision);
 }
 
-fn check(preset: &str, long: bool) {
-    if long && std::env::var_os("OMNILABEL_LONG").is_none() {
+/// Detectron2's conventions under Detectron2's names.
+#[test]
+fn resnet50_of_detectron2() {
+    check("resnet50", Naming::Detectron2);
+}
+
+fn check(preset: &str, expected: Naming) {
+    if preset != "nano" && std::env::var_os("OMNILABEL_LONG").is_none() {
         println!("skipped: {preset} takes minutes; OMNILABEL_LONG=1 runs it");
         return;
     }
-    let mut config = Config::preset(preset, 17).unwrap();
+    let mut config = import::conventions(Config::preset(preset, 17).unwrap(), expected);
     config.frozen_stages = 0;
     config.input.max_long_side = 1333;
     // As many people as compare something and no more: the keypoint head is what takes the time.
     config.network.max_detections = 40;
     config.roi_batch = 128;
-    let reference = Reference { preset, f64: preset == "nano", config: &config };
+    let reference = Reference { preset, f64: preset == "nano", detectron2: expected == Naming::Detectron2, config: &config };
     let Some(outcome) = reference.run() else { return };
 
     let path = outcome.path("weights.pth");
     let tensors = read_checkpoint(&path).unwrap();
     let naming = Naming::of(tensors.keys().map(String::as_str)).unwrap();
-    assert_eq!(naming, Naming::Torchvision);
+    assert_eq!(naming, expected);
     let network = Arc::new(import::network(config.clone(), &tensors, naming, &path).unwrap());
     assert_eq!(network.params().parameters(), outcome.parameters, "parameters");
 

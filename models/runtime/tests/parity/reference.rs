@@ -16,6 +16,7 @@ const TRAIN_SIDES: [u32; 2] = [64, 96];
 pub(crate) struct Reference<'a> {
     pub(crate) preset: &'a str,
     pub(crate) f64: bool,
+    pub(crate) detectron2: bool,
     pub(crate) config: &'a Config,
 }
 
@@ -68,7 +69,8 @@ impl Reference<'_> {
         std::fs::write(dir.path().join("request.json"), request.to_string()).unwrap();
         let mut command = Command::new(&python);
         command.arg(root.join("tests/python/parity.py")).arg(self.preset).arg(dir.path());
-        let output = command.args(self.f64.then_some("--f64")).output().unwrap();
+        command.args(self.f64.then_some("--f64")).args(self.detectron2.then_some("--detectron2"));
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let printed = String::from_utf8_lossy(&output.stdout);
         let parameters = printed.lines().find_map(|line| line.strip_prefix("parameters ")?.parse().ok()).unwrap();
