@@ -1,5 +1,9 @@
 //! Every size of the network, and the presets.
 
+mod cost;
+
+pub use cost::Macs;
+
 use crate::RcnnError;
 use omnilabel_bundle::{AnchorRule, Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use serde::{Deserialize, Serialize};

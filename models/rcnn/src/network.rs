@@ -25,7 +25,7 @@ use std::path::Path;
 
 pub(crate) use body::{Body, Residual};
 pub(crate) use fpn::Fpn;
-pub(crate) use heads::{BoxHead, KeypointHead, RpnHead};
+pub(crate) use heads::{BoxHead, DECONV_KERNEL, KeypointHead, RpnHead};
 pub(crate) use layer::{Conv, Linear, NORM_EPS, Pass, STEM_POOL};
 
 /// What the backbone graph gives, one tensor per level, finest first.

@@ -195,16 +195,43 @@ fn normal(rng: &mut ChaCha8Rng) -> f32 {
     ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
 }
 
+/// The type of the numbers in a weights file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Four bytes each.
+    #[default]
+    F32,
+    /// Two bytes each, for slow links and small disks; rounded to 11 significant bits.
+    F16,
+}
+
 /// Writes f32 tensors to a safetensors file in the order of their names, replacing it in one step.
 ///
 /// # Errors
 /// [`RcnnError::Io`] or [`RcnnError::Weights`].
 pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), RcnnError> {
+    write_tensors_as(path, tensors, Precision::F32)
+}
+
+/// As [`write_tensors`], rounded to `precision`.
+///
+/// # Errors
+/// As [`write_tensors`]; [`RcnnError::Weights`] names a tensor with a number that the precision cannot hold.
+pub fn write_tensors_as(path: &Path, tensors: &[(String, Tensor)], precision: Precision) -> Result<(), RcnnError> {
     let io = |source| RcnnError::Io { path: path.to_owned(), source };
     let mut blobs = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes: Vec<u8> = match precision {
+            Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Precision::F16 => {
+                if let Some(value) = values.iter().find(|v| v.is_finite() && !half::f16::from_f32(**v).is_finite()) {
+                    let message = format!("{value} does not fit into 16 bits");
+                    return Err(RcnnError::Weights { path: path.to_owned(), tensor: name.clone(), message });
+                }
+                values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()
+            }
+        };
         blobs.push((name, tensor.dims().to_vec(), bytes));
     }
     let unsound = |name: &str, error: safetensors::SafeTensorError| RcnnError::Weights {
@@ -214,7 +241,8 @@ pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), Rc
     };
     let mut views = BTreeMap::new();
     for (name, dims, bytes) in &blobs {
-        views.insert(name.as_str(), TensorView::new(Dtype::F32, dims.clone(), bytes).map_err(|e| unsound(name, e))?);
+        let dtype = if precision == Precision::F16 { Dtype::F16 } else { Dtype::F32 };
+        views.insert(name.as_str(), TensorView::new(dtype, dims.clone(), bytes).map_err(|e| unsound(name, e))?);
     }
     let bytes = safetensors::serialize(views, None).map_err(|e| unsound("", e))?;
     let temporary = path.with_extension("safetensors.new");
