@@ -169,18 +169,24 @@ impl Canvas {
         drawn(rect.into_styled(style).draw(self));
     }
 
-    /// Text on a plate of `colour`: above `rect` where there is room, else inside of it, and always within the picture as far as it fits.
-    pub(crate) fn plate(&mut self, rect: Rectangle, text: &str, colour: Colour) {
-        if text.is_empty() {
-            return;
-        }
+    /// Where the plate of a caption goes: above `rect`, or inside of it at its top or bottom, or below it, whichever is on the picture
+    /// and covers none of the plates that are `taken`; always within the picture as far as it fits.
+    pub(crate) fn place_of_plate(&self, rect: Rectangle, text: &str, taken: &[Rectangle]) -> Rectangle {
         let (width, height) = (self.style.text_width(text) + 2 * self.style.line, self.style.text_height() + 2);
         let room = |side: u32, needed: u32| i32::try_from(side.saturating_sub(needed)).unwrap_or(i32::MAX);
-        let above = rect.top_left.y - height as i32;
-        let top = if above >= 0 { above } else { rect.top_left.y }.clamp(0, room(self.frame.size.height, height));
-        let left = rect.top_left.x.clamp(0, room(self.frame.size.width, width));
-        drawn(self.fill_solid(&Rectangle::new(Point::new(left, top), Size::new(width, height)), rgb(colour)));
-        self.text(Point::new(left + self.style.line as i32, top + 1), text, ink(colour));
+        let (top, bottom, tall) = (rect.top_left.y, rect.top_left.y + rect.size.height as i32, height as i32);
+        let (lowest, rightmost) = (room(self.frame.size.height, height), room(self.frame.size.width, width));
+        let plate =
+            |top: i32| Rectangle::new(Point::new(rect.top_left.x.clamp(0, rightmost), top.clamp(0, lowest)), Size::new(width, height));
+        let places = [top - tall, top, bottom - tall, bottom].into_iter().filter(|top| (0..=lowest).contains(top)).map(plate);
+        let free = |place: &Rectangle| taken.iter().all(|other| place.intersection(other).is_zero_sized());
+        places.clone().find(free).or_else(|| places.clone().next()).unwrap_or_else(|| plate(top))
+    }
+
+    /// Text on a plate of `colour`.
+    pub(crate) fn plate(&mut self, place: Rectangle, text: &str, colour: Colour) {
+        drawn(self.fill_solid(&place, rgb(colour)));
+        self.text(place.top_left + Point::new(self.style.line as i32, 1), text, ink(colour));
     }
 
     /// Text whose upper left corner is at a canvas pixel.
@@ -231,6 +237,7 @@ mod tests {
         assert_eq!(cut([-10.0, 5.0], [30.0, 5.0]), Some(([0.0, 5.0], [10.0, 5.0])));
         assert_eq!(cut([-5.0, 3.0], [-1.0, 3.0]), None);
         assert_eq!(cut([-5.0, 5.0], [5.0, -6.0]), None);
-        assert_eq!(cut([5.0, -1e9], [5.0, 1e9]), Some(([5.0, 0.0], [5.0, 10.0])));
+        // A delta of 2¹¹: no rounding.
+        assert_eq!(cut([5.0, -1022.0], [5.0, 1026.0]), Some(([5.0, 0.0], [5.0, 10.0])));
     }
 }

@@ -62,8 +62,7 @@ pub fn picture(frame: &Frame, skeleton: &Skeleton, people: &[Person]) -> Frame {
     let boxes: Vec<_> = people.iter().map(|person| person.rect.and_then(|rect| canvas.pixels_of(rect))).collect();
     for (person, rect) in people.iter().zip(&boxes) {
         if let Some(rect) = rect {
-            let width = if person.tone == Tone::Missed { 2 * line } else { line };
-            canvas.outline(*rect, person.tone.colour(), width);
+            canvas.outline(*rect, person.tone.colour(), line);
         }
     }
     for person in people {
@@ -83,11 +82,15 @@ pub fn picture(frame: &Frame, skeleton: &Skeleton, people: &[Person]) -> Frame {
             }
         }
     }
-    // Captions last, those of the first people on top: a score is never hidden by a limb.
-    for (person, rect) in people.iter().zip(&boxes).rev() {
-        if let Some(rect) = rect {
-            canvas.plate(*rect, &person.caption, person.tone.colour());
-        }
+    // Captions last, so that no limb hides a score; the first people choose their places first, and are on top where there is none left.
+    let mut plates = Vec::new();
+    let named = people.iter().zip(&boxes).filter(|(person, _)| !person.caption.is_empty());
+    let captioned: Vec<_> = named.filter_map(|(person, rect)| Some((person, (*rect)?))).collect();
+    for (person, rect) in &captioned {
+        plates.push(canvas.place_of_plate(*rect, &person.caption, &plates));
+    }
+    for ((person, _), plate) in captioned.iter().zip(plates).rev() {
+        canvas.plate(plate, &person.caption, person.tone.colour());
     }
     canvas.into_frame()
 }

@@ -85,7 +85,9 @@ pub(crate) fn html(title: &str, summary: &[String], cards: &[Card], notes: &[Str
          <body><header><h1>{title}</h1>"
     );
     summary.iter().for_each(|line| page += &format!("<p>{}</p>", escape(line)));
-    page += "</header>\n<main>\n";
+    // Pictures side by side need wider columns.
+    let wide = cards.iter().filter(|card| card.size.width > 2 * card.size.height).count();
+    page += if 2 * wide > cards.len() { "</header>\n<main class=\"wide\">\n" } else { "</header>\n<main>\n" };
     for Card { file, size, title, lines } in cards {
         let (link, title) = (url(file), escape(title));
         page += &format!(

@@ -12,10 +12,10 @@ const READABLE: u32 = 384;
 const MAX_ZOOM: u32 = 16;
 /// Nor beyond this long side, px.
 const MAX_ENLARGED: u32 = 4096;
-/// Letters are a fiftieth of the picture's mean side high, as large as Detectron2 makes them.
-const SIDE_PER_LETTER: f64 = 50.0;
-/// Letters of one stroke's width: lines are as thick as letters are bold.
-const LETTER_PER_LINE: u32 = 6;
+/// Letters are this part of the picture's mean side high, and at least the smallest font's 10 px, much as Detectron2 makes them.
+const SIDE_PER_LETTER: f64 = 42.0;
+/// Lines are this part of a letter's height wide.
+const LETTER_PER_LINE: u32 = 5;
 
 const FONTS: [&MonoFont<'static>; 4] = [&FONT_6X10, &FONT_7X13, &FONT_9X15, &FONT_10X20];
 
@@ -46,7 +46,7 @@ impl Style {
             let better = height(next.0, next.1) <= wanted && height(next.0, next.1) > height(best.0, best.1);
             if better { next } else { best }
         });
-        let line = (height(font, font_zoom) / LETTER_PER_LINE).max(1) + u32::from(zoom > 1);
+        let line = (height(font, font_zoom) / LETTER_PER_LINE).max(1);
         Self { zoom, line, font, font_zoom }
     }
 

@@ -117,6 +117,24 @@ fn boxes_of_neighbours_differ_and_a_missed_person_stands_out() {
 }
 
 #[test]
+fn captions_of_people_in_the_same_place_are_all_seen() {
+    let rect = Some(Rect::new(50.0, 60.0, 350.0, 260.0));
+    let person = |index| Person { rect, caption: "person 0.93".to_owned(), tone: Tone::Instance(index), ..limbs([Mark::Absent; 4]) };
+    let style = Style::for_size(Size { width: 400, height: 300 });
+    let plate = ((style.text_width("person 0.93") + 2 * style.line) * (style.text_height() + 2)) as usize;
+    for people in 1..=4 {
+        let all: Vec<Person> = (0..people).map(person).collect();
+        let drawn = picture(&grey(400, 300), &skeleton(), &all);
+        for index in 0..people {
+            let colour = Tone::Instance(index).colour();
+            let seen = changed(&drawn).into_iter().filter(|&(x, y)| at(&drawn, x, y) == colour).count();
+            // Letters cover less than half of a plate.
+            assert!(seen > plate / 2, "{index} of {people}: {seen} of {plate} pixels");
+        }
+    }
+}
+
+#[test]
 fn what_reaches_over_the_border_is_cut_off_there() {
     let marks =
         [Mark::Sure(point(100.5, 100.5)), Mark::Sure(point(100.5, 1e9)), Mark::Sure(point(-1e30, 50.5)), Mark::Sure(point(50.5, 50.5))];
