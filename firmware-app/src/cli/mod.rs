@@ -1,5 +1,7 @@
 //! The command line: `run(std::env::args_os())` is what the binary does, so that `omnilabel` can start itself as this role.
 
+mod boxes;
+mod draw;
 mod label;
 
 use crate::config::EdgeConfig;
