@@ -59,6 +59,35 @@ fn a_corrupt_picture_is_named_and_the_others_are_labelled_and_trained_on() {
 }
 
 #[test]
+fn a_missing_file_is_named_once_with_what_the_system_says_once_and_without_colours() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (folder, gone, out) = (scenes(dir.path()), dir.path().join("not-there"), dir.path().join("out"));
+    let cases = [
+        ("omnilabel-edge", "label --model @ --images @ --out @", vec![&gone, &folder, &out]),
+        ("omnilabel-edge", "check-config --config @", vec![&gone]),
+        ("omnilabel-edge", "model install --bundle @ --data-dir @", vec![&gone, &out]),
+        ("omnilabel-trainer", "train --data @ --out @", vec![&gone, &out]),
+        ("omnilabel-trainer", "evaluate --model @ --data @", vec![&gone, &folder]),
+        ("omnilabel-trainer", "score --gt @ --results @", vec![&gone, &gone]),
+        ("omnilabel-trainer", "run --config @", vec![&gone]),
+    ];
+    for (program, line, paths) in cases {
+        let paths: Vec<&Path> = paths.into_iter().map(PathBuf::as_path).collect();
+        let output = run(program, words(line, &paths));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{program} {line}: {said}");
+        assert!(said.starts_with("error: ") && said.lines().count() == 1 && said.contains("not-there"), "{program} {line}: {said}");
+        assert_eq!(said.matches("os error 2").count(), 1, "{program} {line}: {said}");
+    }
+
+    // The log of a picture that cannot be read goes to a pipe here.
+    corrupt(&folder);
+    let output = run("omnilabel-edge", words("label --model @ --images @ --out @", &[&teacher(), &folder, &out]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("WARN") && !said.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
 fn an_empty_folder_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
     let (empty, out) = (dir.path().join("nothing-here"), dir.path().join("out"));

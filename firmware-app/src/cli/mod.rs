@@ -74,10 +74,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         }
         Err(error) => error.exit(),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,tract=warn,rumqttc=warn"));
-    // A process that runs several roles has set one up already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    omnilabel_console::log("info,tract=warn,rumqttc=warn");
     match cli.command {
         Command::Run(args) => appliance(&args),
         Command::CheckConfig(args) => {
