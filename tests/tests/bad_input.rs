@@ -152,7 +152,9 @@ fn an_unknown_configuration_key_is_named_with_those_that_exist() {
     let trainer = dir.path().join("trainer.toml");
     let text = "state_dir = \"s\"\n[broker]\nhost = \"localhost\"\nsite = \"y\"\n[data]\nmanual = \"m\"\nheldout = \"h\"\nheld = 1\n";
     std::fs::write(&trainer, format!("{text}[model]\nrunning = \"r\"\n[release]\nkey = \"k\"\n")).expect("a file");
-    fails("omnilabel-trainer", words("run --config @", &[&trainer]), &["trainer.toml", "held", "heldout"]);
+    for command in ["check-config --config @", "run --config @"] {
+        fails("omnilabel-trainer", words(command, &[&trainer]), &["trainer.toml", "held", "heldout"]);
+    }
     let options = dir.path().join("train.toml");
     std::fs::write(&options, "[options]\nstep = 3\n").expect("a file");
     let (folder, out) = (scenes(dir.path()), dir.path().join("out"));

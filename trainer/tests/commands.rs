@@ -84,6 +84,40 @@ fn a_folder_of_another_category_without_counts_is_trained_on_compared_and_scored
 }
 
 #[test]
+fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"a\"\nheldout = \"b\"\n\
+                [model]\nrunning = \"c\"\n[release]\nkey = \"d\"\n[round.train]\nlr = 0.25\n";
+    std::fs::write(dir.path().join("trainer.toml"), text).unwrap();
+    let printed = succeed(dir.path(), "check-config --config trainer.toml");
+    let json: Value = serde_json::from_str(&succeed(dir.path(), "check-config --config trainer.toml --json")).unwrap();
+    assert_eq!((&json["round"]["train"]["lr"], &json["round"]["min_labels"]), (&0.25.into(), &500.into()), "{json}");
+    for key in ["client_id = ", "max_devices = 1000", "min_labels = 500", "lr = 0.25", "mode = \"fleet\"", "block_bytes = 262144"] {
+        assert!(printed.contains(key), "{key} is not in\n{printed}");
+    }
+    // What was printed is a configuration, and the same one.
+    std::fs::write(dir.path().join("printed.toml"), &printed).unwrap();
+    assert_eq!(succeed(dir.path(), "check-config --config printed.toml"), printed);
+    assert_eq!(serde_json::from_str::<Value>(&succeed(dir.path(), "check-config --config printed.toml --json")).unwrap(), json);
+
+    std::fs::write(dir.path().join("trainer.toml"), format!("{text}steps = 0\n")).unwrap();
+    let error = fail(dir.path(), "check-config --config trainer.toml");
+    assert!(error.contains("trainer.toml") && error.contains("round.train.steps"), "{error}");
+}
+
+#[test]
+fn resuming_with_another_option_is_refused_by_its_name_and_both_values() {
+    let dir = tempfile::tempdir().unwrap();
+    common::folder(&dir.path().join("data"), 1, 2);
+    succeed(dir.path(), &format!("{TRAIN} --out arm --lr 0.001"));
+    let error = fail(dir.path(), &format!("{TRAIN} --out arm --lr 0.002 --resume"));
+    assert!(error.contains("arm: ") && error.contains("options.lr: 0.002, the folder has 0.001;"), "{error}");
+    let error = fail(dir.path(), &format!("{TRAIN} --out arm --lr 0.001 --init seed:2 --resume"));
+    assert!(error.contains("init.seed: 2, the folder has 1"), "{error}");
+    succeed(dir.path(), &format!("{TRAIN} --out arm --lr 0.001 --resume"));
+}
+
+#[test]
 fn held_out_pictures_without_labels_are_refused_before_anything_is_trained() {
     let dir = tempfile::tempdir().unwrap();
     common::folder(&dir.path().join("data"), 1, 2);

@@ -75,7 +75,7 @@ fn a_stopped_arm_continues_to_the_same_weights() {
     let again = train_arm(&halting, &samples, Some(&samples), &mut |_| panic!("trained again"), &go).unwrap();
     assert!(matches!(again, ArmOutcome::Finished(_)));
     let error = train_arm(&arm(&halting.out, 5), &samples, Some(&samples), &mut |_| {}, &go).unwrap_err().to_string();
-    assert!(error.contains("training options"), "{error}");
+    assert!(error.contains("options.steps: 5, the folder has 4"), "{error}");
     let error = train_arm(&halting, &samples, None, &mut |_| {}, &go).unwrap_err().to_string();
     assert!(error.contains("data set"), "{error}");
 }
