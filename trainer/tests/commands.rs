@@ -118,6 +118,40 @@ fn resuming_with_another_option_is_refused_by_its_name_and_both_values() {
 }
 
 #[test]
+fn distill_names_the_pictures_that_it_cannot_read_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    common::folder(&dir.path().join("data"), 1, 4);
+    common::folder(&dir.path().join("val"), 100, 2);
+    common::folder(&dir.path().join("footage"), 10, 5);
+    let footage = dir.path().join("footage/images");
+    // One whose header cannot be read, and one that is cut off behind it.
+    std::fs::write(footage.join("11.jpg"), "no picture").unwrap();
+    let whole = std::fs::read(footage.join("12.jpg")).unwrap();
+    std::fs::write(footage.join("12.jpg"), &whole[..whole.len() - 20]).unwrap();
+    std::fs::write(dir.path().join("data/images/2.jpg"), "no picture either").unwrap();
+    let flags = "--val val --teacher-steps 1 --student-steps 1 --batch 2 --short-side 64 --json";
+    let check = |line: &str, count: u64| {
+        let output = trainer(dir.path(), line);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{line}: {said}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let left_out: Vec<&str> = report["left_out"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!((left_out.len() as u64, report["labels"]["unreadable"].as_u64()), (count + 1, Some(count)), "{report}");
+        for name in ["data/images/2.jpg", "footage/images/11.jpg", "footage/images/12.jpg"] {
+            assert_eq!(left_out.iter().filter(|line| line.contains(name)).count(), 1, "{name} in {left_out:?}");
+            assert_eq!(said.lines().filter(|line| line.starts_with("left out: ") && line.contains(name)).count(), 1, "{name} in {said}");
+        }
+    };
+    // Without annotations.json the footage is a plain folder, whose headers are read first.
+    check(&format!("distill --labelled data --unlabelled footage/images {flags} --out plain"), 2);
+    check(&format!("distill --labelled data --unlabelled footage {flags} --out coco"), 2);
+    // Run again, what is known is still named.
+    check(&format!("distill --labelled data --unlabelled footage {flags} --out coco"), 2);
+    let table = succeed(dir.path(), &format!("distill --labelled data --unlabelled footage {flags} --out coco").replace(" --json", ""));
+    assert!(table.contains("3 pictures that could not be read, 2 of them unlabelled"), "{table}");
+}
+
+#[test]
 fn held_out_pictures_without_labels_are_refused_before_anything_is_trained() {
     let dir = tempfile::tempdir().unwrap();
     common::folder(&dir.path().join("data"), 1, 2);
