@@ -88,6 +88,33 @@ fn a_missing_file_is_named_once_with_what_the_system_says_once_and_without_colou
 }
 
 #[test]
+fn a_bad_box_is_named_by_file_index_and_image_and_the_others_are_labelled() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (folder, out, drawn) = (scenes(dir.path()), dir.path().join("results.json"), dir.path().join("drawn"));
+    let boxes = dir.path().join("boxes.json");
+    let good = r#"{"image_id":1,"bbox":[10,10,60,90],"score":0.25},{"image_id":2,"bbox":[20,10,60,90]}"#;
+    let bad = r#"{"image_id":3,"bbox":[1,1,-5,9]},{"image_id":99,"bbox":[1,1,5,9]}"#;
+    let line = "label --model @ --images @ --out @ --boxes @ --draw @ --json";
+    std::fs::write(&boxes, format!("[{bad},{good}]")).expect("boxes");
+    let paths: [&Path; 5] = [&teacher(), &folder, &out, &boxes, &drawn];
+    let summary: serde_json::Value = serde_json::from_str(&succeed("omnilabel-edge", words(line, &paths))).expect("JSON");
+    assert_eq!((summary["labelled"].as_u64(), summary["instances"].as_u64()), (Some(4), Some(2)), "{summary}");
+    let reasons: Vec<&str> = summary["bad_boxes"].as_array().expect("reasons").iter().filter_map(|r| r.as_str()).collect();
+    for (reason, start) in reasons.iter().zip(["box 0 of image 3: bbox", "box 1 of image 99: there is no such image"]) {
+        assert!(reason.starts_with(&format!("{}: {start}", boxes.display())), "{reason}");
+    }
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    // A given box is drawn whatever its score is.
+    let page = std::fs::read_to_string(drawn.join("index.html")).expect("the page");
+    assert!(page.contains(">person 0.25,") && page.contains(">person 1.00,"), "{page}");
+
+    std::fs::write(&boxes, format!("[{bad}]")).expect("boxes");
+    std::fs::remove_file(&out).expect("results");
+    fails("omnilabel-edge", words(line, &paths), &["boxes.json: none of the 2 boxes", "box 0 of image 3"]);
+    assert!(!out.exists());
+}
+
+#[test]
 fn an_empty_folder_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
     let (empty, out) = (dir.path().join("nothing-here"), dir.path().join("out"));
