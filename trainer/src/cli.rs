@@ -2,6 +2,7 @@
 //!
 //! One file per subcommand: its arguments and what it prints.
 
+mod check_config;
 mod common;
 mod distill;
 mod evaluate;
@@ -33,6 +34,8 @@ enum Command {
     Distill(distill::Args),
     /// The centre as a service: collect, retrain, prove, sign, release
     Run(run::Args),
+    /// Check the configuration of `run` and print it with every default filled in
+    CheckConfig(check_config::Args),
     /// Draw a signing key
     Keygen(keygen::Args),
     /// Sign and publish a bundle by hand
@@ -51,6 +54,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             Command::Score(args) => score::run(args),
             Command::Distill(args) => distill::run(args),
             Command::Run(args) => run::run(args),
+            Command::CheckConfig(args) => check_config::run(&args),
             Command::Keygen(args) => keygen::run(args),
             Command::Release(args) => release::run(args),
         },
