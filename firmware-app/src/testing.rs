@@ -42,7 +42,7 @@ pub(crate) fn bundle(root: &Path, name: &str, fill: u8, weights: usize) -> Bundl
             flip: vec![1, 0],
             sigmas: vec![0.05; 2],
         },
-        input: InputSpec { short_side: 32, max_long_side: 64, size_divisor: 16, mean: [0.5; 3], std: [0.25; 3] },
+        input: InputSpec { short_side: 32, max_long_side: 64, size_divisor: 16, mean: [0.5; 3], std: [0.25; 3], channels: Channels::Rgb },
         network: NetworkSpec {
             levels: vec![LevelSpec { stride: 4, anchor_size: 16.0 }],
             roi_levels: 1,
@@ -57,7 +57,8 @@ pub(crate) fn bundle(root: &Path, name: &str, fill: u8, weights: usize) -> Bundl
             nms_iou: 0.5,
             max_detections: 5,
             heatmap_side: 14,
-        },
+        }
+        .into(),
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         dataset_sha256: None,
@@ -132,6 +133,6 @@ impl Graphs for Blind {
 
 /// A model that sees nobody; a broken one panics on its first frame.
 pub(crate) fn model(bundle: &Bundle, counter: u64, broken: bool) -> Model {
-    let teacher = Teacher::with_graphs(Box::new(Blind { broken }), bundle.manifest().clone(), bundle.skeleton().clone());
+    let teacher = Teacher::with_graphs(Box::new(Blind { broken }), bundle.manifest().clone(), bundle.skeleton().clone()).unwrap();
     Model::with_teacher(teacher, bundle, counter, &TeacherConfig::default())
 }

@@ -135,6 +135,7 @@ fn folders_of_different_skeletons_are_refused_by_the_first_difference() {
 
 fn method(labelled: Dataset, unlabelled: Dataset, val: Dataset, out: &Path) -> DistillConfig {
     DistillConfig {
+        detector: None,
         labelled,
         unlabelled,
         val,

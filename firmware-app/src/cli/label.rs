@@ -11,7 +11,7 @@ use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::ensemble::Average;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Detection;
-use omnilabel_runtime::Teacher;
+use omnilabel_runtime::RuntimeError;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ pub(super) struct LabelArgs {
     /// The model bundle.
     #[arg(long)]
     model: PathBuf,
+    /// A bundle that finds people for a top-down pose model, instead of the detector in its own bundle.
+    #[arg(long, conflicts_with = "boxes")]
+    detector: Option<PathBuf>,
     /// A folder of JPEG or PNG images, or a COCO folder (`annotations.json` and `images/`).
     #[arg(long)]
     images: PathBuf,
@@ -103,7 +106,8 @@ fn images(folder: &Path) -> anyhow::Result<(Vec<(u64, PathBuf)>, u64)> {
     Ok((stems.into_iter().enumerate().map(id).zip(files).collect(), PERSON))
 }
 
-fn boxes(path: &Path) -> anyhow::Result<BTreeMap<u64, Vec<(Rect, f32)>>> {
+/// Boxes by image.
+pub(super) fn boxes(path: &Path) -> anyhow::Result<BTreeMap<u64, Vec<(Rect, f32)>>> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let records: Vec<BoxRecord> = serde_json::from_str(&text)
         .with_context(|| format!("{}: expected a list of {{image_id, bbox: [x, y, width, height], score}}", path.display()))?;
@@ -148,11 +152,20 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     if args.threads > 256 {
         bail!("--threads is {}, expected 0 to 256", args.threads);
     }
-    let config =
-        TeacherConfig { scales: args.scales.clone(), flip: args.flip, average, box_voting: args.box_voting, threads: args.threads };
+    let config = TeacherConfig {
+        scales: args.scales.clone(),
+        flip: args.flip,
+        average,
+        box_voting: args.box_voting,
+        threads: args.threads,
+        detector: args.detector.clone(),
+    };
     let mut plan = annotate::plan(bundle.manifest(), &config);
     plan.score_floor = args.min_score;
-    let teacher = Teacher::load(&bundle, annotate::threads(&config))?;
+    let teacher = annotate::teacher(&bundle, &config)?;
+    if args.boxes.is_none() && !teacher.finds_people() {
+        return Err(RuntimeError::NeedsBoxes { model: bundle.manifest().name.clone() }.into());
+    }
     let (images, category) = images(&args.images)?;
     if images.is_empty() {
         bail!("{}: no image to label, expected .jpg, .jpeg or .png files", args.images.display());

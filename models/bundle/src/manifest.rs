@@ -1,5 +1,6 @@
 //! The manifest: everything that is needed to run the graphs and to judge the result.
 
+use crate::Network;
 use omnilabel_keypoints::skeleton::{Skeleton, SkeletonError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,8 +21,9 @@ pub struct Manifest {
     pub skeleton: SkeletonSpec,
     /// How a frame becomes the `image` input.
     pub input: InputSpec,
-    /// What lies between the graphs.
-    pub network: NetworkSpec,
+    /// What kind of network it is, and what lies between its graphs: the key `network` or `pose`.
+    #[serde(flatten)]
+    pub network: Network,
     /// τ, τ_k and the publishing floor.
     pub thresholds: omnilabel_keypoints::label::Thresholds,
     /// Name and manifest hash of the model it was trained from or after.
@@ -84,8 +86,34 @@ impl From<&Skeleton> for SkeletonSpec {
     }
 }
 
+/// Order of the network's input channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Channels {
+    /// Red first (torchvision).
+    #[default]
+    Rgb,
+    /// Blue first (Caffe's weights and with them Detectron's).
+    Bgr,
+}
+
+impl Channels {
+    /// Index into an RGB pixel of the network's channel `channel`.
+    pub const fn rgb_index(self, channel: usize) -> usize {
+        match self {
+            Self::Rgb => channel,
+            Self::Bgr => 2 - channel,
+        }
+    }
+}
+
+/// Fields at their default are left out, so that manifests written before they existed keep their bytes.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// How a frame becomes the network's input: bilinear resize (align_corners = false, no antialias), `(x / 255 − mean) / std`,
-/// RGB, zero padding on the right and below to a multiple of `size_divisor`.
+/// zero padding on the right and below to a multiple of `size_divisor`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputSpec {
     /// Short side in pixels of the base scale.
@@ -94,10 +122,13 @@ pub struct InputSpec {
     pub max_long_side: u32,
     /// Padding granularity.
     pub size_divisor: u32,
-    /// Per channel, of values in `[0, 1]`.
+    /// Per channel in the order of `channels`, of values in `[0, 1]`.
     pub mean: [f32; 3],
-    /// Per channel.
+    /// Per channel in the order of `channels`.
     pub std: [f32; 3],
+    /// Order of the channels.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub channels: Channels,
 }
 
 /// One FPN level.

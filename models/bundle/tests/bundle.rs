@@ -18,7 +18,7 @@ fn manifest() -> Manifest {
             flip: vec![1, 0],
             sigmas: vec![0.05, 0.05],
         },
-        input: InputSpec { short_side: 128, max_long_side: 256, size_divisor: 32, mean: [0.5; 3], std: [0.25; 3] },
+        input: InputSpec { short_side: 128, max_long_side: 256, size_divisor: 32, mean: [0.5; 3], std: [0.25; 3], channels: Channels::Rgb },
         network: NetworkSpec {
             levels: vec![LevelSpec { stride: 4, anchor_size: 32.0 }],
             roi_levels: 1,
@@ -33,7 +33,8 @@ fn manifest() -> Manifest {
             nms_iou: 0.5,
             max_detections: 20,
             heatmap_side: 56,
-        },
+        }
+        .into(),
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         dataset_sha256: None,
@@ -242,15 +243,15 @@ fn external_data_that_leaves_or_overruns() {
 #[test]
 fn the_scan_reads_any_bytes() {
     let good = graph("weights.safetensors", "8", "16");
-    let found = onnx::external_data(&good).unwrap();
+    let found = onnx::external_data(std::io::Cursor::new(&good)).unwrap();
     assert_eq!(found[0].tensor, "w");
     assert_eq!((found[0].offset, found[0].length), (8, Some(16)));
     for i in 0..good.len() {
         for byte in 0..=255 {
             let mut bad = good.clone();
             bad[i] = byte;
-            let _: Result<_, _> = onnx::external_data(&bad);
+            let _: Result<_, _> = onnx::external_data(std::io::Cursor::new(&bad));
         }
-        let _: Result<_, _> = onnx::external_data(&good[..i]);
+        let _: Result<_, _> = onnx::external_data(std::io::Cursor::new(&good[..i]));
     }
 }

@@ -168,14 +168,15 @@ pub fn transform(frame: &Frame, input: &InputSpec, view: View) -> NetImage {
     let stride = 3 * frame.size.width as usize;
     let gain: [f32; 3] = std::array::from_fn(|c| 1.0 / (255.0 * input.std[c]));
     let bias: [f32; 3] = std::array::from_fn(|c| input.mean[c] / input.std[c]);
-    let (red, rest) = data.split_at_mut(rows * columns);
-    let (green, blue) = rest.split_at_mut(rows * columns);
-    red.par_chunks_mut(columns).zip(green.par_chunks_mut(columns)).zip(blue.par_chunks_mut(columns)).zip(&y_taps).for_each(
-        |(((red, green), blue), &(low, high, fraction))| {
+    let (first, rest) = data.split_at_mut(rows * columns);
+    let (second, third) = rest.split_at_mut(rows * columns);
+    first.par_chunks_mut(columns).zip(second.par_chunks_mut(columns)).zip(third.par_chunks_mut(columns)).zip(&y_taps).for_each(
+        |(((first, second), third), &(low, high, fraction))| {
             let (above, below) = (&frame.rgb[low * stride..][..stride], &frame.rgb[high * stride..][..stride]);
             for (column, &(left, right, across)) in x_taps.iter().enumerate() {
-                for (c, plane) in [&mut *red, &mut *green, &mut *blue].into_iter().enumerate() {
-                    let mix = |row: &[u8]| f32::from(row[3 * left + c]) * (1.0 - across) + f32::from(row[3 * right + c]) * across;
+                for (c, plane) in [&mut *first, &mut *second, &mut *third].into_iter().enumerate() {
+                    let at = input.channels.rgb_index(c);
+                    let mix = |row: &[u8]| f32::from(row[3 * left + at]) * (1.0 - across) + f32::from(row[3 * right + at]) * across;
                     plane[column] = (mix(above) * (1.0 - fraction) + mix(below) * fraction) * gain[c] - bias[c];
                 }
             }

@@ -1,7 +1,7 @@
 //! Properties that hold for any input, and pictures that are not what they say.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use omnilabel_bundle::{InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use omnilabel_detect::frame::{Frame, FrameError, MAX_FRAME_SIDE, transform};
 use omnilabel_detect::nms::{nms, vote};
 use omnilabel_detect::proposals::{LevelOutput, detections, proposals};
@@ -183,7 +183,7 @@ fn a_jpeg_ends_where_its_own_data_end() {
 /// A mirrored view is the view of the mirrored frame; sizes of one pixel and extreme aspects work.
 #[test]
 fn mirrored_and_extreme_views() {
-    let input = InputSpec { short_side: 32, max_long_side: 64, size_divisor: 16, mean: [0.4; 3], std: [0.2; 3] };
+    let input = InputSpec { short_side: 32, max_long_side: 64, size_divisor: 16, mean: [0.4; 3], std: [0.2; 3], channels: Channels::Rgb };
     for (width, height) in [(50, 33), (1, 1), (1, 300), (300, 1), (2, 3), (4000, 2)] {
         let picture = frame(width, height);
         let mut mirror = picture.clone();

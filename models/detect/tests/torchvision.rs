@@ -1,7 +1,7 @@
 //! The same numbers as torchvision 0.28 (`tests/golden/make.py` made them).
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use omnilabel_bundle::{InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use omnilabel_detect::anchors::anchors;
 use omnilabel_detect::boxes::BoxCoder;
 use omnilabel_detect::frame::{Frame, transform};
@@ -158,6 +158,7 @@ fn image_transform() {
             size_divisor: 8,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
+            channels: Channels::Rgb,
         };
         let view = View { short_side: input.short_side, flip: case["flip"].as_bool().unwrap() };
         let image = transform(&frame, &input, view);

@@ -196,10 +196,11 @@ impl Drawn {
                 let at = |x: usize, y: usize| &frame.rgb[3 * (y * width + x)..][..3];
                 let (p00, p01, p10, p11) = (at(x0, y0), at(x1, y0), at(x0, y1), at(x1, y1));
                 for channel in 0..3 {
-                    let value = |p: &[u8]| f32::from(p[channel]);
+                    let colour = input.channels.rgb_index(channel);
+                    let value = |p: &[u8]| f32::from(p[colour]);
                     let top = value(p00) + (value(p01) - value(p00)) * fx;
                     let bottom = value(p10) + (value(p11) - value(p10)) * fx;
-                    let (factor, offset) = self.colour[channel];
+                    let (factor, offset) = self.colour[colour];
                     let value = ((top + (bottom - top) * fy) / 255.0 * factor + offset).clamp(0.0, 1.0);
                     out[channel * plane + v * columns + u] = (value - input.mean[channel]) / input.std[channel];
                 }
@@ -300,10 +301,17 @@ pub fn prepare(samples: &[&Sample], draw: Draw<'_>) -> Result<Batch, RcnnError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use omnilabel_bundle::Channels;
     use proptest::prelude::*;
 
-    const INPUT: InputSpec =
-        InputSpec { short_side: 64, max_long_side: 128, size_divisor: 32, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+    const INPUT: InputSpec = InputSpec {
+        short_side: 64,
+        max_long_side: 128,
+        size_divisor: 32,
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+        channels: Channels::Rgb,
+    };
 
     fn sample(width: u32, height: u32) -> Sample {
         let rgb = (0..3 * width * height).map(|i| (i * 37 % 251) as u8).collect();

@@ -1,7 +1,7 @@
 //! Every size of the network, and the presets.
 
 use crate::RcnnError;
-use omnilabel_bundle::{InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use serde::{Deserialize, Serialize};
 
 /// The kind of a residual block.
@@ -95,7 +95,14 @@ impl Config {
             box_hidden: 128,
             keypoint_convs: 3,
             keypoint_channels: 48,
-            input: InputSpec { short_side: 128, max_long_side: 256, size_divisor: 32, mean: IMAGENET.0, std: IMAGENET.1 },
+            input: InputSpec {
+                short_side: 128,
+                max_long_side: 256,
+                size_divisor: 32,
+                mean: IMAGENET.0,
+                std: IMAGENET.1,
+                channels: Channels::Rgb,
+            },
             network: NetworkSpec {
                 levels: vec![level(4, 12.0), level(8, 24.0), level(16, 48.0), level(32, 96.0), level(64, 192.0)],
                 roi_levels: 4,

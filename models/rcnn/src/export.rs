@@ -74,7 +74,7 @@ pub fn write_bundle(network: &Network, meta: &ExportMeta, dir: &Path) -> Result<
         architecture: config.name.clone(),
         skeleton: SkeletonSpec::from(&meta.skeleton),
         input: config.input.clone(),
-        network: config.network.clone(),
+        network: config.network.clone().into(),
         thresholds: meta.thresholds,
         parent: meta.parent.clone(),
         dataset_sha256: meta.dataset_sha256.clone(),

@@ -29,7 +29,7 @@ fn manifest() -> Manifest {
         name: "painted".into(),
         architecture: "hand".into(),
         skeleton: SkeletonSpec::from(&skeleton()),
-        input: InputSpec { short_side: 80, max_long_side: 320, size_divisor: 16, mean: [0.0; 3], std: [1.0; 3] },
+        input: InputSpec { short_side: 80, max_long_side: 320, size_divisor: 16, mean: [0.0; 3], std: [1.0; 3], channels: Channels::Rgb },
         network: NetworkSpec {
             levels: vec![LevelSpec { stride: STRIDE as u32, anchor_size: 32.0 }],
             roi_levels: 1,
@@ -44,7 +44,8 @@ fn manifest() -> Manifest {
             nms_iou: 0.5,
             max_detections: 20,
             heatmap_side: SIDE as u32,
-        },
+        }
+        .into(),
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         dataset_sha256: None,
@@ -186,7 +187,7 @@ fn paint() -> Frame {
 fn teacher_with(fault: Fault) -> (Teacher, Arc<AtomicUsize>) {
     let backbones = Arc::new(AtomicUsize::new(0));
     let graphs = Painted { backbones: backbones.clone(), fault };
-    (Teacher::with_graphs(Box::new(graphs), manifest(), skeleton()), backbones)
+    (Teacher::with_graphs(Box::new(graphs), manifest(), skeleton()).unwrap(), backbones)
 }
 
 fn teacher() -> Teacher {
