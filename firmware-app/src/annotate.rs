@@ -31,13 +31,35 @@ pub fn threads(config: &TeacherConfig) -> usize {
     if config.threads > 0 { config.threads } else { std::thread::available_parallelism().map_or(1, usize::from) }
 }
 
+/// The model of a bundle, with the configured detector if it is a top-down pose model.
+///
+/// # Errors
+/// See [`RuntimeError`]. A detector for a model that finds people by itself is not used: the next release may be one that needs it.
+pub fn teacher(bundle: &Bundle, config: &TeacherConfig) -> Result<Teacher, RuntimeError> {
+    let teacher = Teacher::load(bundle, threads(config))?;
+    match &config.detector {
+        Some(path) if bundle.manifest().network.takes_boxes() => {
+            teacher.with_detector(Teacher::load(&Bundle::open(path)?, threads(config))?)
+        }
+        Some(path) => {
+            tracing::warn!(detector = %path.display(), model = %bundle.manifest().name, "not used: the model finds people by itself");
+            Ok(teacher)
+        }
+        None => Ok(teacher),
+    }
+}
+
 impl Model {
     /// Loads the bundle of release `counter` (0: provisioned).
     ///
     /// # Errors
-    /// See [`RuntimeError`].
+    /// See [`RuntimeError`]: a top-down pose model without a detector, too.
     pub fn load(bundle: &Bundle, counter: u64, config: &TeacherConfig) -> Result<Self, RuntimeError> {
-        Ok(Self::with_teacher(Teacher::load(bundle, threads(config))?, bundle, counter, config))
+        let teacher = teacher(bundle, config)?;
+        if !teacher.finds_people() {
+            return Err(RuntimeError::NeedsBoxes { model: bundle.manifest().name.clone() });
+        }
+        Ok(Self::with_teacher(teacher, bundle, counter, config))
     }
 
     /// The same with a teacher that is loaded already.

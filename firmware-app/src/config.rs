@@ -123,11 +123,14 @@ pub struct TeacherConfig {
     pub box_voting: bool,
     /// Worker threads; 0: one for each core.
     pub threads: usize,
+    /// A bundle that finds people for a top-down pose model, instead of the detector in the model's own bundle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detector: Option<PathBuf>,
 }
 
 impl Default for TeacherConfig {
     fn default() -> Self {
-        Self { scales: Vec::new(), flip: true, average: Average::Logits, box_voting: false, threads: 0 }
+        Self { scales: Vec::new(), flip: true, average: Average::Logits, box_voting: false, threads: 0, detector: None }
     }
 }
 
@@ -212,7 +215,7 @@ impl EdgeConfig {
     fn resolve(&mut self, folder: &Path) {
         let absolute = |path: &mut PathBuf| *path = folder.join(&*path);
         absolute(&mut self.state_dir);
-        self.root_key.iter_mut().for_each(absolute);
+        self.root_key.iter_mut().chain(&mut self.teacher.detector).for_each(absolute);
         if let Some(tls) = &mut self.broker.tls {
             [&mut tls.ca, &mut tls.certificate, &mut tls.key].into_iter().for_each(absolute);
         }

@@ -59,7 +59,8 @@ pub(crate) fn bundle(root: &Path, name: &str, fill: u8, weights: usize) -> Bundl
             nms_iou: 0.5,
             max_detections: 5,
             heatmap_side: 14,
-        },
+        }
+        .into(),
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         dataset_sha256: None,
@@ -134,6 +135,6 @@ impl Graphs for Blind {
 
 /// A model that sees nobody; a broken one panics on its first frame.
 pub(crate) fn model(bundle: &Bundle, counter: u64, broken: bool) -> Model {
-    let teacher = Teacher::with_graphs(Box::new(Blind { broken }), bundle.manifest().clone(), bundle.skeleton().clone());
+    let teacher = Teacher::with_graphs(Box::new(Blind { broken }), bundle.manifest().clone(), bundle.skeleton().clone()).unwrap();
     Model::with_teacher(teacher, bundle, counter, &TeacherConfig::default())
 }

@@ -18,7 +18,7 @@ pub use report::{LabelCount, Report, Row};
 
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, provisional, train_arm, write_atomically};
 use crate::calibrate::{Calibration, FLEET_PRECISION, HeldOut, ManualStats, Mode, calibrate, judge_boxes};
-use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled, load};
+use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled};
 use crate::samples::{LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
@@ -56,6 +56,14 @@ pub enum DistillError {
         /// The first keypoint that differs.
         first: String,
     },
+    /// A detector for a model that needs none.
+    #[error("{}: `{teacher}` finds people by itself and takes no detector", detector.display())]
+    Detector {
+        /// The detector that was given.
+        detector: PathBuf,
+        /// The teacher's name.
+        teacher: String,
+    },
     /// The teacher's detections gave no label.
     #[error("no unlabelled image got a label: {detections} detections on {images} images, τ = {tau}{unreadable}")]
     NoLabels {
@@ -85,6 +93,8 @@ pub struct DistillConfig {
     pub upper: bool,
     /// A bundle that is the teacher, instead of training one.
     pub teacher: Option<PathBuf>,
+    /// A bundle that finds people for a teacher that is a top-down pose model.
+    pub detector: Option<PathBuf>,
     /// Whether the lower bound gets the student's number of steps where the teacher's differs.
     pub equal_steps: bool,
     /// The network of every arm.
@@ -190,6 +200,9 @@ impl Method<'_> {
                 None => return Ok(None),
             },
         };
+        if let (Some(path), false) = (&c.detector, teacher.manifest().network.takes_boxes()) {
+            return Err(DistillError::Detector { detector: path.clone(), teacher: teacher.manifest().name.clone() });
+        }
         let taught = self.evaluate("teacher", &teacher, Some(&c.views))?;
         // A teacher from elsewhere is no lower bound: nobody knows here what it was trained on.
         let separate = c.teacher.is_some() || c.equal_steps && c.teacher_options != c.student_options;
@@ -254,7 +267,7 @@ impl Method<'_> {
         (self.event)(Event::Stage(&stage));
         let val = &self.config.val;
         let key = EvaluationKey {
-            weights_sha256: label::weights_sha256(bundle),
+            weights_sha256: label::identity(self.config, bundle)?,
             images: val.images.iter().map(|i| i.id).collect(),
             views: views.cloned(),
         };
@@ -264,7 +277,7 @@ impl Method<'_> {
         {
             return Ok(known.evaluation);
         }
-        let teacher = load(bundle)?;
+        let teacher = label::runner(self.config, bundle)?;
         let of = val.images.len() * if views.is_some() { 2 } else { 1 };
         let done = |done| (self.event)(Event::Pictures { done, of });
         let (evaluation, detections) = evaluate(&teacher, val, views, &done, self.cancel)?;
@@ -284,7 +297,7 @@ impl Method<'_> {
         let unlabelled: Vec<_> = detections.images.iter().map(|i| i.detections.clone()).collect();
         let mut judged = Vec::new();
         if c.mode == Mode::Fleet {
-            let runner = load(teacher)?;
+            let runner = label::runner(c, teacher)?;
             let held_out = crate::evaluate::detect(&runner, &c.val, &c.views.plan(&runner), &|_| {}, self.cancel)?;
             for image in &held_out.images {
                 judge_boxes(&c.val, image.image_id, &image.detections, &mut judged);

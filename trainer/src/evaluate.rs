@@ -6,7 +6,7 @@ use omnilabel_coco::{Dataset, ResultRecord, from_continuous};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::ensemble::Average;
 use omnilabel_keypoints::label::Detection;
-use omnilabel_runtime::{RuntimeError, Teacher, TractGraphs, ViewPlan};
+use omnilabel_runtime::{RuntimeError, Teacher, ViewPlan};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -92,8 +92,20 @@ impl Detections {
 /// # Errors
 /// [`EvaluateError::Runtime`].
 pub fn load(bundle: &Bundle) -> Result<Teacher, EvaluateError> {
-    let graphs = TractGraphs::load(bundle, 1)?;
-    Ok(Teacher::with_graphs(Box::new(graphs), bundle.manifest().clone(), bundle.skeleton().clone()))
+    Ok(Teacher::load_alone(bundle)?)
+}
+
+/// The same, with another bundle that finds the people whom a top-down model labels.
+///
+/// # Errors
+/// [`EvaluateError::Runtime`]: a top-down model without any detector, too.
+pub fn load_detected(bundle: &Bundle, detector: Option<&Bundle>) -> Result<Teacher, EvaluateError> {
+    let teacher = load(bundle)?;
+    let teacher = match detector {
+        Some(detector) => teacher.with_detector(load(detector)?)?,
+        None => teacher,
+    };
+    if teacher.finds_people() { Ok(teacher) } else { Err(RuntimeError::NeedsBoxes { model: bundle.manifest().name.clone() }.into()) }
 }
 
 /// Runs `teacher` (see [`load`]) on every picture of `dataset`, one picture per worker thread. `done` is told how many are finished.

@@ -136,6 +136,7 @@ fn folders_of_different_skeletons_are_refused_by_the_first_difference() {
 
 fn method(labelled: Dataset, unlabelled: Dataset, val: Dataset, out: &Path) -> DistillConfig {
     DistillConfig {
+        detector: None,
         labelled,
         unlabelled,
         left_out: Vec::new(),

@@ -12,7 +12,7 @@ use omnilabel_coco::{Dataset, ResultRecord, from_continuous, write_results};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::ensemble::Average;
 use omnilabel_keypoints::label::{Detection, Thresholds};
-use omnilabel_runtime::Teacher;
+use omnilabel_runtime::RuntimeError;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,9 @@ pub(super) struct LabelArgs {
     /// The model bundle.
     #[arg(long)]
     model: PathBuf,
+    /// A bundle that finds people for a top-down pose model, instead of the detector in its own bundle.
+    #[arg(long, conflicts_with = "boxes")]
+    detector: Option<PathBuf>,
     /// A folder of JPEG or PNG images, or a COCO folder (`annotations.json` and `images/`). Results name the category of the folder's
     /// annotations; without annotations it is 1, COCO's person.
     #[arg(long)]
@@ -139,11 +142,20 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     if args.threads > 256 {
         bail!("--threads is {}, expected 0 to 256", args.threads);
     }
-    let config =
-        TeacherConfig { scales: args.scales.clone(), flip: args.flip, average, box_voting: args.box_voting, threads: args.threads };
+    let config = TeacherConfig {
+        scales: args.scales.clone(),
+        flip: args.flip,
+        average,
+        box_voting: args.box_voting,
+        threads: args.threads,
+        detector: args.detector.clone(),
+    };
     let mut plan = annotate::plan(bundle.manifest(), &config);
     plan.score_floor = args.min_score.unwrap_or(0.0);
-    let teacher = Teacher::load(&bundle, annotate::threads(&config))?;
+    let teacher = annotate::teacher(&bundle, &config)?;
+    if args.boxes.is_none() && !teacher.finds_people() {
+        return Err(RuntimeError::NeedsBoxes { model: bundle.manifest().name.clone() }.into());
+    }
     let (images, category) = images(&args.images)?;
     if images.is_empty() {
         bail!("{}: no image to label, expected .jpg, .jpeg or .png files", args.images.display());

@@ -3,6 +3,7 @@
 mod boxes;
 mod draw;
 mod label;
+mod wrap;
 
 use crate::config::EdgeConfig;
 use crate::slots::Slots;
@@ -59,6 +60,8 @@ enum ModelCommand {
         #[arg(long)]
         root_key: Option<PathBuf>,
     },
+    /// Makes a bundle of an ONNX pose model (heatmaps, SimCC, one-stage) and tries it on a picture.
+    Wrap(Box<wrap::WrapArgs>),
 }
 
 /// Parses `args` (with the program name first) and runs the command.
@@ -84,6 +87,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Label(args) => label::run(&args),
+        Command::Model { command: ModelCommand::Wrap(args) } => wrap::run(&args),
         Command::Model { command: ModelCommand::Install { bundle, data_dir, root_key } } => {
             Slots::install(&data_dir, &bundle, root_key.as_deref())?;
             println!("installed {} in {}", bundle.display(), data_dir.display());

@@ -1,22 +1,41 @@
 //! What a manifest may say: every number is checked before anything is computed or allocated from it.
 
-use crate::{FORMAT, Manifest, RoiSpec};
+use crate::{FORMAT, Manifest, Network, NetworkSpec, RoiSpec};
 use std::ops::RangeInclusive;
 
-/// The graphs that every bundle has.
+/// The graphs of a keypoint R-CNN.
 pub const GRAPHS: [&str; 3] = ["backbone.onnx", "box_head.onnx", "keypoint_head.onnx"];
+/// The graph of a wrapped pose model.
+pub const POSE_GRAPH: &str = "pose.onnx";
+/// The folder of the bundle that finds people for a top-down model.
+pub const DETECTOR: &str = "detector";
 /// The manifest's own name, which it never lists.
 pub const MANIFEST: &str = "manifest.json";
 /// The largest manifest, bytes.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// The largest file of a bundle, bytes.
 pub const MAX_FILE_BYTES: u64 = 2 << 30;
-/// The largest graph file, bytes: weights belong in `weights.safetensors`.
+/// The largest graph file of a keypoint R-CNN, bytes: its weights belong in `weights.safetensors`. A wrapped pose model is kept as it
+/// came, often with its weights inside, and may be as large as any file.
 pub const MAX_GRAPH_BYTES: u64 = 64 << 20;
 /// The most files of a bundle.
 pub const MAX_FILES: usize = 1024;
 
+/// The largest size of the file at `path`, bytes.
+pub(crate) fn max_bytes(path: &str) -> u64 {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    if file.ends_with(".onnx") && file != POSE_GRAPH { MAX_GRAPH_BYTES } else { MAX_FILE_BYTES }
+}
+
 impl Manifest {
+    /// The graphs that the bundle has to have.
+    pub const fn graphs(&self) -> &'static [&'static str] {
+        match self.network {
+            Network::Rcnn(_) => &GRAPHS,
+            Network::Pose(_) => &[POSE_GRAPH],
+        }
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -32,7 +51,10 @@ impl Manifest {
         }
         self.skeleton.skeleton().map_err(|e| format!("skeleton: {e}"))?;
         self.check_input()?;
-        self.check_network()?;
+        match &self.network {
+            Network::Rcnn(network) => check_network(network)?,
+            Network::Pose(pose) => pose.check(&self.input)?,
+        }
         let t = &self.thresholds;
         for (field, value) in [("instance", t.instance), ("keypoint", t.keypoint), ("floor", t.floor)] {
             float(&format!("thresholds.{field}"), value, 0.0..=1.0)?;
@@ -58,49 +80,18 @@ impl Manifest {
         Ok(())
     }
 
-    fn check_network(&self) -> Result<(), String> {
-        let network = &self.network;
-        count("network.levels", network.levels.len(), 1..=8)?;
-        let levels = network.levels.len() as u32;
-        for (i, level) in network.levels.iter().enumerate() {
-            int(&format!("network.levels[{i}].stride"), level.stride, 1..=1024)?;
-            float(&format!("network.levels[{i}].anchor_size"), level.anchor_size, 1.0..=16384.0)?;
-        }
-        int("network.roi_levels", network.roi_levels, 1..=levels)?;
-        float("network.canonical_size", network.canonical_size, 1.0..=16384.0)?;
-        int("network.canonical_level", network.canonical_level, 0..=levels - 1)?;
-        count("network.aspect_ratios", network.aspect_ratios.len(), 1..=16)?;
-        for (i, &ratio) in network.aspect_ratios.iter().enumerate() {
-            float(&format!("network.aspect_ratios[{i}]"), ratio, 0.01..=100.0)?;
-        }
-        int("network.rpn.pre_nms_top_n", network.rpn.pre_nms_top_n, 1..=10_000)?;
-        int("network.rpn.post_nms_top_n", network.rpn.post_nms_top_n, 1..=4000)?;
-        float("network.rpn.nms_iou", network.rpn.nms_iou, 0.0..=1.0)?;
-        float("network.rpn.min_size", network.rpn.min_size, 0.0..=4096.0)?;
-        float("network.rpn.score_threshold", network.rpn.score_threshold, 0.0..=1.0)?;
-        roi("network.box_roi", &network.box_roi)?;
-        roi("network.keypoint_roi", &network.keypoint_roi)?;
-        for (i, &weight) in network.box_coder.iter().enumerate() {
-            float(&format!("network.box_coder[{i}]"), weight, 1e-3..=1e3)?;
-        }
-        float("network.score_threshold", network.score_threshold, 0.0..=1.0)?;
-        float("network.nms_iou", network.nms_iou, 0.0..=1.0)?;
-        int("network.max_detections", network.max_detections, 1..=1000)?;
-        int("network.heatmap_side", network.heatmap_side, 1..=256)
-    }
-
     fn check_files(&self) -> Result<(), String> {
-        count("files", self.files.len(), GRAPHS.len()..=MAX_FILES)?;
+        count("files", self.files.len(), self.graphs().len()..=MAX_FILES)?;
         for (path, entry) in &self.files {
             check_path(path).map_err(|e| format!("files: {path:?}: {e}"))?;
-            let limit = if path.ends_with(".onnx") { MAX_GRAPH_BYTES } else { MAX_FILE_BYTES };
+            let limit = max_bytes(path);
             if entry.bytes > limit {
                 return Err(format!("files: {path:?}: {} bytes, at most {limit}", entry.bytes));
             }
             sha256_hex(&format!("files: {path:?}: sha256"), &entry.sha256)?;
         }
-        for graph in GRAPHS {
-            if !self.files.contains_key(graph) {
+        for graph in self.graphs() {
+            if !self.files.contains_key(*graph) {
                 return Err(format!("files: {graph:?} is missing"));
             }
         }
@@ -116,8 +107,41 @@ impl Manifest {
     }
 }
 
+fn check_network(network: &NetworkSpec) -> Result<(), String> {
+    count("network.levels", network.levels.len(), 1..=8)?;
+    let levels = network.levels.len() as u32;
+    for (i, level) in network.levels.iter().enumerate() {
+        int(&format!("network.levels[{i}].stride"), level.stride, 1..=1024)?;
+        float(&format!("network.levels[{i}].anchor_size"), level.anchor_size, 1.0..=16384.0)?;
+    }
+    int("network.roi_levels", network.roi_levels, 1..=levels)?;
+    float("network.canonical_size", network.canonical_size, 1.0..=16384.0)?;
+    int("network.canonical_level", network.canonical_level, 0..=levels - 1)?;
+    count("network.aspect_ratios", network.aspect_ratios.len(), 1..=16)?;
+    for (i, &ratio) in network.aspect_ratios.iter().enumerate() {
+        float(&format!("network.aspect_ratios[{i}]"), ratio, 0.01..=100.0)?;
+    }
+    int("network.rpn.pre_nms_top_n", network.rpn.pre_nms_top_n, 1..=10_000)?;
+    int("network.rpn.post_nms_top_n", network.rpn.post_nms_top_n, 1..=4000)?;
+    float("network.rpn.nms_iou", network.rpn.nms_iou, 0.0..=1.0)?;
+    float("network.rpn.min_size", network.rpn.min_size, 0.0..=4096.0)?;
+    float("network.rpn.score_threshold", network.rpn.score_threshold, 0.0..=1.0)?;
+    roi("network.box_roi", &network.box_roi)?;
+    roi("network.keypoint_roi", &network.keypoint_roi)?;
+    for (i, &weight) in network.box_coder.iter().enumerate() {
+        float(&format!("network.box_coder[{i}]"), weight, 1e-3..=1e3)?;
+    }
+    float("network.score_threshold", network.score_threshold, 0.0..=1.0)?;
+    float("network.nms_iou", network.nms_iou, 0.0..=1.0)?;
+    int("network.max_detections", network.max_detections, 1..=1000)?;
+    int("network.heatmap_side", network.heatmap_side, 1..=256)
+}
+
 /// Whether `path` is a plain `/`-separated relative path that stays below the bundle's root.
-pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_path(path: &str) -> Result<(), &'static str> {
     if path.is_empty() || path.len() > 255 {
         return Err("expected a path of 1 to 255 bytes");
     }
@@ -144,16 +168,16 @@ fn sha256_hex(field: &str, text: &str) -> Result<(), String> {
     }
 }
 
-fn int(field: &str, value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
+pub(crate) fn int(field: &str, value: u32, range: RangeInclusive<u32>) -> Result<(), String> {
     if range.contains(&value) { Ok(()) } else { Err(format!("{field} is {value}, expected {} to {}", range.start(), range.end())) }
 }
 
-fn count(field: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), String> {
+pub(crate) fn count(field: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), String> {
     if range.contains(&value) { Ok(()) } else { Err(format!("{field} has {value} entries, expected {} to {}", range.start(), range.end())) }
 }
 
 /// NaN is in no range.
-fn float(field: &str, value: f32, range: RangeInclusive<f32>) -> Result<(), String> {
+pub(crate) fn float(field: &str, value: f32, range: RangeInclusive<f32>) -> Result<(), String> {
     if range.contains(&value) { Ok(()) } else { Err(format!("{field} is {value}, expected {} to {}", range.start(), range.end())) }
 }
 

@@ -1,5 +1,6 @@
 //! The manifest: everything that is needed to run the graphs and to judge the result.
 
+use crate::Network;
 use omnilabel_keypoints::skeleton::{Skeleton, SkeletonError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,8 +21,9 @@ pub struct Manifest {
     pub skeleton: SkeletonSpec,
     /// How a frame becomes the `image` input.
     pub input: InputSpec,
-    /// What lies between the graphs.
-    pub network: NetworkSpec,
+    /// What kind of network it is, and what lies between its graphs: the key `network` or `pose`.
+    #[serde(flatten)]
+    pub network: Network,
     /// τ, τ_k and the publishing floor.
     pub thresholds: omnilabel_keypoints::label::Thresholds,
     /// Name and manifest hash of the model it was trained from or after.

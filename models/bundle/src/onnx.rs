@@ -1,5 +1,7 @@
 //! Where an ONNX file's external data lies. A minimal protobuf scan (onnx.proto3's field numbers), so that a bundle can be checked
-//! without a graph library.
+//! without a graph library. Weights inside the file are skipped, not read: it may be as large as a wrapped model is.
+
+use std::io::{Read, Seek, SeekFrom};
 
 /// One tensor that is stored outside of its ONNX file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +18,10 @@ pub struct ExternalData {
 
 /// The deepest nesting of messages: graphs within attributes within nodes.
 const MAX_DEPTH: usize = 32;
+/// The longest name of a tensor or entry of its external data, bytes.
+const MAX_TEXT: u64 = 1 << 16;
+/// The most tensors outside of one file.
+const MAX_TENSORS: usize = 1 << 17;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Message {
@@ -46,119 +52,156 @@ impl Message {
     }
 }
 
-/// Every external tensor of the ONNX file `bytes`.
+/// Every external tensor of an ONNX file. Wrap a file in a [`std::io::BufReader`].
 ///
 /// # Errors
-/// What is wrong, when `bytes` is not a protobuf message.
-pub fn external_data(bytes: &[u8]) -> Result<Vec<ExternalData>, String> {
-    let mut found = Vec::new();
-    scan(bytes, Message::Model, 0, &mut found)?;
-    Ok(found)
+/// What is wrong, when the bytes are not a protobuf message.
+pub fn external_data(mut reader: impl Read + Seek) -> Result<Vec<ExternalData>, String> {
+    let end = reader.seek(SeekFrom::End(0)).and_then(|end| reader.rewind().map(|()| end)).map_err(|e| e.to_string())?;
+    let mut scan = Scan { reader, at: 0, found: Vec::new() };
+    scan.message(end, Message::Model, 0)?;
+    Ok(scan.found)
 }
 
-fn scan(bytes: &[u8], message: Message, depth: usize, found: &mut Vec<ExternalData>) -> Result<(), String> {
-    if depth > MAX_DEPTH {
-        return Err(format!("messages are nested deeper than {MAX_DEPTH}"));
-    }
-    if message == Message::Tensor {
-        found.extend(tensor(bytes)?);
-        return Ok(());
-    }
-    for field in fields(bytes) {
-        let (number, value) = field?;
-        if let (Some(child), Value::Bytes(inner)) = (message.child(number), value) {
-            scan(inner, child, depth + 1, found)?;
-        }
-    }
-    Ok(())
-}
-
-/// TensorProto: name = 8, external_data = 13, data_location = 14 (1: external).
-fn tensor(bytes: &[u8]) -> Result<Option<ExternalData>, String> {
-    let mut data = ExternalData::default();
-    let mut external = false;
-    for field in fields(bytes) {
-        match field? {
-            (8, Value::Bytes(name)) => data.tensor = String::from_utf8_lossy(name).into_owned(),
-            (13, Value::Bytes(entry)) => {
-                external = true;
-                let (key, value) = entry_of(entry)?;
-                let number = || value.parse::<u64>().map_err(|_| format!("external data of {:?}: {key} is {value:?}", data.tensor));
-                match key.as_str() {
-                    "location" => data.location = value,
-                    "offset" => data.offset = number()?,
-                    "length" => data.length = Some(number()?),
-                    _ => {}
-                }
-            }
-            (14, Value::Varint(location)) => external |= location != 0,
-            _ => {}
-        }
-    }
-    Ok(external.then_some(data))
-}
-
-/// StringStringEntryProto: key = 1, value = 2.
-fn entry_of(bytes: &[u8]) -> Result<(String, String), String> {
-    let (mut key, mut value) = (String::new(), String::new());
-    for field in fields(bytes) {
-        match field? {
-            (1, Value::Bytes(text)) => key = String::from_utf8_lossy(text).into_owned(),
-            (2, Value::Bytes(text)) => value = String::from_utf8_lossy(text).into_owned(),
-            _ => {}
-        }
-    }
-    Ok((key, value))
-}
-
-enum Value<'a> {
+enum Value {
     Varint(u64),
-    Bytes(&'a [u8]),
+    /// Ends before this byte of the file.
+    Bytes(u64),
     Fixed,
 }
 
-fn fields(mut rest: &[u8]) -> impl Iterator<Item = Result<(u64, Value<'_>), String>> {
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let field = next_field(&mut rest);
-        if field.is_none() {
-            rest = &[];
-        }
-        Some(field.ok_or_else(|| "not an ONNX file: the protobuf message is cut short or malformed".to_owned()))
-    })
+struct Scan<R> {
+    reader: R,
+    at: u64,
+    found: Vec<ExternalData>,
 }
 
-fn next_field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
-    let key = varint(rest)?;
-    let value = match key & 7 {
-        0 => Value::Varint(varint(rest)?),
-        1 => take(rest, 8).map(|_| Value::Fixed)?,
-        2 => {
-            let length = varint(rest)?;
-            Value::Bytes(take(rest, usize::try_from(length).ok()?)?)
+impl<R: Read + Seek> Scan<R> {
+    fn message(&mut self, end: u64, message: Message, depth: usize) -> Result<(), String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("messages are nested deeper than {MAX_DEPTH}"));
         }
-        5 => take(rest, 4).map(|_| Value::Fixed)?,
-        _ => return None,
-    };
-    (key >> 3 != 0).then_some((key >> 3, value))
-}
-
-fn take<'a>(rest: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
-    let (head, tail) = rest.split_at_checked(n)?;
-    *rest = tail;
-    Some(head)
-}
-
-fn varint(rest: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let byte = take(rest, 1)?[0];
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
+        if message == Message::Tensor {
+            return self.tensor(end);
         }
+        while let Some((number, value)) = self.field(end)? {
+            if let Value::Bytes(inner) = value {
+                match message.child(number) {
+                    Some(child) => self.message(inner, child, depth + 1)?,
+                    None => self.skip_to(inner)?,
+                }
+            }
+        }
+        Ok(())
     }
-    None
+
+    /// TensorProto: name = 8, external_data = 13, data_location = 14 (1: external).
+    fn tensor(&mut self, end: u64) -> Result<(), String> {
+        let mut data = ExternalData::default();
+        let mut external = false;
+        while let Some((number, value)) = self.field(end)? {
+            match (number, value) {
+                (8, Value::Bytes(end)) => data.tensor = self.text(end)?,
+                (13, Value::Bytes(end)) => {
+                    external = true;
+                    let (key, value) = self.entry(end)?;
+                    let number = || value.parse::<u64>().map_err(|_| format!("external data of {:?}: {key} is {value:?}", data.tensor));
+                    match key.as_str() {
+                        "location" => data.location = value,
+                        "offset" => data.offset = number()?,
+                        "length" => data.length = Some(number()?),
+                        _ => {}
+                    }
+                }
+                (14, Value::Varint(location)) => external |= location != 0,
+                (_, Value::Bytes(end)) => self.skip_to(end)?,
+                _ => {}
+            }
+        }
+        if external {
+            if self.found.len() >= MAX_TENSORS {
+                return Err(format!("more than {MAX_TENSORS} tensors lie outside"));
+            }
+            self.found.push(data);
+        }
+        Ok(())
+    }
+
+    /// StringStringEntryProto: key = 1, value = 2.
+    fn entry(&mut self, end: u64) -> Result<(String, String), String> {
+        let (mut key, mut value) = (String::new(), String::new());
+        while let Some((number, field)) = self.field(end)? {
+            match (number, field) {
+                (1, Value::Bytes(end)) => key = self.text(end)?,
+                (2, Value::Bytes(end)) => value = self.text(end)?,
+                (_, Value::Bytes(end)) => self.skip_to(end)?,
+                _ => {}
+            }
+        }
+        Ok((key, value))
+    }
+
+    /// The next field's number; its bytes, if it has any, are yet to be read or skipped.
+    fn field(&mut self, end: u64) -> Result<Option<(u64, Value)>, String> {
+        if self.at >= end {
+            return Ok(None);
+        }
+        let key = self.varint(end)?;
+        let value = match key & 7 {
+            0 => Value::Varint(self.varint(end)?),
+            1 => self.fixed(8, end)?,
+            2 => {
+                let length = self.varint(end)?;
+                Value::Bytes(self.at.checked_add(length).filter(|&inner| inner <= end).ok_or_else(malformed)?)
+            }
+            5 => self.fixed(4, end)?,
+            _ => return Err(malformed()),
+        };
+        if key >> 3 == 0 { Err(malformed()) } else { Ok(Some((key >> 3, value))) }
+    }
+
+    fn fixed(&mut self, bytes: u64, end: u64) -> Result<Value, String> {
+        let to = Some(self.at + bytes).filter(|&to| to <= end).ok_or_else(malformed)?;
+        self.skip_to(to)?;
+        Ok(Value::Fixed)
+    }
+
+    fn varint(&mut self, end: u64) -> Result<u64, String> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            if self.at >= end {
+                return Err(malformed());
+            }
+            let mut byte = [0];
+            self.reader.read_exact(&mut byte).map_err(|e| e.to_string())?;
+            self.at += 1;
+            value |= u64::from(byte[0] & 0x7f) << shift;
+            if byte[0] & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(malformed())
+    }
+
+    fn text(&mut self, end: u64) -> Result<String, String> {
+        let length = end - self.at;
+        if length > MAX_TEXT {
+            return Err(format!("a name of {length} bytes, at most {MAX_TEXT}"));
+        }
+        let mut bytes = vec![0; length as usize];
+        self.reader.read_exact(&mut bytes).map_err(|e| e.to_string())?;
+        self.at = end;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn skip_to(&mut self, to: u64) -> Result<(), String> {
+        let by = i64::try_from(to - self.at).map_err(|_| malformed())?;
+        self.reader.seek_relative(by).map_err(|e| e.to_string())?;
+        self.at = to;
+        Ok(())
+    }
+}
+
+fn malformed() -> String {
+    "not an ONNX file: the protobuf message is cut short or malformed".to_owned()
 }

@@ -1,12 +1,12 @@
 //! Bundles on disk.
 
-use crate::check::{MANIFEST, MAX_FILES, MAX_GRAPH_BYTES, MAX_MANIFEST_BYTES, check_path};
+use crate::check::{DETECTOR, MANIFEST, MAX_FILES, MAX_MANIFEST_BYTES, check_path, max_bytes};
 use crate::{FORMAT, FileEntry, Manifest, onnx};
 use omnilabel_keypoints::skeleton::Skeleton;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Why a bundle was refused; names the file and what was expected.
@@ -123,7 +123,16 @@ impl Bundle {
                 return Err(mismatch(self.path(name), "sha256", found, entry.sha256.clone()));
             }
         }
-        check_external_data(&self.root, &self.manifest.files)
+        check_external_data(&self.root, &self.manifest.files)?;
+        check_detector(&self.root, &self.manifest)
+    }
+
+    /// The bundle that finds people for this top-down model, where one lies inside.
+    ///
+    /// # Errors
+    /// See [`BundleError`].
+    pub fn detector(&self) -> Result<Option<Bundle>, BundleError> {
+        open_detector(&self.root, &self.manifest)
     }
 
     /// The folder.
@@ -171,6 +180,7 @@ pub fn seal(root: &Path, mut manifest: Manifest) -> Result<Bundle, BundleError> 
     }
     manifest.check().map_err(|message| content(&path, message))?;
     check_external_data(root, &manifest.files)?;
+    check_detector(root, &manifest)?;
     let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(|source| BundleError::Json { path: path.clone(), source })?;
     bytes.push(b'\n');
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
@@ -249,9 +259,8 @@ fn list(root: &Path) -> Result<BTreeMap<String, u64>, BundleError> {
 fn check_external_data(root: &Path, files: &BTreeMap<String, FileEntry>) -> Result<(), BundleError> {
     for name in files.keys().filter(|name| name.ends_with(".onnx")) {
         let path = root.join(name);
-        let mut bytes = Vec::new();
-        open_file(&path, MAX_GRAPH_BYTES)?.take(MAX_GRAPH_BYTES).read_to_end(&mut bytes).map_err(io(&path))?;
-        for data in onnx::external_data(&bytes).map_err(|message| content(&path, message))? {
+        let file = open_file(&path, max_bytes(name))?;
+        for data in onnx::external_data(BufReader::new(file)).map_err(|message| content(&path, message))? {
             let refuse =
                 |what: String| Err(content(&path, format!("tensor {:?}: external data in {:?}: {what}", data.tensor, data.location)));
             if let Err(message) = check_path(&data.location) {
@@ -268,6 +277,26 @@ fn check_external_data(root: &Path, files: &BTreeMap<String, FileEntry>) -> Resu
                 return refuse(format!("offset {} and length {:?} go beyond its {} bytes", data.offset, data.length, entry.bytes));
             }
         }
+    }
+    Ok(())
+}
+
+fn open_detector(root: &Path, manifest: &Manifest) -> Result<Option<Bundle>, BundleError> {
+    if !manifest.files.contains_key(&format!("{DETECTOR}/{MANIFEST}")) {
+        return Ok(None);
+    }
+    Bundle::open(&root.join(DETECTOR)).map(Some)
+}
+
+/// A detector stands in a top-down model's bundle, verifies, and finds people by itself.
+fn check_detector(root: &Path, manifest: &Manifest) -> Result<(), BundleError> {
+    let Some(detector) = open_detector(root, manifest)? else { return Ok(()) };
+    let path = root.join(DETECTOR);
+    if !manifest.network.takes_boxes() {
+        return Err(content(&path, "a detector is for a top-down model, and this one finds people by itself".to_owned()));
+    }
+    if detector.manifest().network.takes_boxes() {
+        return Err(content(&path, "the detector is a top-down model, which needs boxes itself".to_owned()));
     }
     Ok(())
 }

@@ -35,7 +35,8 @@ fn manifest() -> Manifest {
             nms_iou: 0.5,
             max_detections: 20,
             heatmap_side: 56,
-        },
+        }
+        .into(),
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         dataset_sha256: None,
@@ -199,7 +200,7 @@ fn numbers_and_shapes() {
         ("\"anchor_size\": 32.0", "\"anchor_size\": 1e38", "anchor_size"),
         ("\"roi_levels\": 1", "\"roi_levels\": 2", "roi_levels"),
         ("\"canonical_level\": 0", "\"canonical_level\": 1", "canonical_level"),
-        ("\"sampling_ratio\": 2", "\"sampling_ratio\": 0", "sampling_ratio"),
+        ("\"sampling_ratio\": 2", "\"sampling_ratio\": 9", "sampling_ratio"),
         ("\"resolution\": 14", "\"resolution\": 1000000", "resolution"),
         ("\"heatmap_side\": 56", "\"heatmap_side\": 0", "heatmap_side"),
         ("\"post_nms_top_n\": 50", "\"post_nms_top_n\": 4000000000", "post_nms_top_n"),
@@ -244,15 +245,15 @@ fn external_data_that_leaves_or_overruns() {
 #[test]
 fn the_scan_reads_any_bytes() {
     let good = graph("weights.safetensors", "8", "16");
-    let found = onnx::external_data(&good).unwrap();
+    let found = onnx::external_data(std::io::Cursor::new(&good)).unwrap();
     assert_eq!(found[0].tensor, "w");
     assert_eq!((found[0].offset, found[0].length), (8, Some(16)));
     for i in 0..good.len() {
         for byte in 0..=255 {
             let mut bad = good.clone();
             bad[i] = byte;
-            let _: Result<_, _> = onnx::external_data(&bad);
+            let _: Result<_, _> = onnx::external_data(std::io::Cursor::new(&bad));
         }
-        let _: Result<_, _> = onnx::external_data(&good[..i]);
+        let _: Result<_, _> = onnx::external_data(std::io::Cursor::new(&good[..i]));
     }
 }

@@ -124,10 +124,7 @@ pub(crate) fn parse(dir: &Path, bytes: &[u8]) -> Result<Dataset, CocoError> {
     let path = dir.join("annotations.json");
     let check = Checker(&path);
     let DatasetFile { mut images, annotations, categories } = parse_json(&path, bytes)?;
-    let category = categories
-        .iter()
-        .find(|c| !c.keypoints.is_empty())
-        .ok_or_else(|| check.content("no category has keypoints; expected `categories[].keypoints`".to_owned()))?;
+    let category = with_keypoints(&check, &categories)?;
     let skeleton = skeleton(&check, category)?;
     let mut annotations: Vec<Annotation> = annotations.into_iter().map(|a| a.complete(category.id)).collect();
 
@@ -147,6 +144,22 @@ pub(crate) fn parse(dir: &Path, bytes: &[u8]) -> Result<Dataset, CocoError> {
     }
     annotations.sort_by_key(|annotation| annotation.image_id);
     Ok(Dataset { root: dir.to_owned(), skeleton, images, annotations })
+}
+
+/// The category with keypoints.
+fn with_keypoints<'c>(check: &Checker<'_>, categories: &'c [Category]) -> Result<&'c Category, CocoError> {
+    let found = categories.iter().find(|c| !c.keypoints.is_empty());
+    found.ok_or_else(|| check.content("no category has keypoints; expected `categories[].keypoints`".to_owned()))
+}
+
+pub(crate) fn read_skeleton(path: &Path) -> Result<Skeleton, CocoError> {
+    #[derive(Deserialize)]
+    struct Categories {
+        categories: Vec<Category>,
+    }
+    let check = Checker(path);
+    let Categories { categories } = parse_json(path, &read(path)?)?;
+    skeleton(&check, with_keypoints(&check, &categories)?)
 }
 
 fn skeleton(check: &Checker<'_>, category: &Category) -> Result<Skeleton, CocoError> {

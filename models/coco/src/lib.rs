@@ -154,6 +154,14 @@ impl Dataset {
     }
 }
 
+/// Reads the skeleton of the first category with keypoints from a JSON file with COCO's `categories`; it need have nothing else.
+///
+/// # Errors
+/// See [`CocoError`].
+pub fn read_skeleton(path: &Path) -> Result<Skeleton, CocoError> {
+    file::read_skeleton(path)
+}
+
 /// Reads a results file.
 ///
 /// # Errors

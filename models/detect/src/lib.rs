@@ -5,5 +5,6 @@ pub mod anchors;
 pub mod boxes;
 pub mod frame;
 pub mod nms;
+pub mod pose;
 pub mod proposals;
 pub mod roi;

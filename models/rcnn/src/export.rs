@@ -83,7 +83,7 @@ pub fn write_bundle_as(network: &Network, meta: &ExportMeta, dir: &Path, precisi
         architecture: config.name.clone(),
         skeleton: SkeletonSpec::from(&meta.skeleton),
         input: config.input.clone(),
-        network: config.network.clone(),
+        network: config.network.clone().into(),
         thresholds: meta.thresholds,
         parent: meta.parent.clone(),
         dataset_sha256: meta.dataset_sha256.clone(),

@@ -3,8 +3,8 @@
 use crate::{RuntimeError, Teacher, ViewPlan};
 use omnilabel_bundle::{Bundle, BundleError, GoldenFrame, seal};
 use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Detection;
-use omnilabel_keypoints::view::{View, ViewGeometry};
 use std::path::Path;
 
 /// How far a box corner or keypoint may be from the golden one, in px of the network's input: another CPU sums in another order,
@@ -36,13 +36,17 @@ pub fn check_golden(bundle: &Bundle, teacher: &Teacher) -> Result<Result<(), Gol
         let bytes = std::fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
         let expected: Vec<Detection> = serde_json::from_slice(&bytes).map_err(|source| BundleError::Json { path, source })?;
         let frame = Frame::open(&bundle.path(&golden.image))?;
-        let found = teacher.detect(&frame, &ViewPlan::single(manifest))?;
-        let view = View { short_side: manifest.input.short_side, flip: false };
-        let net = ViewGeometry::new(frame.size, view, manifest.input.max_long_side).net();
-        // Frame pixels per net pixel.
-        let scale = (frame.size.width as f32 / net.width as f32).max(frame.size.height as f32 / net.height as f32).max(1.0);
-        let at_threshold = manifest.network.score_threshold + GOLDEN_SCORE_TOLERANCE;
-        if let Err(message) = compare(&expected, &found, GOLDEN_BOX_TOLERANCE_PX * scale, at_threshold) {
+        let plan = ViewPlan::single(manifest);
+        let found = if teacher.is_self_contained() {
+            teacher.detect(&frame, &plan)?
+        } else {
+            // The golden frame was made without this detector, or without any.
+            let boxes: Vec<(Rect, f32)> = expected.iter().map(|detection| (detection.rect, detection.score)).collect();
+            teacher.detect_in(&frame, &boxes, &plan)?
+        };
+        let at_threshold = teacher.score_threshold() + GOLDEN_SCORE_TOLERANCE;
+        let tolerance_px = |detection: &Detection| GOLDEN_BOX_TOLERANCE_PX * teacher.grain_px(&frame, detection);
+        if let Err(message) = compare(&expected, &found, &tolerance_px, at_threshold) {
             return Ok(Err(GoldenMismatch { image: golden.image.clone(), message }));
         }
     }
@@ -50,10 +54,11 @@ pub fn check_golden(bundle: &Bundle, teacher: &Teacher) -> Result<Result<(), Gol
 }
 
 /// Every expected detection above the threshold is found once, and no other.
-fn compare(expected: &[Detection], found: &[Detection], tolerance_px: f32, at_threshold: f32) -> Result<(), String> {
+fn compare(expected: &[Detection], found: &[Detection], tolerance_px: &dyn Fn(&Detection) -> f32, at_threshold: f32) -> Result<(), String> {
     let mut left: Vec<&Detection> = found.iter().collect();
     let mut ties = 0usize;
     for (i, golden) in expected.iter().enumerate() {
+        let tolerance_px = tolerance_px(golden);
         let distance = |other: &Detection| corners(golden).zip(corners(other)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let nearest = (0..left.len()).min_by(|&a, &b| distance(left[a]).total_cmp(&distance(left[b])));
         let Some(at) = nearest.filter(|&at| distance(left[at]) <= tolerance_px) else {
@@ -98,12 +103,31 @@ fn corners(detection: &Detection) -> impl Iterator<Item = f32> {
     [rect.x1, rect.y1, rect.x2, rect.y2].into_iter()
 }
 
+/// A frame to become a golden one.
+pub struct NewGolden<'f> {
+    /// ASCII letters, digits, `-` and `_`.
+    pub name: &'f str,
+    /// The picture.
+    pub frame: &'f Frame,
+    /// The boxes to label in (frame px, with scores); found where `None`.
+    pub boxes: Option<&'f [(Rect, f32)]>,
+}
+
 /// Replaces the golden frames of the bundle in `root` by `frames` with what the model finds on them (single view, base scale), and
 /// seals it again. Names consist of ASCII letters, digits, `-` and `_`.
 ///
 /// # Errors
 /// See [`RuntimeError`].
 pub fn write_golden(root: &Path, frames: &[(&str, Frame)]) -> Result<Bundle, RuntimeError> {
+    let frames: Vec<NewGolden<'_>> = frames.iter().map(|(name, frame)| NewGolden { name, frame, boxes: None }).collect();
+    write_golden_in(root, &frames)
+}
+
+/// The same where boxes are given: a top-down model without a detector in its bundle has no others.
+///
+/// # Errors
+/// See [`RuntimeError`].
+pub fn write_golden_in(root: &Path, frames: &[NewGolden<'_>]) -> Result<Bundle, RuntimeError> {
     let bundle = Bundle::open(root)?;
     let teacher = Teacher::load(&bundle, 1)?;
     let plan = ViewPlan::single(bundle.manifest());
@@ -116,14 +140,17 @@ pub fn write_golden(root: &Path, frames: &[(&str, Frame)]) -> Result<Bundle, Run
     }
     let folder = root.join("golden");
     std::fs::create_dir_all(&folder).map_err(|source| BundleError::Io { path: folder, source })?;
-    for (name, frame) in frames {
+    for &NewGolden { name, frame, boxes } in frames {
         if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             return Err(RuntimeError::Request(format!("golden frame {name:?}: expected 1 to 64 letters, digits, - or _")));
         }
         let golden = GoldenFrame { image: format!("golden/{name}.png"), detections: format!("golden/{name}.json") };
         let json = root.join(&golden.detections);
-        let detections = serde_json::to_vec(&teacher.detect(frame, &plan)?);
-        let detections = detections.map_err(|source| BundleError::Json { path: json.clone(), source })?;
+        let detections = match boxes {
+            Some(boxes) => teacher.detect_in(frame, boxes, &plan)?,
+            None => teacher.detect(frame, &plan)?,
+        };
+        let detections = serde_json::to_vec(&detections).map_err(|source| BundleError::Json { path: json.clone(), source })?;
         for (path, bytes) in [(root.join(&golden.image), frame.to_png()), (json, detections)] {
             std::fs::write(&path, bytes).map_err(|source| BundleError::Io { path, source })?;
         }

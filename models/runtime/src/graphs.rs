@@ -1,11 +1,11 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
-use omnilabel_bundle::{Bundle, GRAPHS, RoiSpec};
+use crate::tract::{Engine, Plan, Plans, graph_error, parse, values_of};
+use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
 use rayon::prelude::*;
-use std::sync::{Arc, Mutex};
-use tract_linalg::multithread::{Executor, multithread_tract_scope};
+use std::sync::Arc;
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::{dims, ensure, format_err};
+use tract_onnx::tract_core::internal::{dims, format_err};
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::{DimLike, ToDim};
 
@@ -33,6 +33,15 @@ pub enum RuntimeError {
     /// A request that this model cannot serve.
     #[error("{0}")]
     Request(String),
+    /// A top-down model without anything that finds people.
+    #[error(
+        "`{model}` is a top-down pose model: it labels people in boxes and finds none itself; give it a detector (wrap it with --detector \
+         BUNDLE, or say --detector or `[teacher] detector` where it runs) or boxes (--boxes)"
+    )]
+    NeedsBoxes {
+        /// The model's name.
+        model: String,
+    },
 }
 
 /// The backbone's outputs, one tensor per level.
@@ -65,11 +74,6 @@ pub trait Graphs: Send + Sync {
     fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError>;
 }
 
-/// Each plan of the backbone holds its own packed copy of the weights: as many are kept as fit, within limits.
-const PLAN_BYTES: u64 = 512 << 20;
-const MIN_PLANS: u64 = 4;
-const MAX_PLANS: u64 = 64;
-
 /// The graphs on tract. The backbone is optimised for each input shape it meets, and the plans of the latest shapes are kept. The
 /// box head takes any number of RoIs at once; the keypoint head takes one at a time, on as many threads as there are: its
 /// convolutions over a batch cost 1.8 times as much per RoI, because the batch's unfolded maps leave the cache.
@@ -77,15 +81,11 @@ pub struct TractGraphs {
     backbone: Backbone,
     box_head: Head,
     keypoint_head: Head,
-    pool: Arc<rayon::ThreadPool>,
+    engine: Engine,
 }
 
-type Plan = Arc<TypedRunnableModel>;
-
 struct Backbone {
-    model: InferenceModel,
-    plans: Mutex<Vec<((usize, usize), Plan)>>,
-    max_plans: usize,
+    plans: Plans,
     levels: usize,
     roi_levels: usize,
     anchors: usize,
@@ -106,16 +106,14 @@ impl TractGraphs {
     /// # Errors
     /// [`RuntimeError::Graph`].
     pub fn load(bundle: &Bundle, threads: usize) -> Result<Self, RuntimeError> {
-        let network = &bundle.manifest().network;
+        let network = rcnn(bundle)?;
         let (levels, roi_levels) = (network.levels.len(), network.roi_levels as usize);
         let each = |name: &'static str, n: usize| (0..n).map(move |level| format!("{name}_{level}"));
         let names: Vec<_> = each("features", roi_levels).chain(each("objectness", levels)).chain(each("deltas", levels)).collect();
         // An upper bound: the heads' weights are in it.
         let weights: u64 = bundle.manifest().files.values().map(|file| file.bytes).sum();
         let backbone = Backbone {
-            model: parse(bundle, BACKBONE, &names).map_err(graph_error(BACKBONE))?,
-            plans: Mutex::new(Vec::new()),
-            max_plans: (PLAN_BYTES / weights.max(1)).clamp(MIN_PLANS, MAX_PLANS) as usize,
+            plans: Plans::new(parse(&bundle.path(BACKBONE), &names).map_err(graph_error(BACKBONE))?, weights),
             levels,
             roi_levels,
             anchors: network.aspect_ratios.len(),
@@ -124,32 +122,20 @@ impl TractGraphs {
         let box_outputs = [("class_logits", vec![2]), ("box_deltas", vec![8])];
         let box_head = Head::load(bundle, BOX_HEAD, network.box_roi, &box_outputs, false)?;
         let keypoint_head = Head::load(bundle, KEYPOINT_HEAD, network.keypoint_roi, &[("heatmaps", vec![k, side, side])], true)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| format!("tract-{i}")).build();
-        let pool = pool.map_err(|e| RuntimeError::Request(format!("a pool of {threads} threads: {e}")))?;
-        Ok(Self { backbone, box_head, keypoint_head, pool: Arc::new(pool) })
+        Ok(Self { backbone, box_head, keypoint_head, engine: Engine::new(threads)? })
     }
 
     /// The workers.
     pub fn pool(&self) -> &Arc<rayon::ThreadPool> {
-        &self.pool
-    }
-
-    fn run(&self, file: &'static str, plan: &Plan, input: Tensor) -> Result<TVec<TValue>, RuntimeError> {
-        // A worker that waits for others inside a graph may be handed another graph, and tract's scratch memory, borrowed by the
-        // first, aborts the process: a worker, of whichever pool, runs its graph alone.
-        let executor = match self.pool.current_num_threads() {
-            threads if threads > 1 && rayon::current_thread_index().is_none() => Executor::MultiThread(self.pool.clone()),
-            _ => Executor::SingleThread,
-        };
-        multithread_tract_scope(executor, || plan.run(tvec!(input.into()))).map_err(graph_error(file))
+        self.engine.pool()
     }
 }
 
 impl Graphs for TractGraphs {
     fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
         let input = Tensor::from_shape(&[1, 3, rows, columns], image).map_err(graph_error(BACKBONE))?;
-        let plan = self.backbone.plan(rows, columns).map_err(graph_error(BACKBONE))?;
-        let outputs = self.run(BACKBONE, &plan, input)?;
+        let plan = self.backbone.plans.plan(rows, columns).map_err(graph_error(BACKBONE))?;
+        let outputs = self.engine.run(BACKBONE, &plan, input)?;
         let mut outputs = outputs.iter();
         let mut out = BackboneOutput::default();
         for level in 0..self.backbone.roi_levels {
@@ -190,7 +176,7 @@ impl Graphs for TractGraphs {
             return Err(RuntimeError::Graph { graph: KEYPOINT_HEAD.to_owned(), message });
         }
         let each = |roi: &[f32]| Ok(self.head(&self.keypoint_head, roi, 1)?.into_iter().next().unwrap_or_default());
-        let maps: Result<Vec<Vec<f32>>, RuntimeError> = self.pool.install(|| rois.par_chunks(one).map(each).collect());
+        let maps: Result<Vec<Vec<f32>>, RuntimeError> = self.engine.pool().install(|| rois.par_chunks(one).map(each).collect());
         Ok(maps?.concat())
     }
 }
@@ -199,7 +185,7 @@ impl TractGraphs {
     fn head(&self, head: &Head, rois: &[f32], r: usize) -> Result<Vec<Vec<f32>>, RuntimeError> {
         let [c, rows, columns] = head.input;
         let input = Tensor::from_shape(&[r, c, rows, columns], rois).map_err(graph_error(head.file))?;
-        let outputs = self.run(head.file, &head.plan, input)?;
+        let outputs = self.engine.run(head.file, &head.plan, input)?;
         let check = |(value, expected): (&TValue, &Vec<usize>)| {
             let (values, shape) = values_of(value).map_err(graph_error(head.file))?;
             if shape[..1] != [r] || shape[1..] != expected[..] {
@@ -214,35 +200,11 @@ impl TractGraphs {
     }
 }
 
-impl Backbone {
-    fn plan(&self, rows: usize, columns: usize) -> TractResult<Plan> {
-        let lock = || self.plans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut plans = lock();
-        if let Some(at) = plans.iter().position(|(shape, _)| *shape == (rows, columns)) {
-            // The latest used lies last.
-            plans[at..].rotate_left(1);
-            return Ok(plans[plans.len() - 1].1.clone());
-        }
-        // Built without the lock, so that other shapes go on; two threads may build the same plan once.
-        drop(plans);
-        let mut model = self.model.clone();
-        model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
-        let plan = model.into_optimized()?.into_runnable()?;
-        let mut plans = lock();
-        plans.retain(|(shape, _)| *shape != (rows, columns));
-        if plans.len() >= self.max_plans {
-            plans.remove(0);
-        }
-        plans.push(((rows, columns), plan.clone()));
-        Ok(plan)
-    }
-}
-
 impl Head {
     fn load(bundle: &Bundle, file: &'static str, roi: RoiSpec, outputs: &[(&str, Vec<usize>)], single: bool) -> Result<Self, RuntimeError> {
         let names: Vec<String> = outputs.iter().map(|(name, _)| (*name).to_owned()).collect();
         let load = || -> TractResult<(Plan, [usize; 3])> {
-            let mut model = parse(bundle, file, &names)?;
+            let mut model = parse(&bundle.path(file), &names)?;
             let channels = model.input_fact(0)?.shape.dim(1).and_then(|dim| dim.concretize()).and_then(|dim| dim.to_usize().ok());
             let channels = channels.ok_or_else(|| format_err!("the input states no number of channels"))?;
             let side = roi.resolution as usize;
@@ -255,16 +217,11 @@ impl Head {
     }
 }
 
-fn parse(bundle: &Bundle, file: &str, outputs: &[String]) -> TractResult<InferenceModel> {
-    let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
-    let mut model = onnx.model_for_path(bundle.path(file))?;
-    ensure!(model.inputs.len() == 1, "{} inputs, expected one", model.inputs.len());
-    model.select_outputs_by_name(outputs)?;
-    Ok(model)
-}
-
-fn values_of(value: &TValue) -> TractResult<(Vec<f32>, Vec<usize>)> {
-    Ok((value.try_as_plain_ram()?.as_slice::<f32>()?.to_vec(), value.shape().to_vec()))
+/// What lies between the graphs of a keypoint R-CNN.
+fn rcnn(bundle: &Bundle) -> Result<&NetworkSpec, RuntimeError> {
+    let name = &bundle.manifest().name;
+    let wrapped = || RuntimeError::Request(format!("`{name}` wraps a pose model, expected a keypoint R-CNN of three graphs"));
+    bundle.manifest().network.rcnn().ok_or_else(wrapped)
 }
 
 /// The values of a `[1, c, h, w]` output of the backbone.
@@ -279,8 +236,4 @@ fn map_of(value: Option<&TValue>, name: &str) -> Result<(Vec<f32>, [usize; 3]), 
 
 fn shape_error(name: &str, shape: &[usize], expected: &str) -> RuntimeError {
     RuntimeError::Graph { graph: BACKBONE.to_owned(), message: format!("{name} is {shape:?}, expected {expected}") }
-}
-
-fn graph_error(graph: &str) -> impl Fn(TractError) -> RuntimeError {
-    move |e| RuntimeError::Graph { graph: graph.to_owned(), message: format!("{e:#}") }
 }

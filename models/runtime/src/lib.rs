@@ -4,8 +4,18 @@
 mod golden;
 mod graphs;
 mod pass;
+mod plan;
+mod pose;
+mod rcnn;
 mod teacher;
+mod tract;
+mod workers;
+pub mod wrap;
 
-pub use golden::{GOLDEN_BOX_TOLERANCE_PX, GOLDEN_SCORE_TOLERANCE, GOLDEN_TIES, GoldenMismatch, check_golden, write_golden};
+pub use golden::{
+    GOLDEN_BOX_TOLERANCE_PX, GOLDEN_SCORE_TOLERANCE, GOLDEN_TIES, GoldenMismatch, NewGolden, check_golden, write_golden, write_golden_in,
+};
 pub use graphs::{BackboneOutput, Graphs, RuntimeError, TractGraphs};
-pub use teacher::{Teacher, ViewPlan};
+pub use plan::ViewPlan;
+pub use pose::{Dim, GraphInfo, PoseGraph, PoseTensor, TensorInfo, TractPose, inspect};
+pub use teacher::Teacher;

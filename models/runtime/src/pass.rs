@@ -1,6 +1,7 @@
 //! One pass of one view: the backbone, and what its heads find on the pyramid.
 
-use crate::{BackboneOutput, RuntimeError, Teacher};
+use crate::rcnn::Rcnn;
+use crate::{BackboneOutput, RuntimeError};
 use omnilabel_bundle::{GRAPHS, RoiSpec};
 use omnilabel_detect::frame::{Frame, transform};
 use omnilabel_detect::proposals::{LevelOutput, detections, proposals};
@@ -26,17 +27,17 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    pub(crate) fn run(teacher: &Teacher, frame: &Frame, view: View) -> Result<Self, RuntimeError> {
-        let image = teacher.on_workers(|| transform(frame, &teacher.manifest().input, view));
-        let output = teacher.graphs().backbone(&image.data, image.rows, image.columns)?;
-        check(teacher, &output)?;
+    pub(crate) fn run(rcnn: &Rcnn, frame: &Frame, view: View) -> Result<Self, RuntimeError> {
+        let image = rcnn.workers.install(|| transform(frame, &rcnn.input, view));
+        let output = rcnn.graphs.backbone(&image.data, image.rows, image.columns)?;
+        check(rcnn, &output)?;
         let BackboneOutput { features, objectness, deltas } = output;
         Ok(Self { pyramid: Pyramid { view, geometry: image.geometry, features }, objectness, deltas })
     }
 
     /// People in this view's net pixels, by falling score; with `nms` at most `max_detections`.
-    pub(crate) fn boxes(&self, teacher: &Teacher, nms: bool) -> Result<Vec<(Rect, f32)>, RuntimeError> {
-        let network = &teacher.manifest().network;
+    pub(crate) fn boxes(&self, rcnn: &Rcnn, nms: bool) -> Result<Vec<(Rect, f32)>, RuntimeError> {
+        let network = &rcnn.network;
         let net = self.pyramid.geometry.net();
         let maps = self.objectness.iter().zip(&self.deltas);
         let levels: Vec<_> =
@@ -44,7 +45,7 @@ impl Pass {
         let rois: Vec<Rect> = proposals(network, &network.rpn, &levels, net).into_iter().map(|(rect, _)| rect).collect();
         let (mut logits, mut deltas) = (Vec::new(), Vec::new());
         for rois in rois.chunks(ROI_BATCH) {
-            let (l, d) = teacher.graphs().box_head(self.pyramid.pooled(teacher, rois, network.box_roi), rois.len())?;
+            let (l, d) = rcnn.graphs.box_head(self.pyramid.pooled(rcnn, rois, network.box_roi), rois.len())?;
             expect(GRAPHS[1], "class_logits", l.len(), 2 * rois.len())?;
             expect(GRAPHS[1], "box_deltas", d.len(), 8 * rois.len())?;
             finite(GRAPHS[1], "class_logits", &l)?;
@@ -63,13 +64,13 @@ impl Pyramid {
     }
 
     /// Heatmaps `[boxes, k, side, side]` of boxes in frame pixels, as the network gives them (mirrored in a mirrored view).
-    pub(crate) fn heatmaps(&self, teacher: &Teacher, in_frame: &[Rect]) -> Result<Vec<f32>, RuntimeError> {
-        let network = &teacher.manifest().network;
-        let one = teacher.skeleton().len() * (network.heatmap_side as usize).pow(2);
+    pub(crate) fn heatmaps(&self, rcnn: &Rcnn, in_frame: &[Rect]) -> Result<Vec<f32>, RuntimeError> {
+        let network = &rcnn.network;
+        let one = rcnn.skeleton.len() * (network.heatmap_side as usize).pow(2);
         let rois: Vec<Rect> = in_frame.iter().map(|&rect| self.geometry.net_from_frame_rect(rect)).collect();
         let mut maps = Vec::with_capacity(rois.len() * one);
         for rois in rois.chunks(ROI_BATCH) {
-            let found = teacher.graphs().keypoint_head(self.pooled(teacher, rois, network.keypoint_roi), rois.len())?;
+            let found = rcnn.graphs.keypoint_head(self.pooled(rcnn, rois, network.keypoint_roi), rois.len())?;
             expect(GRAPHS[2], "heatmaps", found.len(), one * rois.len())?;
             finite(GRAPHS[2], "heatmaps", &found)?;
             maps.extend(found);
@@ -77,8 +78,8 @@ impl Pyramid {
         Ok(maps)
     }
 
-    fn pooled(&self, teacher: &Teacher, rois: &[Rect], spec: RoiSpec) -> Vec<f32> {
-        let network = &teacher.manifest().network;
+    fn pooled(&self, rcnn: &Rcnn, rois: &[Rect], spec: RoiSpec) -> Vec<f32> {
+        let network = &rcnn.network;
         let levels = self.features.iter().zip(&network.levels);
         let maps: Vec<_> = levels
             .map(|((data, channels, rows, columns), level)| FeatureMap {
@@ -89,13 +90,13 @@ impl Pyramid {
                 scale: 1.0 / level.stride as f32,
             })
             .collect();
-        teacher.on_workers(|| pool(network, &maps, rois, spec))
+        rcnn.workers.install(|| pool(network, &maps, rois, spec))
     }
 }
 
 /// Whether the backbone gave what the manifest says.
-fn check(teacher: &Teacher, output: &BackboneOutput) -> Result<(), RuntimeError> {
-    let network = &teacher.manifest().network;
+fn check(rcnn: &Rcnn, output: &BackboneOutput) -> Result<(), RuntimeError> {
+    let network = &rcnn.network;
     let (levels, anchors) = (network.levels.len(), network.aspect_ratios.len());
     expect(GRAPHS[0], "the number of objectness maps", output.objectness.len(), levels)?;
     expect(GRAPHS[0], "the number of delta maps", output.deltas.len(), levels)?;
@@ -116,14 +117,14 @@ fn check(teacher: &Teacher, output: &BackboneOutput) -> Result<(), RuntimeError>
     Ok(())
 }
 
-fn expect(graph: &str, what: &str, found: usize, expected: usize) -> Result<(), RuntimeError> {
+pub(crate) fn expect(graph: &str, what: &str, found: usize, expected: usize) -> Result<(), RuntimeError> {
     if found == expected {
         return Ok(());
     }
     Err(RuntimeError::Graph { graph: graph.to_owned(), message: format!("{what}: {found} values, the manifest says {expected}") })
 }
 
-fn finite(graph: &str, what: &str, values: &[f32]) -> Result<(), RuntimeError> {
+pub(crate) fn finite(graph: &str, what: &str, values: &[f32]) -> Result<(), RuntimeError> {
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
         Some(i) => Err(RuntimeError::Graph { graph: graph.to_owned(), message: format!("{what}[{i}] is {}", values[i]) }),

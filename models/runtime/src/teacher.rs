@@ -1,79 +1,141 @@
-//! Multi-transform inference (spec §3).
+//! A model that labels frames, of whichever kind its bundle holds.
 
-use crate::pass::{Pass, Pyramid};
-use crate::{Graphs, RuntimeError};
-use omnilabel_bundle::{Bundle, Manifest};
+use crate::pose::{OneStage, PoseGraph, TopDown, TractPose};
+use crate::rcnn::Rcnn;
+use crate::tract::Engine;
+use crate::workers::Workers;
+use crate::{Graphs, RuntimeError, TractGraphs, ViewPlan};
+use omnilabel_bundle::{Bundle, DETECTOR, Manifest, Network, POSE_GRAPH, PoseSpec};
 use omnilabel_detect::frame::Frame;
-use omnilabel_detect::nms::vote;
-use omnilabel_detect::proposals::suppress;
-use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish};
-use omnilabel_keypoints::geometry::{Point, Rect, Size};
-use omnilabel_keypoints::heatmap::{MapKind, decode};
-use omnilabel_keypoints::label::{Detection, Keypoint};
+use omnilabel_keypoints::geometry::{Rect, Size};
+use omnilabel_keypoints::label::Detection;
 use omnilabel_keypoints::skeleton::Skeleton;
-use omnilabel_keypoints::view::{View, ViewGeometry};
-use rayon::prelude::*;
-use std::sync::Arc;
-
-/// Boxes that vote overlap by at least this much (spec §3.1).
-const VOTING_IOU: f32 = 0.8;
-
-/// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
-const KEPT_FEATURES: usize = 64 << 20;
-
-/// Which views are ensembled, and how.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ViewPlan {
-    /// Short side of the pass that finds the boxes.
-    pub base_short_side: u32,
-    /// The views whose heatmaps are averaged.
-    pub views: Vec<View>,
-    /// What is averaged.
-    pub average: Average,
-    /// Pool all views' boxes before NMS and vote.
-    pub box_voting: bool,
-    /// Detections below this score are not returned (never below the manifest's score threshold).
-    pub score_floor: f32,
-}
-
-impl ViewPlan {
-    /// One view at the base scale of the model.
-    pub fn single(manifest: &Manifest) -> Self {
-        Self::new(manifest, &[manifest.input.short_side], false)
-    }
-
-    /// Every scale of `short_sides`, each with its mirror image when `flip`.
-    pub fn new(manifest: &Manifest, short_sides: &[u32], flip: bool) -> Self {
-        let mirrored: &[bool] = if flip { &[false, true] } else { &[false] };
-        let views = short_sides.iter().flat_map(|&short_side| mirrored.iter().map(move |&flip| View { short_side, flip })).collect();
-        Self { base_short_side: manifest.input.short_side, views, average: Average::Logits, box_voting: false, score_floor: 0.0 }
-    }
-}
 
 /// A model that labels frames.
 pub struct Teacher {
-    graphs: Box<dyn Graphs>,
+    model: Model,
     manifest: Manifest,
     skeleton: Skeleton,
-    /// Runs views side by side.
-    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+enum Model {
+    Rcnn(Rcnn),
+    OneStage(OneStage),
+    TopDown { model: TopDown, detector: Option<Detector> },
+}
+
+/// What finds people for a top-down model.
+struct Detector {
+    teacher: Box<Teacher>,
+    /// Whether it came in the model's own bundle.
+    own: bool,
 }
 
 impl Teacher {
-    /// Loads a bundle on tract with `threads` workers.
+    /// Loads a bundle on tract with `threads` workers; a top-down model with the detector in its bundle, if there is one.
     ///
     /// # Errors
     /// See [`RuntimeError`].
     pub fn load(bundle: &Bundle, threads: usize) -> Result<Self, RuntimeError> {
-        let graphs = crate::TractGraphs::load(bundle, threads)?;
-        let pool = graphs.pool().clone();
-        let teacher = Self::with_graphs(Box::new(graphs), bundle.manifest().clone(), bundle.skeleton().clone());
-        Ok(Self { pool: Some(pool), ..teacher })
+        Self::load_with(bundle, threads, |engine| Workers::new(engine.clone()))
     }
 
-    /// The same pipeline on other graphs, one view after the other.
-    pub fn with_graphs(graphs: Box<dyn Graphs>, manifest: Manifest, skeleton: Skeleton) -> Self {
-        Self { graphs, manifest, skeleton, pool: None }
+    /// The same without workers of its own: each of the caller's threads runs a frame from end to end.
+    ///
+    /// # Errors
+    /// See [`RuntimeError`].
+    pub fn load_alone(bundle: &Bundle) -> Result<Self, RuntimeError> {
+        Self::load_with(bundle, 1, |_| Workers::default())
+    }
+
+    fn load_with(
+        bundle: &Bundle,
+        threads: usize,
+        workers: fn(&std::sync::Arc<rayon::ThreadPool>) -> Workers,
+    ) -> Result<Self, RuntimeError> {
+        let (manifest, skeleton) = (bundle.manifest().clone(), bundle.skeleton().clone());
+        match &bundle.manifest().network {
+            Network::Rcnn(_) => {
+                let graphs = TractGraphs::load(bundle, threads)?;
+                let workers = workers(graphs.pool());
+                Self::rcnn(Box::new(graphs), workers, manifest, skeleton)
+            }
+            Network::Pose(pose) => {
+                let engine = Engine::new(threads)?;
+                let workers = workers(engine.pool());
+                let own = |name: &&String| !name.starts_with(DETECTOR);
+                let bytes = bundle.manifest().files.iter().filter(|(name, _)| own(name)).map(|(_, file)| file.bytes).sum();
+                let graph = TractPose::load(&bundle.path(POSE_GRAPH), bytes, pose, engine)?;
+                let teacher = Self::pose(Box::new(graph), workers.clone(), pose.clone(), manifest, skeleton);
+                match bundle.detector()? {
+                    Some(detector) => {
+                        let detector = if workers.is_none() { Self::load_alone(&detector)? } else { Self::load(&detector, threads)? };
+                        teacher.detected_by(detector, true)
+                    }
+                    None => Ok(teacher),
+                }
+            }
+        }
+    }
+
+    /// The keypoint R-CNN's pipeline on other graphs, one view after the other.
+    ///
+    /// # Errors
+    /// When `manifest` is not of a keypoint R-CNN.
+    pub fn with_graphs(graphs: Box<dyn Graphs>, manifest: Manifest, skeleton: Skeleton) -> Result<Self, RuntimeError> {
+        Self::rcnn(graphs, Workers::default(), manifest, skeleton)
+    }
+
+    /// A wrapped pose model's pipeline on another graph, one person after the other.
+    ///
+    /// # Errors
+    /// When `manifest` is not of a wrapped pose model.
+    pub fn with_pose_graph(graph: Box<dyn PoseGraph>, manifest: Manifest, skeleton: Skeleton) -> Result<Self, RuntimeError> {
+        match manifest.network.pose().cloned() {
+            Some(pose) => Ok(Self::pose(graph, Workers::default(), pose, manifest, skeleton)),
+            None => Err(RuntimeError::Request(format!("`{}` is a keypoint R-CNN, expected a wrapped pose model", manifest.name))),
+        }
+    }
+
+    fn rcnn(graphs: Box<dyn Graphs>, workers: Workers, manifest: Manifest, skeleton: Skeleton) -> Result<Self, RuntimeError> {
+        let Some(network) = manifest.network.rcnn().cloned() else {
+            return Err(RuntimeError::Request(format!("`{}` wraps a pose model, expected a keypoint R-CNN", manifest.name)));
+        };
+        let (input, points) = (manifest.input.clone(), skeleton.clone());
+        Ok(Self { model: Model::Rcnn(Rcnn { graphs, network, input, skeleton: points, workers }), manifest, skeleton })
+    }
+
+    fn pose(graph: Box<dyn PoseGraph>, workers: Workers, pose: PoseSpec, manifest: Manifest, skeleton: Skeleton) -> Self {
+        let (input, points) = (manifest.input.clone(), skeleton.clone());
+        let model = if pose.output.crop().is_some() {
+            Model::TopDown { model: TopDown { graph, pose, input, skeleton: points, workers }, detector: None }
+        } else {
+            Model::OneStage(OneStage { graph, pose, input, skeleton: points, workers })
+        };
+        Self { model, manifest, skeleton }
+    }
+
+    /// Lets `detector` find the people whom this top-down model labels, whatever its bundle holds.
+    ///
+    /// # Errors
+    /// When this model finds people itself, or the detector does not.
+    pub fn with_detector(self, detector: Teacher) -> Result<Self, RuntimeError> {
+        self.detected_by(detector, false)
+    }
+
+    fn detected_by(mut self, detector: Teacher, own: bool) -> Result<Self, RuntimeError> {
+        if !detector.finds_people() {
+            let name = &detector.manifest.name;
+            return Err(RuntimeError::Request(format!("the detector `{name}` is a top-down pose model, which needs boxes itself")));
+        }
+        match &mut self.model {
+            Model::TopDown { detector: place, .. } => *place = Some(Detector { teacher: Box::new(detector), own }),
+            Model::Rcnn(_) | Model::OneStage(_) => {
+                let name = &self.manifest.name;
+                return Err(RuntimeError::Request(format!("`{name}` finds people by itself and takes no detector")));
+            }
+        }
+        Ok(self)
     }
 
     /// The model's manifest.
@@ -86,8 +148,14 @@ impl Teacher {
         &self.skeleton
     }
 
-    pub(crate) fn graphs(&self) -> &dyn Graphs {
-        self.graphs.as_ref()
+    /// Whether it can do without given boxes: only a top-down model without a detector cannot.
+    pub fn finds_people(&self) -> bool {
+        !matches!(self.model, Model::TopDown { detector: None, .. })
+    }
+
+    /// Whether people are found by this bundle alone.
+    pub(crate) fn is_self_contained(&self) -> bool {
+        !matches!(self.model, Model::TopDown { detector: None | Some(Detector { own: false, .. }), .. })
     }
 
     /// People in `frame` with their ensembled keypoints, in frame pixels, by falling score.
@@ -95,46 +163,42 @@ impl Teacher {
     /// # Errors
     /// See [`RuntimeError`].
     pub fn detect(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        self.check(frame, plan)?;
-        let base = View { short_side: plan.base_short_side, flip: false };
-        if !plan.box_voting {
-            let pass = Pass::run(self, frame, base)?;
-            let boxes = pass.boxes(self, true)?;
-            return self.keypoints(frame, plan, self.above_floor(plan, boxes), vec![pass.pyramid]);
+        check(frame, plan)?;
+        match &self.model {
+            Model::Rcnn(rcnn) => rcnn.detect(frame, plan),
+            Model::OneStage(model) => model.detect(frame, plan),
+            Model::TopDown { model, .. } => model.detect_in(frame, &self.boxes(frame, plan)?, plan),
         }
-        // Every view's boxes in the base view's pixels, pooled before NMS (spec §3.1).
-        let to_base = ViewGeometry::new(frame.size, base, self.manifest.input.max_long_side);
-        let mut pooled = Vec::new();
-        let mut kept = Vec::new();
-        let mut budget = KEPT_FEATURES;
-        let found = self.each(&plan.views, |view| {
-            let pass = Pass::run(self, frame, view)?;
-            let boxes = pass.boxes(self, false)?;
-            Ok((pass.pyramid, boxes))
-        });
-        for found in found {
-            let (pyramid, boxes) = found?;
-            let geometry = pyramid.geometry;
-            pooled.extend(boxes.into_iter().map(|(rect, score)| (to_base.net_from_frame_rect(geometry.frame_from_net_rect(rect)), score)));
-            if let Some(left) = budget.checked_sub(pyramid.values()) {
-                budget = left;
-                kept.push(pyramid);
-            }
-        }
-        let (rects, scores): (Vec<Rect>, Vec<f32>) = pooled.iter().copied().unzip();
-        let vote = |(rect, score): (Rect, f32)| (vote(rect, &rects, &scores, VOTING_IOU).clipped(to_base.net()), score);
-        let boxes = suppress(&self.manifest.network, &pooled).into_iter().map(vote).collect();
-        self.keypoints(frame, plan, self.above_floor(plan, boxes), kept)
     }
 
-    /// The same with the boxes given (frame pixels, with scores) instead of found: one detection per box, in the order of `boxes`,
-    /// none left out.
+    /// People in `frame` without their keypoints: boxes in frame pixels with scores, by falling score.
+    ///
+    /// # Errors
+    /// See [`RuntimeError`].
+    pub fn boxes(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<(Rect, f32)>, RuntimeError> {
+        check(frame, plan)?;
+        match &self.model {
+            Model::Rcnn(rcnn) => rcnn.boxes(frame, plan),
+            Model::OneStage(model) => Ok(model.detect(frame, plan)?.into_iter().map(|found| (found.rect, found.score)).collect()),
+            Model::TopDown { detector: Some(detector), .. } => {
+                let (from, to) = (self.manifest.input.short_side, detector.teacher.manifest.input.short_side);
+                let mut boxes = detector.teacher.boxes(frame, &plan.scaled(from, to))?;
+                // Of a person at the very edge, clipping may leave nothing.
+                boxes.retain(|(rect, _)| rect.area() > 0.0);
+                Ok(boxes)
+            }
+            Model::TopDown { detector: None, .. } => Err(RuntimeError::NeedsBoxes { model: self.manifest.name.clone() }),
+        }
+    }
+
+    /// The same as [`Self::detect`] with the boxes given (frame pixels, with scores) instead of found: one detection per box, in the
+    /// order of `boxes`, none left out.
     ///
     /// # Errors
     /// See [`RuntimeError`]; [`RuntimeError::Request`] names a box without an area, or that reaches out of the frame by more than the
-    /// frame's own side.
+    /// frame's own side, or a one-stage model, which takes none.
     pub fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        self.check(frame, plan)?;
+        check(frame, plan)?;
         let (w, h) = (frame.size.width as f32, frame.size.height as f32);
         let bad = |(rect, score): &(Rect, f32)| {
             let near = rect.x1 >= -w && rect.x2 <= 2.0 * w && rect.y1 >= -h && rect.y2 <= 2.0 * h;
@@ -144,142 +208,54 @@ impl Teacher {
             let expected = "a box with an area near the frame, and a score";
             return Err(RuntimeError::Request(format!("box {i}: expected {expected}, found {:?}", boxes[i])));
         }
-        let base = View { short_side: plan.base_short_side, flip: false };
-        let to_base = ViewGeometry::new(frame.size, base, self.manifest.input.max_long_side);
-        let boxes = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
-        self.keypoints(frame, plan, boxes, Vec::new())
-    }
-
-    /// Runs `work` on the model's own workers, so that it takes no other core than it was given.
-    pub(crate) fn on_workers<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
-    }
-
-    fn check(&self, frame: &Frame, plan: &ViewPlan) -> Result<(), RuntimeError> {
-        let Size { width, height } = frame.size;
-        if width == 0 || height == 0 || frame.rgb.len() as u64 != 3 * u64::from(width) * u64::from(height) {
-            return Err(RuntimeError::Request(format!("a frame of {width} x {height} px with {} bytes", frame.rgb.len())));
-        }
-        if plan.views.is_empty() {
-            return Err(RuntimeError::Request("a plan without a view".to_owned()));
-        }
-        if plan.base_short_side == 0 || plan.views.iter().any(|view| view.short_side == 0) {
-            return Err(RuntimeError::Request("a view whose short side is 0 px".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn above_floor(&self, plan: &ViewPlan, mut boxes: Vec<(Rect, f32)>) -> Vec<(Rect, f32)> {
-        boxes.retain(|&(_, score)| score >= plan.score_floor);
-        boxes
-    }
-
-    /// Runs `work` on every view, results in the order of `views`: a view per worker where there are enough views, else one view after
-    /// the other with all workers sharing its matrix products.
-    fn each<T: Send>(&self, views: &[View], work: impl Fn(View) -> Result<T, RuntimeError> + Sync) -> Vec<Result<T, RuntimeError>> {
-        match &self.pool {
-            Some(pool) if pool.current_num_threads() > 1 && views.len() >= pool.current_num_threads() => {
-                pool.install(|| views.par_iter().map(|&view| work(view)).collect())
-            }
-            _ => views.iter().map(|&view| work(view)).collect(),
-        }
-    }
-
-    /// Steps 2 to 6: `boxes` are in the base view's net pixels, `known` the pyramids at hand.
-    fn keypoints(
-        &self,
-        frame: &Frame,
-        plan: &ViewPlan,
-        boxes: Vec<(Rect, f32)>,
-        known: Vec<Pyramid>,
-    ) -> Result<Vec<Detection>, RuntimeError> {
-        if boxes.is_empty() {
-            return Ok(Vec::new());
-        }
-        let base = View { short_side: plan.base_short_side, flip: false };
-        let to_base = ViewGeometry::new(frame.size, base, self.manifest.input.max_long_side);
-        let in_frame: Vec<Rect> = boxes.iter().map(|&(rect, _)| to_base.frame_from_net_rect(rect)).collect();
-        let maps_of = |view: View| -> Result<ViewMaps, RuntimeError> {
-            let known = known.iter().find(|pyramid| pyramid.view == view);
-            let maps = match known {
-                Some(pyramid) => pyramid.heatmaps(self, &in_frame)?,
-                None => Pass::run(self, frame, view)?.pyramid.heatmaps(self, &in_frame)?,
-            };
-            Ok(self.unflip(maps, view, plan, &boxes))
-        };
-        let (k, side) = (self.skeleton.len(), self.side());
-        let one = k * side * side;
-        let mut sum = vec![0.0; boxes.len() * one];
-        let mut points: Vec<Vec<Point>> = Vec::new();
-        // In groups, so that only as many views' maps are held as are computed at a time; summed in the order of the views, so that
-        // the result does not depend on the workers.
-        let group = self.pool.as_ref().map_or(1, |pool| pool.current_num_threads());
-        for views in plan.views.chunks(group) {
-            for maps in self.each(views, maps_of) {
-                let maps = maps?;
-                sum.iter_mut().zip(&maps.maps).for_each(|(sum, value)| *sum += value);
-                points.push(maps.points);
+        match &self.model {
+            Model::Rcnn(rcnn) => rcnn.detect_in(frame, boxes, plan),
+            Model::TopDown { model, .. } => model.detect_in(frame, boxes, plan),
+            Model::OneStage(_) => {
+                let name = &self.manifest.name;
+                Err(RuntimeError::Request(format!("`{name}` is a one-stage pose model: it finds people by itself and takes no boxes")))
             }
         }
-        finish(&mut sum, plan.views.len());
-        let detection = |(i, &(rect, score)): (usize, &(Rect, f32))| {
-            let mut detection = Detection { rect: in_frame[i], score, ..Detection::default() };
-            for (j, map) in sum[i * one..][..one].chunks_exact(side * side).enumerate() {
-                let found = decode(map, side, rect, map_kind(plan.average));
-                let own: Vec<Point> = points.iter().filter_map(|points| points.get(i * k + j).copied()).collect();
-                let agreement = agreement(&own, found.point, self.skeleton.sigmas()[j], rect.area());
-                let keypoint = Keypoint {
-                    point: to_base.frame_from_net(found.point),
-                    peak_logit: found.peak_logit,
-                    probability: found.probability,
-                    agreement,
-                };
-                // A skeleton has at most as many keypoints as the list holds.
-                if detection.keypoints.push(keypoint).is_err() {
-                    break;
-                }
-            }
-            detection
-        };
-        Ok(boxes.iter().enumerate().map(detection).collect())
     }
 
-    /// A view's maps unmirrored, as probabilities if those are averaged, and its own keypoints if there are other views.
-    fn unflip(&self, maps: Vec<f32>, view: View, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> ViewMaps {
-        let side = self.side();
-        let one = self.skeleton.len() * side * side;
-        let mut unflipped = vec![0.0; maps.len()];
-        for (sum, map) in unflipped.chunks_exact_mut(one).zip(maps.chunks_exact(one)) {
-            accumulate(sum, map, side, &self.skeleton, view.flip, plan.average);
-        }
-        let mut points = Vec::new();
-        if plan.views.len() > 1 {
-            for (&(rect, _), maps) in boxes.iter().zip(unflipped.chunks_exact(one)) {
-                points.extend(maps.chunks_exact(side * side).map(|map| decode(map, side, rect, map_kind(plan.average)).point));
+    /// How far a point of `detection` may move where another CPU rounds otherwise, as a multiple of this: frame pixels per pixel of the
+    /// network's input at the base scale, or per cell of the map where peaks are not searched between cells.
+    pub(crate) fn grain_px(&self, frame: &Frame, detection: &Detection) -> f32 {
+        let base = ViewPlan::single(&self.manifest).base();
+        match &self.model {
+            Model::Rcnn(rcnn) => {
+                let net = rcnn.geometry(frame, base).net();
+                // Frame pixels per net pixel.
+                (frame.size.width as f32 / net.width as f32).max(frame.size.height as f32 / net.height as f32).max(1.0)
+            }
+            Model::OneStage(model) => model.frame_px_per_input_px(frame).max(1.0),
+            Model::TopDown { model, detector } => {
+                let own = model.grain_px(detection.rect).max(1.0);
+                detector.as_ref().map_or(own, |detector| own.max(detector.teacher.grain_px(frame, detection)))
             }
         }
-        ViewMaps { maps: unflipped, points }
     }
 
-    fn side(&self) -> usize {
-        self.manifest.network.heatmap_side as usize
+    /// The score that a detection needs.
+    pub(crate) fn score_threshold(&self) -> f32 {
+        match &self.model {
+            Model::Rcnn(rcnn) => rcnn.network.score_threshold,
+            Model::OneStage(model) => model.score_threshold(),
+            Model::TopDown { detector, .. } => detector.as_ref().map_or(0.0, |detector| detector.teacher.score_threshold()),
+        }
     }
 }
 
-fn map_kind(average: Average) -> MapKind {
-    match average {
-        Average::Logits => MapKind::Logits,
-        Average::Probabilities => MapKind::Probabilities,
+fn check(frame: &Frame, plan: &ViewPlan) -> Result<(), RuntimeError> {
+    let Size { width, height } = frame.size;
+    if width == 0 || height == 0 || frame.rgb.len() as u64 != 3 * u64::from(width) * u64::from(height) {
+        return Err(RuntimeError::Request(format!("a frame of {width} x {height} px with {} bytes", frame.rgb.len())));
     }
-}
-
-/// What one view says about the boxes.
-struct ViewMaps {
-    /// `[boxes, k, side, side]`, unmirrored.
-    maps: Vec<f32>,
-    /// `[boxes, k]` in the base view's net pixels; empty for a single view.
-    points: Vec<Point>,
+    if plan.views.is_empty() {
+        return Err(RuntimeError::Request("a plan without a view".to_owned()));
+    }
+    if plan.base_short_side == 0 || plan.views.iter().any(|view| view.short_side == 0) {
+        return Err(RuntimeError::Request("a view whose short side is 0 px".to_owned()));
+    }
+    Ok(())
 }

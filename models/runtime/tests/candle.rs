@@ -182,7 +182,7 @@ fn same(expected: &[Detection], found: &[Detection], what: &str) -> (usize, usiz
 fn detections_agree() {
     let (_dir, bundle, network) = exported();
     let tract = Teacher::load(&bundle, 2).unwrap();
-    let candle = Teacher::with_graphs(Box::new(Candle(network)), bundle.manifest().clone(), bundle.skeleton().clone());
+    let candle = Teacher::with_graphs(Box::new(Candle(network)), bundle.manifest().clone(), bundle.skeleton().clone()).unwrap();
     let (mut points, mut moved, mut people) = (0, 0, 0);
     for (name, frame) in frames() {
         for plan in [ViewPlan::single(bundle.manifest()), ViewPlan::new(bundle.manifest(), &[96, 128], true)] {

@@ -46,7 +46,8 @@ fn manifest() -> Manifest {
             nms_iou: 0.5,
             max_detections: 20,
             heatmap_side: SIDE as u32,
-        },
+        }
+        .into(),
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         dataset_sha256: None,
@@ -188,7 +189,7 @@ fn paint() -> Frame {
 fn teacher_with(fault: Fault) -> (Teacher, Arc<AtomicUsize>) {
     let backbones = Arc::new(AtomicUsize::new(0));
     let graphs = Painted { backbones: backbones.clone(), fault };
-    (Teacher::with_graphs(Box::new(graphs), manifest(), skeleton()), backbones)
+    (Teacher::with_graphs(Box::new(graphs), manifest(), skeleton()).unwrap(), backbones)
 }
 
 fn teacher() -> Teacher {

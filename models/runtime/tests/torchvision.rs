@@ -173,7 +173,7 @@ fn wrong_graphs() {
     }
     let (dir, bundle) = bundle();
     let mut manifest = bundle.manifest().clone();
-    manifest.network.heatmap_side = 28;
+    manifest.network.rcnn_mut().unwrap().heatmap_side = 28;
     let bundle = seal(dir.path(), manifest).unwrap();
     let error = Teacher::load(&bundle, 1).unwrap().detect(&picture(), &ViewPlan::single(bundle.manifest())).unwrap_err().to_string();
     assert!(error.contains("keypoint_head.onnx") && error.contains("28"), "{error}");

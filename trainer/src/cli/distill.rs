@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// A bundle that is the teacher, instead of training one
     #[arg(long)]
     teacher: Option<PathBuf>,
+    /// A bundle that finds people, where --teacher is a top-down pose model without a detector in its bundle
+    #[arg(long, requires = "teacher")]
+    detector: Option<PathBuf>,
     #[command(flatten)]
     views: ViewFlags,
     /// Optimiser steps of the teacher
@@ -103,6 +106,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         val: load(&val, None, args.val_images)?,
         upper: args.upper,
         teacher: args.teacher,
+        detector: args.detector,
         equal_steps: args.equal_steps,
         network: training.network,
         teacher_options: steps(args.teacher_steps),

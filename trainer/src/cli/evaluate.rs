@@ -13,6 +13,9 @@ pub(super) struct Args {
     /// Exported bundle
     #[arg(long)]
     model: PathBuf,
+    /// Bundle that finds people for a top-down pose model, instead of the detector in its own bundle
+    #[arg(long)]
+    detector: Option<PathBuf>,
     /// COCO keypoint folder with labels
     #[arg(long)]
     data: PathBuf,
@@ -42,7 +45,8 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let dataset = load(&args.data, None, args.limit)?;
     let bundle = Bundle::open(&args.model)?;
-    let teacher = crate::evaluate::load(&bundle)?;
+    let detector = args.detector.as_deref().map(Bundle::open).transpose()?;
+    let teacher = crate::evaluate::load_detected(&bundle, detector.as_ref())?;
     let views = Some(args.views.views()).filter(|views| args.compare || *views != Views::default());
     let passes = 1 + usize::from(views.is_some()) + 3 * usize::from(args.compare);
     let open = |folder: &PathBuf| Gallery::open(folder, &bundle.manifest().name, &dataset, bundle.manifest().thresholds);

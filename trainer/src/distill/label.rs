@@ -3,11 +3,13 @@
 use super::{DistillConfig, DistillError, Event, LabelCount};
 use crate::arm::ArmError;
 use crate::calibrate::{Calibration, split};
-use crate::evaluate::{Detected, Detections, Views, detect_readable, load, same_skeleton};
+use crate::evaluate::{Detected, Detections, Views, detect_readable, load_detected, same_skeleton};
 use crate::samples::{Item, SampleSet};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
+use omnilabel_runtime::Teacher;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -16,9 +18,34 @@ use std::sync::atomic::AtomicBool;
 /// Pictures that are labelled between two writes.
 const CHUNK: usize = 256;
 
-/// The bundle's weights; unlike the manifest they do not change when thresholds are amended.
-pub(super) fn weights_sha256(bundle: &Bundle) -> String {
-    bundle.manifest().files.get("weights.safetensors").map(|f| f.sha256.clone()).unwrap_or_default()
+/// What decides the detections: the bundle's weights, which unlike the manifest do not change when thresholds are amended. Of a wrapped
+/// pose model all files but the golden frames, and the detector that is not its own.
+pub(super) fn identity(config: &DistillConfig, bundle: &Bundle) -> Result<String, DistillError> {
+    let files = &bundle.manifest().files;
+    if let (Some(_), Some(weights)) = (bundle.manifest().network.rcnn(), files.get("weights.safetensors")) {
+        return Ok(weights.sha256.clone());
+    }
+    let mut hash = Sha256::new();
+    for (name, entry) in files.iter().filter(|(name, _)| !name.starts_with("golden/")) {
+        hash.update(format!("{name} {}\n", entry.sha256));
+    }
+    if let Some(detector) = detector(config, bundle)? {
+        hash.update(detector.sha256());
+    }
+    Ok(omnilabel_bundle::hex(&hash.finalize()))
+}
+
+/// What finds people for `bundle`, where the configuration says so and it needs that.
+fn detector(config: &DistillConfig, bundle: &Bundle) -> Result<Option<Bundle>, DistillError> {
+    match &config.detector {
+        Some(path) if bundle.manifest().network.takes_boxes() => Ok(Some(Bundle::open(path)?)),
+        _ => Ok(None),
+    }
+}
+
+/// The model of a bundle, ready to detect.
+pub(super) fn runner(config: &DistillConfig, bundle: &Bundle) -> Result<Teacher, DistillError> {
+    Ok(load_detected(bundle, detector(config, bundle)?.as_ref())?)
 }
 
 /// First line of `detections.jsonl`.
@@ -47,7 +74,7 @@ pub(super) fn detect_all(
     let folder = config.out.join("labels");
     std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
     let path = folder.join("detections.jsonl");
-    let header = Header { weights_sha256: weights_sha256(bundle), views: config.views.clone() };
+    let header = Header { weights_sha256: identity(config, bundle)?, views: config.views.clone() };
     let (mut found, through) = read(&path, &header)?;
     let json = |source| ArmError::Json { path: path.clone(), source };
     let of = config.unlabelled.images.len();
@@ -63,7 +90,7 @@ pub(super) fn detect_all(
     crate::arm::write_atomically(&path, &text)?;
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).map_err(ArmError::io(&path))?;
 
-    let teacher = load(bundle)?;
+    let teacher = runner(config, bundle)?;
     same_skeleton(&teacher, &config.unlabelled)?;
     let plan = config.views.plan(&teacher);
     let rest = config.unlabelled.subset(|_, image| through.is_none_or(|t| image.id > t));

@@ -88,14 +88,18 @@ pub struct Arm {
 }
 
 impl Arm {
-    /// The student of a configuration. It sees images as the running model does, unless `model.short_side` says otherwise.
+    /// The student of a configuration. It sees images as the running model does, if that is a keypoint R-CNN, unless
+    /// `model.short_side` says otherwise.
     ///
     /// # Errors
     /// A preset that does not exist, an `init` file that is not there.
     pub fn new(config: &ServiceConfig, running: &Manifest) -> anyhow::Result<Self> {
         let mut network = Config::preset(&config.model.preset, running.skeleton.keypoints.len())
             .with_context(|| format!("`model.preset` is {:?}, which is not a preset", config.model.preset))?;
-        network.input = running.input.clone();
+        // A wrapped teacher's input is a person's crop, or somebody else's letterbox: no size for a student.
+        if running.network.rcnn().is_some() {
+            network.input = running.input.clone();
+        }
         if let Some(side) = config.model.short_side {
             let long = u64::from(network.input.max_long_side) * u64::from(side) / u64::from(network.input.short_side.max(1));
             network.input.max_long_side = u32::try_from(long).unwrap_or(u32::MAX).max(side);

@@ -90,7 +90,7 @@ fn write_bundle(root: &Path, name: &str, pose: &[(f64, f64)], thresholds: Thresh
         architecture: network.name.clone(),
         skeleton: SkeletonSpec::from(&skeleton()),
         input: network.input,
-        network: network.network,
+        network: network.network.into(),
         thresholds,
         parent: None,
         dataset_sha256: None,

@@ -78,9 +78,7 @@ mod tests {
         let giga = |macs: u64| macs as f64 / 1e9;
         assert!((giga(config.macs(800, 800, 1000, 1).total()) - 137.42).abs() < 0.01);
         let macs = config.macs(800, 1344, 1000, 1);
-        for (found, expected) in
-            [(macs.body, 87.6), (macs.fpn, 60.9), (macs.rpn, 53.1), (macs.box_head, 13.9), (macs.keypoint_head, 3.5)]
-        {
+        for (found, expected) in [(macs.body, 87.6), (macs.fpn, 60.9), (macs.rpn, 53.1), (macs.box_head, 13.9), (macs.keypoint_head, 3.5)] {
             assert!((giga(found) - expected).abs() < 0.051, "{found}, the specification says {expected}");
         }
         // Two halves of the same work: half the RoIs and no person.

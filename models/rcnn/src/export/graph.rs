@@ -190,7 +190,12 @@ impl Graph {
     }
 
     /// The model; `place` gives the offset and length in bytes of a weight inside `file`.
-    pub(crate) fn finish(mut self, file: &str, precision: Precision, place: impl Fn(&str) -> Option<(u64, u64)>) -> Result<ModelProto, RcnnError> {
+    pub(crate) fn finish(
+        mut self,
+        file: &str,
+        precision: Precision,
+        place: impl Fn(&str) -> Option<(u64, u64)>,
+    ) -> Result<ModelProto, RcnnError> {
         let stored = match precision {
             Precision::F32 => DataType::Float,
             Precision::F16 => {

@@ -64,7 +64,7 @@ impl OnnxRuntime {
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let manifest: omnilabel_bundle::Manifest = serde_json::from_slice(&std::fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
         let channels = if manifest.architecture == "nano" { 32 } else { 256 };
-        Self { channels, levels: manifest.network.levels.len(), process: Mutex::new((child, stdin, stdout)) }
+        Self { channels, levels: manifest.network.rcnn().unwrap().levels.len(), process: Mutex::new((child, stdin, stdout)) }
     }
 
     fn run(&self, graph: &str, input: &str, shape: &[usize], data: &[f32], outputs: &[String]) -> Vec<(Vec<usize>, Vec<f32>)> {

@@ -118,7 +118,7 @@ fn check(preset: &str, expected: Naming) {
     for (runtime, graphs) in runtimes {
         let graphs = RecordingBackbone::new(graphs);
         let seen = graphs.seen();
-        let teacher = Teacher::with_graphs(Box::new(graphs), bundle.manifest().clone(), bundle.skeleton().clone());
+        let teacher = Teacher::with_graphs(Box::new(graphs), bundle.manifest().clone(), bundle.skeleton().clone()).unwrap();
         for case in &outcome.detect {
             compare_detections(&format!("{preset}, {runtime}, {case}"), case, &outcome.values(case), &teacher, &bundle, &seen);
         }
@@ -202,7 +202,7 @@ fn compare_maps(what: &str, image: usize, backbone: &BackboneOutput, values: &Va
 }
 
 fn compare_proposals(what: &str, image: usize, backbone: &BackboneOutput, values: &Values, bundle: &Bundle, net: Size) -> f32 {
-    let network = &bundle.manifest().network;
+    let network = bundle.manifest().network.rcnn().unwrap();
     let levels: Vec<LevelOutput<'_>> = backbone
         .objectness
         .iter()

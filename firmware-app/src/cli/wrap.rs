@@ -1,0 +1,344 @@
+//! `omnilabel-edge model wrap`: a user's own ONNX pose model becomes a bundle.
+
+use crate::cli::boxes;
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use omnilabel_bundle::{Channels, CropSpec, Letterbox, OneStageSpec, Refine, Values};
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::label::Thresholds;
+use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_runtime::wrap::{WrapKind, WrapRequest, Wrapped, drawn_person, wrap};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// ImageNet's, which nearly all top-down models were trained with.
+const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+/// Kernel of DARK for heatmap targets of σ = 2.
+const DARK_BLUR: u32 = 11;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A map per keypoint: SimpleBaseline, HRNet, ViTPose (top-down).
+    Heatmap,
+    /// Bins along x and y per keypoint: RTMPose (top-down).
+    Simcc,
+    /// Everybody at once: YOLOv8-pose, YOLO11-pose.
+    OneStage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RefineArg {
+    None,
+    Quarter,
+    Dark,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ValuesArg {
+    Peak,
+    Sigmoid,
+    Softmax,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Range {
+    #[value(name = "1")]
+    One,
+    #[value(name = "255")]
+    Bytes,
+}
+
+impl Range {
+    const fn value(self) -> f32 {
+        match self {
+            Self::One => 1.0,
+            Self::Bytes => 255.0,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ChannelsArg {
+    Rgb,
+    Bgr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LetterboxArg {
+    Centre,
+    TopLeft,
+}
+
+/// Arguments of `model wrap`.
+#[derive(Args)]
+pub(super) struct WrapArgs {
+    /// The model. Weights in files beside it are taken along.
+    #[arg(long)]
+    onnx: PathBuf,
+    /// What the model's outputs are.
+    #[arg(long, value_enum)]
+    kind: Kind,
+    /// The bundle's folder; must not exist, or be empty.
+    #[arg(long)]
+    out: PathBuf,
+    /// HEIGHTxWIDTH of the input in pixels, such as 256x192; what the model fixes when not given.
+    #[arg(long, value_name = "HEIGHTxWIDTH")]
+    input: Option<String>,
+    /// `coco17`, or a JSON file with COCO's `categories`.
+    #[arg(long, default_value = "coco17")]
+    skeleton: String,
+    /// Name of the model; the file's when not given.
+    #[arg(long)]
+    name: Option<String>,
+    /// Subtracted from the pixels, per channel in the order of --channels: three numbers on the scale of --range. ImageNet's for top-down
+    /// models, 0 for one-stage models when not given.
+    #[arg(long, value_delimiter = ',', num_args = 3, allow_negative_numbers = true)]
+    mean: Vec<f32>,
+    /// What is left is divided by these. ImageNet's for top-down models, 1 (of --range 1) for one-stage models when not given.
+    #[arg(long, value_delimiter = ',', num_args = 3)]
+    std: Vec<f32>,
+    /// The scale of pixels that --mean and --std are given on: 1 (pixels from 0 to 1) or 255 (mmpose's 123.675,116.28,103.53).
+    #[arg(long, value_enum, default_value = "1")]
+    range: Range,
+    /// Order of the input's channels.
+    #[arg(long, value_enum, default_value = "rgb")]
+    channels: ChannelsArg,
+    /// The output, where several would do.
+    #[arg(long)]
+    output: Option<String>,
+    /// SimCC's output along x, where names and sizes do not tell.
+    #[arg(long, requires = "output_y")]
+    output_x: Option<String>,
+    /// SimCC's output along y.
+    #[arg(long, requires = "output_x")]
+    output_y: Option<String>,
+    /// A top-down model's boxes grow by this factor before they are cut out.
+    #[arg(long, default_value_t = 1.25)]
+    padding: f32,
+    /// Unbiased data processing: the model was trained with corner pixels upon each other (mmpose's UDPHeatmap, ViTPose).
+    #[arg(long)]
+    udp: bool,
+    /// What the values of heatmaps or bins are: confidences, or logits of a sigmoid or softmax.
+    #[arg(long, value_enum, default_value = "peak")]
+    values: ValuesArg,
+    /// How a heatmap's peak is placed between its cells.
+    #[arg(long, value_enum, default_value = "quarter")]
+    refine: RefineArg,
+    /// Side of DARK's Gaussian in cells: 11 for targets of σ = 2, 17 for σ = 3.
+    #[arg(long, default_value_t = DARK_BLUR)]
+    dark_blur: u32,
+    /// Shift the heatmaps of mirrored crops by a cell (SimpleBaseline's SHIFT_HEATMAP).
+    #[arg(long)]
+    shift_flipped: bool,
+    /// Classes of a one-stage model.
+    #[arg(long, default_value_t = 1)]
+    classes: u32,
+    /// The class of people.
+    #[arg(long, default_value_t = 0)]
+    class: u32,
+    /// An objectness stands before the class scores (YOLOv7-pose).
+    #[arg(long)]
+    objectness: bool,
+    /// Where a one-stage model's picture lies in its input.
+    #[arg(long, value_enum, default_value = "centre")]
+    letterbox: LetterboxArg,
+    /// Grey level around the picture.
+    #[arg(long, default_value_t = 114)]
+    fill: u8,
+    /// What sides of a one-stage model's dynamic input are multiples of.
+    #[arg(long, default_value_t = 32)]
+    stride: u32,
+    /// A one-stage model's people at or below this score are dropped.
+    #[arg(long, default_value_t = 0.05)]
+    score_threshold: f32,
+    /// IoU of a one-stage model's NMS.
+    #[arg(long, default_value_t = 0.7)]
+    nms_iou: f32,
+    /// The most people of a frame that a one-stage model finds.
+    #[arg(long, default_value_t = 100)]
+    max_detections: u32,
+    /// τ: instances from this score on are hard labels.
+    #[arg(long, default_value_t = 0.5)]
+    instance_threshold: f32,
+    /// τ_k: keypoints from this probability on are labelled.
+    #[arg(long, default_value_t = 0.2)]
+    keypoint_threshold: f32,
+    /// Instances below this score are not published.
+    #[arg(long, default_value_t = 0.05)]
+    floor: f32,
+    /// A bundle that finds people for a top-down model; it is copied into the bundle.
+    #[arg(long)]
+    detector: Option<PathBuf>,
+    /// A picture to try the model on, which becomes the golden frame; a drawn person when not given.
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// Boxes to try a top-down model in: JSON, `[{"image_id": 1, "bbox": [x, y, w, h]}]`; the whole picture when not given.
+    #[arg(long)]
+    boxes: Option<PathBuf>,
+    /// Writes what was found as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Summary<'w> {
+    bundle: &'w Path,
+    sha256: String,
+    kind: &'w str,
+    input: [u32; 2],
+    dynamic: bool,
+    graph: &'w omnilabel_runtime::GraphInfo,
+    outputs: Vec<Output<'w>>,
+    instances: usize,
+    warnings: &'w [String],
+}
+
+#[derive(Serialize)]
+struct Output<'w> {
+    name: &'w str,
+    shape: &'w [usize],
+}
+
+impl WrapArgs {
+    fn request(&self) -> anyhow::Result<WrapRequest> {
+        let top_down = self.kind != Kind::OneStage;
+        let (mean, std) = self.normalisation(top_down)?;
+        let name = match (&self.name, self.onnx.file_stem().and_then(|stem| stem.to_str())) {
+            (Some(name), _) => name.clone(),
+            (None, Some(stem)) => stem.to_owned(),
+            (None, None) => bail!("{}: expected an ONNX file", self.onnx.display()),
+        };
+        let values = match self.values {
+            ValuesArg::Peak => Values::Peak,
+            ValuesArg::Sigmoid => Values::Sigmoid,
+            ValuesArg::Softmax => Values::Softmax,
+        };
+        let crop = CropSpec { padding: self.padding, udp: self.udp };
+        let kind = match self.kind {
+            Kind::Heatmap => WrapKind::Heatmap {
+                output: self.output.clone(),
+                crop,
+                values,
+                refine: match self.refine {
+                    RefineArg::None => Refine::None,
+                    RefineArg::Quarter => Refine::Quarter,
+                    RefineArg::Dark => Refine::Dark { blur: self.dark_blur },
+                },
+                shift_flipped: self.shift_flipped,
+            },
+            Kind::Simcc => WrapKind::Simcc { outputs: self.output_x.clone().zip(self.output_y.clone()), crop, values },
+            Kind::OneStage => WrapKind::OneStage {
+                spec: OneStageSpec {
+                    output: self.output.clone().unwrap_or_default(),
+                    classes: self.classes,
+                    class: self.class,
+                    objectness: self.objectness,
+                    letterbox: match self.letterbox {
+                        LetterboxArg::Centre => Letterbox::Centre,
+                        LetterboxArg::TopLeft => Letterbox::TopLeft,
+                    },
+                    fill: self.fill,
+                    score_threshold: self.score_threshold,
+                    nms_iou: self.nms_iou,
+                    max_detections: self.max_detections,
+                },
+                stride: self.stride,
+            },
+        };
+        if !top_down && let Some(detector) = &self.detector {
+            bail!("--detector {}: a one-stage model finds people by itself", detector.display());
+        }
+        Ok(WrapRequest {
+            onnx: self.onnx.clone(),
+            out: self.out.clone(),
+            name,
+            skeleton: skeleton(&self.skeleton)?,
+            input: self.input.as_deref().map(size).transpose()?,
+            mean,
+            std,
+            channels: match self.channels {
+                ChannelsArg::Rgb => Channels::Rgb,
+                ChannelsArg::Bgr => Channels::Bgr,
+            },
+            kind,
+            thresholds: Thresholds { instance: self.instance_threshold, keypoint: self.keypoint_threshold, floor: self.floor },
+            detector: self.detector.clone(),
+            frame: match &self.image {
+                Some(path) => Frame::open(path)?,
+                None => drawn_person(),
+            },
+            boxes: match &self.boxes {
+                Some(path) => Some(boxes::read(path, |_| true)?.boxes.into_values().flatten().collect()),
+                None => None,
+            },
+        })
+    }
+
+    /// Mean and deviation of pixels in `[0, 1]`.
+    fn normalisation(&self, top_down: bool) -> anyhow::Result<([f32; 3], [f32; 3])> {
+        let (mean, std) = if top_down { IMAGENET } else { ([0.0; 3], [1.0; 3]) };
+        let range = self.range.value();
+        let three = |given: &[f32], default: [f32; 3]| match *given {
+            [a, b, c] => [a, b, c].map(|value| value / range),
+            _ => default,
+        };
+        if let Some(value) = self.mean.iter().chain(&self.std).find(|value| **value > 1.0).filter(|_| range == 1.0) {
+            bail!("--mean and --std have {value}, which is no number of pixels from 0 to 1: say --range 255");
+        }
+        Ok((three(&self.mean, mean), three(&self.std, std)))
+    }
+}
+
+fn skeleton(text: &str) -> anyhow::Result<Skeleton> {
+    if text == "coco17" {
+        return Ok(Skeleton::coco17());
+    }
+    omnilabel_coco::read_skeleton(Path::new(text)).context("--skeleton: expected `coco17` or a JSON file with COCO's `categories`")
+}
+
+fn size(text: &str) -> anyhow::Result<(u32, u32)> {
+    let parsed = text.split_once('x').and_then(|(height, width)| height.parse().ok().zip(width.parse().ok()));
+    parsed.with_context(|| format!("--input is {text:?}, expected HEIGHTxWIDTH in pixels, such as 256x192"))
+}
+
+pub(super) fn run(args: &WrapArgs) -> anyhow::Result<()> {
+    let wrapped = wrap(&args.request()?)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&summary(&wrapped))?);
+        return Ok(());
+    }
+    let summary = summary(&wrapped);
+    println!("wrapped {} as {} ({})", args.onnx.display(), summary.bundle.display(), summary.kind);
+    for input in &summary.graph.inputs {
+        println!("input   {input}");
+    }
+    for output in &summary.graph.outputs {
+        println!("output  {output}");
+    }
+    let [height, width] = summary.input;
+    println!("sees    {height} x {width} px (height x width){}", if summary.dynamic { ", other sizes too" } else { "" });
+    for Output { name, shape } in &summary.outputs {
+        println!("reads   {name} {shape:?}");
+    }
+    println!("found   {} people on the picture, which is the golden frame now", summary.instances);
+    for warning in summary.warnings {
+        println!("warning: {warning}");
+    }
+    Ok(())
+}
+
+fn summary(wrapped: &Wrapped) -> Summary<'_> {
+    let manifest = wrapped.bundle.manifest();
+    let (height, width) = manifest.network.pose().map_or((0, 0), |pose| (pose.height, pose.width));
+    Summary {
+        bundle: wrapped.bundle.root(),
+        sha256: omnilabel_bundle::hex(&wrapped.bundle.sha256()),
+        kind: manifest.architecture.strip_prefix("onnx-").unwrap_or(&manifest.architecture),
+        input: [height, width],
+        dynamic: wrapped.dynamic,
+        graph: &wrapped.graph,
+        outputs: wrapped.outputs.iter().map(|(name, shape)| Output { name, shape }).collect(),
+        instances: wrapped.detections.len(),
+        warnings: &wrapped.warnings,
+    }
+}

@@ -1,0 +1,185 @@
+//! Multi-transform inference with keypoint R-CNN (spec §3).
+
+use crate::pass::{Pass, Pyramid};
+use crate::workers::Workers;
+use crate::{Graphs, RuntimeError, ViewPlan};
+use omnilabel_bundle::{InputSpec, NetworkSpec};
+use omnilabel_detect::frame::Frame;
+use omnilabel_detect::nms::vote;
+use omnilabel_detect::proposals::suppress;
+use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish};
+use omnilabel_keypoints::geometry::{Point, Rect};
+use omnilabel_keypoints::heatmap::{MapKind, decode};
+use omnilabel_keypoints::label::{Detection, Keypoint};
+use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_keypoints::view::{View, ViewGeometry};
+
+/// Boxes that vote overlap by at least this much (spec §3.1).
+const VOTING_IOU: f32 = 0.8;
+
+/// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
+const KEPT_FEATURES: usize = 64 << 20;
+
+/// People in the base view's net pixels, by falling score, and the pyramids at hand.
+type Found = (Vec<(Rect, f32)>, Vec<Pyramid>);
+
+/// A keypoint R-CNN.
+pub(crate) struct Rcnn {
+    pub(crate) graphs: Box<dyn Graphs>,
+    pub(crate) network: NetworkSpec,
+    pub(crate) input: InputSpec,
+    pub(crate) skeleton: Skeleton,
+    pub(crate) workers: Workers,
+}
+
+impl Rcnn {
+    fn find(&self, frame: &Frame, plan: &ViewPlan) -> Result<Found, RuntimeError> {
+        let base = plan.base();
+        if !plan.box_voting {
+            let pass = Pass::run(self, frame, base)?;
+            let boxes = pass.boxes(self, true)?;
+            return Ok((plan.above_floor(boxes), vec![pass.pyramid]));
+        }
+        // Every view's boxes in the base view's pixels, pooled before NMS (spec §3.1).
+        let to_base = self.geometry(frame, base);
+        let mut pooled = Vec::new();
+        let mut kept = Vec::new();
+        let mut budget = KEPT_FEATURES;
+        let found = self.workers.each(&plan.views, |&view| {
+            let pass = Pass::run(self, frame, view)?;
+            let boxes = pass.boxes(self, false)?;
+            Ok((pass.pyramid, boxes))
+        });
+        for found in found {
+            let (pyramid, boxes) = found?;
+            let geometry = pyramid.geometry;
+            pooled.extend(boxes.into_iter().map(|(rect, score)| (to_base.net_from_frame_rect(geometry.frame_from_net_rect(rect)), score)));
+            if let Some(left) = budget.checked_sub(pyramid.values()) {
+                budget = left;
+                kept.push(pyramid);
+            }
+        }
+        let (rects, scores): (Vec<Rect>, Vec<f32>) = pooled.iter().copied().unzip();
+        let vote = |(rect, score): (Rect, f32)| (vote(rect, &rects, &scores, VOTING_IOU).clipped(to_base.net()), score);
+        let boxes = suppress(&self.network, &pooled).into_iter().map(vote).collect();
+        Ok((plan.above_floor(boxes), kept))
+    }
+
+    /// People without their keypoints, in frame pixels, by falling score.
+    pub(crate) fn boxes(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<(Rect, f32)>, RuntimeError> {
+        let to_base = self.geometry(frame, plan.base());
+        let (boxes, _) = self.find(frame, plan)?;
+        Ok(boxes.into_iter().map(|(rect, score)| (to_base.frame_from_net_rect(rect), score)).collect())
+    }
+
+    /// People with their keypoints, in frame pixels, by falling score.
+    pub(crate) fn detect(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
+        let (boxes, known) = self.find(frame, plan)?;
+        self.keypoints(frame, plan, boxes, known)
+    }
+
+    /// The keypoints of `boxes` in frame pixels.
+    pub(crate) fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
+        let to_base = self.geometry(frame, plan.base());
+        let boxes = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        self.keypoints(frame, plan, boxes, Vec::new())
+    }
+
+    /// How `view` of `frame` maps.
+    pub(crate) fn geometry(&self, frame: &Frame, view: View) -> ViewGeometry {
+        ViewGeometry::new(frame.size, view, self.input.max_long_side)
+    }
+
+    /// Steps 2 to 6: `boxes` are in the base view's net pixels, `known` the pyramids at hand.
+    fn keypoints(
+        &self,
+        frame: &Frame,
+        plan: &ViewPlan,
+        boxes: Vec<(Rect, f32)>,
+        known: Vec<Pyramid>,
+    ) -> Result<Vec<Detection>, RuntimeError> {
+        if boxes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let to_base = self.geometry(frame, plan.base());
+        let in_frame: Vec<Rect> = boxes.iter().map(|&(rect, _)| to_base.frame_from_net_rect(rect)).collect();
+        let maps_of = |&view: &View| -> Result<ViewMaps, RuntimeError> {
+            let known = known.iter().find(|pyramid| pyramid.view == view);
+            let maps = match known {
+                Some(pyramid) => pyramid.heatmaps(self, &in_frame)?,
+                None => Pass::run(self, frame, view)?.pyramid.heatmaps(self, &in_frame)?,
+            };
+            Ok(self.unflip(maps, view, plan, &boxes))
+        };
+        let (k, side) = (self.skeleton.len(), self.side());
+        let one = k * side * side;
+        let mut sum = vec![0.0; boxes.len() * one];
+        let mut points: Vec<Vec<Point>> = Vec::new();
+        // In groups, so that only as many views' maps are held as are computed at a time; summed in the order of the views, so that
+        // the result does not depend on the workers.
+        for views in plan.views.chunks(self.workers.count()) {
+            for maps in self.workers.each(views, maps_of) {
+                let maps = maps?;
+                sum.iter_mut().zip(&maps.maps).for_each(|(sum, value)| *sum += value);
+                points.push(maps.points);
+            }
+        }
+        finish(&mut sum, plan.views.len());
+        let detection = |(i, &(rect, score)): (usize, &(Rect, f32))| {
+            let mut detection = Detection { rect: in_frame[i], score, ..Detection::default() };
+            for (j, map) in sum[i * one..][..one].chunks_exact(side * side).enumerate() {
+                let found = decode(map, side, rect, map_kind(plan.average));
+                let own: Vec<Point> = points.iter().filter_map(|points| points.get(i * k + j).copied()).collect();
+                let agreement = agreement(&own, found.point, self.skeleton.sigmas()[j], rect.area());
+                let keypoint = Keypoint {
+                    point: to_base.frame_from_net(found.point),
+                    peak_logit: found.peak_logit,
+                    probability: found.probability,
+                    agreement,
+                };
+                // A skeleton has at most as many keypoints as the list holds.
+                if detection.keypoints.push(keypoint).is_err() {
+                    break;
+                }
+            }
+            detection
+        };
+        Ok(boxes.iter().enumerate().map(detection).collect())
+    }
+
+    /// A view's maps unmirrored, as probabilities if those are averaged, and its own keypoints if there are other views.
+    fn unflip(&self, maps: Vec<f32>, view: View, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> ViewMaps {
+        let side = self.side();
+        let one = self.skeleton.len() * side * side;
+        let mut unflipped = vec![0.0; maps.len()];
+        for (sum, map) in unflipped.chunks_exact_mut(one).zip(maps.chunks_exact(one)) {
+            accumulate(sum, map, side, &self.skeleton, view.flip, plan.average);
+        }
+        let mut points = Vec::new();
+        if plan.views.len() > 1 {
+            for (&(rect, _), maps) in boxes.iter().zip(unflipped.chunks_exact(one)) {
+                points.extend(maps.chunks_exact(side * side).map(|map| decode(map, side, rect, map_kind(plan.average)).point));
+            }
+        }
+        ViewMaps { maps: unflipped, points }
+    }
+
+    fn side(&self) -> usize {
+        self.network.heatmap_side as usize
+    }
+}
+
+fn map_kind(average: Average) -> MapKind {
+    match average {
+        Average::Logits => MapKind::Logits,
+        Average::Probabilities => MapKind::Probabilities,
+    }
+}
+
+/// What one view says about the boxes.
+struct ViewMaps {
+    /// `[boxes, k, side, side]`, unmirrored.
+    maps: Vec<f32>,
+    /// `[boxes, k]` in the base view's net pixels; empty for a single view.
+    points: Vec<Point>,
+}

@@ -1,0 +1,98 @@
+//! What every graph on tract shares: loading, plans for input shapes, workers.
+
+use crate::RuntimeError;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use tract_linalg::multithread::{Executor, multithread_tract_scope};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::ensure;
+
+/// Each plan holds its own packed copy of the weights: as many are kept as fit, within limits.
+const PLAN_BYTES: u64 = 512 << 20;
+const MIN_PLANS: u64 = 4;
+const MAX_PLANS: u64 = 64;
+
+pub(crate) type Plan = Arc<TypedRunnableModel>;
+
+/// Workers that run graphs.
+pub(crate) struct Engine {
+    pool: Arc<rayon::ThreadPool>,
+}
+
+impl Engine {
+    /// `threads` workers (at least 1) share the matrix products.
+    pub(crate) fn new(threads: usize) -> Result<Self, RuntimeError> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| format!("tract-{i}")).build();
+        let pool = pool.map_err(|e| RuntimeError::Request(format!("a pool of {threads} threads: {e}")))?;
+        Ok(Self { pool: Arc::new(pool) })
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<rayon::ThreadPool> {
+        &self.pool
+    }
+
+    pub(crate) fn run(&self, file: &str, plan: &Plan, input: Tensor) -> Result<TVec<TValue>, RuntimeError> {
+        // A worker that waits for others inside a graph may be handed another graph, and tract's scratch memory, borrowed by the
+        // first, aborts the process: a worker, of whichever pool, runs its graph alone.
+        let executor = match self.pool.current_num_threads() {
+            threads if threads > 1 && rayon::current_thread_index().is_none() => Executor::MultiThread(self.pool.clone()),
+            _ => Executor::SingleThread,
+        };
+        multithread_tract_scope(executor, || plan.run(tvec!(input.into()))).map_err(graph_error(file))
+    }
+}
+
+/// A graph on one image, optimised for each input shape it meets; the plans of the latest shapes are kept.
+pub(crate) struct Plans {
+    model: InferenceModel,
+    plans: Mutex<Vec<((usize, usize), Plan)>>,
+    max: usize,
+}
+
+impl Plans {
+    /// `bytes` bounds the size of its weights.
+    pub(crate) fn new(model: InferenceModel, bytes: u64) -> Self {
+        let max = (PLAN_BYTES / bytes.max(1)).clamp(MIN_PLANS, MAX_PLANS) as usize;
+        Self { model, plans: Mutex::new(Vec::new()), max }
+    }
+
+    /// The plan for `[1, 3, rows, columns]`.
+    pub(crate) fn plan(&self, rows: usize, columns: usize) -> TractResult<Plan> {
+        let lock = || self.plans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut plans = lock();
+        if let Some(at) = plans.iter().position(|(shape, _)| *shape == (rows, columns)) {
+            // The latest used lies last.
+            plans[at..].rotate_left(1);
+            return Ok(plans[plans.len() - 1].1.clone());
+        }
+        // Built without the lock, so that other shapes go on; two threads may build the same plan once.
+        drop(plans);
+        let mut model = self.model.clone();
+        model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
+        let plan = model.into_optimized()?.into_runnable()?;
+        let mut plans = lock();
+        plans.retain(|(shape, _)| *shape != (rows, columns));
+        if plans.len() >= self.max {
+            plans.remove(0);
+        }
+        plans.push(((rows, columns), plan.clone()));
+        Ok(plan)
+    }
+}
+
+/// A graph with one input, and of its outputs those that are named, in their order.
+pub(crate) fn parse(path: &Path, outputs: &[String]) -> TractResult<InferenceModel> {
+    let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
+    let mut model = onnx.model_for_path(path)?;
+    ensure!(model.inputs.len() == 1, "{} inputs, expected one", model.inputs.len());
+    model.select_outputs_by_name(outputs)?;
+    Ok(model)
+}
+
+pub(crate) fn values_of(value: &TValue) -> TractResult<(Vec<f32>, Vec<usize>)> {
+    Ok((value.try_as_plain_ram()?.as_slice::<f32>()?.to_vec(), value.shape().to_vec()))
+}
+
+pub(crate) fn graph_error(graph: &str) -> impl Fn(TractError) -> RuntimeError {
+    move |e| RuntimeError::Graph { graph: graph.to_owned(), message: format!("{e:#}") }
+}

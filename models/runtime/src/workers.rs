@@ -1,0 +1,48 @@
+//! Work side by side on the model's own workers.
+
+use crate::RuntimeError;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// The model's workers; none where the caller's own threads run a frame each.
+#[derive(Clone, Default)]
+pub(crate) struct Workers(Option<Arc<rayon::ThreadPool>>);
+
+impl Workers {
+    pub(crate) fn new(pool: Arc<rayon::ThreadPool>) -> Self {
+        Self(Some(pool))
+    }
+
+    /// Whether the caller's own threads do the work.
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// How many there are, the caller's own counted.
+    pub(crate) fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, |pool| pool.current_num_threads())
+    }
+
+    /// Runs `work` on the workers, so that it takes no other core than the model was given.
+    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.0 {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
+    /// Runs `work` on every item, results in the order of `items`: an item per worker where there are enough, else one after the other
+    /// with all workers sharing its matrix products.
+    pub(crate) fn each<I: Sync, T: Send>(
+        &self,
+        items: &[I],
+        work: impl Fn(&I) -> Result<T, RuntimeError> + Sync,
+    ) -> Vec<Result<T, RuntimeError>> {
+        match &self.0 {
+            Some(pool) if pool.current_num_threads() > 1 && items.len() >= pool.current_num_threads() => {
+                pool.install(|| items.par_iter().map(&work).collect())
+            }
+            _ => items.iter().map(work).collect(),
+        }
+    }
+}
