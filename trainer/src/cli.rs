@@ -6,6 +6,7 @@ mod check_config;
 mod common;
 mod distill;
 mod evaluate;
+mod import;
 mod keygen;
 mod release;
 mod run;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Train a keypoint R-CNN on a COCO keypoint folder and export it as a bundle
     Train(train::Args),
+    /// Make a bundle of somebody else's weights: torchvision's or Detectron2's keypoint R-CNN
+    Import(import::Args),
     /// Run an exported bundle over a labelled folder and score it
     Evaluate(evaluate::Args),
     /// Score a COCO results file: the ten keypoint numbers of pycocotools
@@ -50,6 +53,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     match Cli::try_parse_from(args) {
         Ok(cli) => match cli.command {
             Command::Train(args) => train::run(args),
+            Command::Import(args) => import::run(args),
             Command::Evaluate(args) => evaluate::run(args),
             Command::Score(args) => score::run(args),
             Command::Distill(args) => distill::run(args),

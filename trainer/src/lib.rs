@@ -29,3 +29,4 @@ pub mod mix;
 pub mod samples;
 pub mod score;
 pub mod service;
+pub mod start;
