@@ -8,6 +8,7 @@ mod distill;
 mod evaluate;
 mod import;
 mod keygen;
+mod presets;
 mod release;
 mod run;
 mod score;
@@ -29,6 +30,8 @@ enum Command {
     Train(train::Args),
     /// Make a bundle of somebody else's weights: torchvision's or Detectron2's keypoint R-CNN
     Import(import::Args),
+    /// The network presets: parameters, cost, and what they measure here
+    Presets(presets::Args),
     /// Run an exported bundle over a labelled folder and score it
     Evaluate(evaluate::Args),
     /// Score a COCO results file: the ten keypoint numbers of pycocotools
@@ -54,6 +57,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         Ok(cli) => match cli.command {
             Command::Train(args) => train::run(args),
             Command::Import(args) => import::run(args),
+            Command::Presets(args) => presets::run(args),
             Command::Evaluate(args) => evaluate::run(args),
             Command::Score(args) => score::run(args),
             Command::Distill(args) => distill::run(args),

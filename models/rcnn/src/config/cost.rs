@@ -1,7 +1,9 @@
 //! What a network costs: multiply-accumulates, counted layer by layer from the configuration (spec §1).
 
 use super::{Block, Config};
-use crate::network::DECONV_KERNEL;
+use crate::RcnnError;
+use crate::network::{DECONV_KERNEL, Network};
+use candle_core::DType;
 
 /// Multiply-accumulates of one image. Biases, activations, pooling and resizing are not counted, as is usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,14 @@ impl Macs {
 }
 
 impl Config {
+    /// Number of weights and biases, see [`crate::params::Params::parameters`].
+    ///
+    /// # Errors
+    /// [`RcnnError::Config`].
+    pub fn parameters(&self) -> Result<usize, RcnnError> {
+        Ok(Network::zeros(self.clone(), DType::F32)?.params().parameters())
+    }
+
     /// The cost of an input of `rows` by `columns` px, padded, with so many RoIs in the box head and people in the keypoint head.
     pub fn macs(&self, rows: usize, columns: usize, rois: usize, people: usize) -> Macs {
         // Sides are halved rounding up: convolutions and pools of stride 2 are padded.
