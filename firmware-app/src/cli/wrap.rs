@@ -92,11 +92,11 @@ pub(super) struct WrapArgs {
     name: Option<String>,
     /// Subtracted from the pixels, per channel in the order of --channels: three numbers on the scale of --range. ImageNet's for top-down
     /// models, 0 for one-stage models when not given.
-    #[arg(long, value_delimiter = ',', num_args = 3, allow_negative_numbers = true)]
-    mean: Vec<f32>,
+    #[arg(long, value_parser = three, allow_hyphen_values = true)]
+    mean: Option<[f32; 3]>,
     /// What is left is divided by these. ImageNet's for top-down models, 1 (of --range 1) for one-stage models when not given.
-    #[arg(long, value_delimiter = ',', num_args = 3)]
-    std: Vec<f32>,
+    #[arg(long, value_parser = three)]
+    std: Option<[f32; 3]>,
     /// The scale of pixels that --mean and --std are given on: 1 (pixels from 0 to 1) or 255 (mmpose's 123.675,116.28,103.53).
     #[arg(long, value_enum, default_value = "1")]
     range: Range,
@@ -278,14 +278,12 @@ impl WrapArgs {
     fn normalisation(&self, top_down: bool) -> anyhow::Result<([f32; 3], [f32; 3])> {
         let (mean, std) = if top_down { IMAGENET } else { ([0.0; 3], [1.0; 3]) };
         let range = self.range.value();
-        let three = |given: &[f32], default: [f32; 3]| match *given {
-            [a, b, c] => [a, b, c].map(|value| value / range),
-            _ => default,
-        };
-        if let Some(value) = self.mean.iter().chain(&self.std).find(|value| **value > 1.0).filter(|_| range == 1.0) {
+        let given = self.mean.iter().chain(&self.std).flatten();
+        if let Some(value) = given.copied().find(|value| *value > 1.0).filter(|_| range == 1.0) {
             bail!("--mean and --std have {value}, which is no number of pixels from 0 to 1: say --range 255");
         }
-        Ok((three(&self.mean, mean), three(&self.std, std)))
+        let of = |given: Option<[f32; 3]>, default: [f32; 3]| given.map_or(default, |given| given.map(|value| value / range));
+        Ok((of(self.mean, mean), of(self.std, std)))
     }
 }
 
@@ -294,6 +292,11 @@ fn skeleton(text: &str) -> anyhow::Result<Skeleton> {
         return Ok(Skeleton::coco17());
     }
     omnilabel_coco::read_skeleton(Path::new(text)).context("--skeleton: expected `coco17` or a JSON file with COCO's `categories`")
+}
+
+fn three(text: &str) -> Result<[f32; 3], String> {
+    let numbers: Result<Vec<f32>, _> = text.split(',').map(str::parse).collect();
+    numbers.ok().and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| "expected three numbers, such as 0.485,0.456,0.406".to_owned())
 }
 
 fn size(text: &str) -> anyhow::Result<(u32, u32)> {

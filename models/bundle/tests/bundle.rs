@@ -257,3 +257,188 @@ fn the_scan_reads_any_bytes() {
         let _: Result<_, _> = onnx::external_data(std::io::Cursor::new(&good[..i]));
     }
 }
+
+fn pose(output: PoseOutput) -> Manifest {
+    let one_stage = matches!(output, PoseOutput::OneStage(_));
+    let mut manifest = manifest();
+    manifest.input = InputSpec { short_side: 192, max_long_side: 256, size_divisor: if one_stage { 32 } else { 1 }, ..manifest.input };
+    manifest.network = PoseSpec { height: 256, width: 192, output }.into();
+    manifest.golden.clear();
+    manifest
+}
+
+fn heatmaps() -> PoseOutput {
+    PoseOutput::Heatmap(HeatmapSpec {
+        crop: CropSpec { padding: 1.25, udp: false },
+        output: "heatmaps".into(),
+        rows: 64,
+        columns: 48,
+        values: Values::Peak,
+        refine: Refine::Dark { blur: 11 },
+        shift_flipped: true,
+    })
+}
+
+fn outputs() -> [PoseOutput; 3] {
+    let crop = CropSpec { padding: 1.25, udp: true };
+    let simcc = SimccSpec { crop, x: "simcc_x".into(), y: "simcc_y".into(), split_ratio: 2.0, values: Values::Softmax };
+    let one_stage = OneStageSpec {
+        output: "output0".into(),
+        classes: 2,
+        class: 1,
+        objectness: false,
+        letterbox: Letterbox::Centre,
+        fill: 114,
+        score_threshold: 0.05,
+        nms_iou: 0.7,
+        max_detections: 100,
+    };
+    [heatmaps(), PoseOutput::Simcc(simcc), PoseOutput::OneStage(one_stage)]
+}
+
+/// A bundle that was signed before there were wrapped models still says what it said, to the byte.
+#[test]
+fn the_manifest_of_before_keeps_its_bytes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../zoo/nano-scenes");
+    let bytes = std::fs::read(path.join("manifest.json")).unwrap();
+    let bundle = Bundle::open(&path).unwrap();
+    let mut again = serde_json::to_vec_pretty(bundle.manifest()).unwrap();
+    again.push(b'\n');
+    assert_eq!(String::from_utf8(again).unwrap(), String::from_utf8(bytes).unwrap());
+}
+
+#[test]
+fn wrapped_models_open_as_they_were_sealed() {
+    for output in outputs() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("pose.onnx"), graph("weights/a.bin", "8", "16")).unwrap();
+        std::fs::create_dir(dir.path().join("weights")).unwrap();
+        std::fs::write(dir.path().join("weights/a.bin"), [7; 24]).unwrap();
+        let sealed = seal(dir.path(), pose(output.clone())).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("manifest.json")).unwrap();
+        assert!(text.contains("\"pose\"") && !text.contains("\"network\""), "{text}");
+        let opened = Bundle::open(dir.path()).unwrap();
+        assert_eq!(opened.manifest(), sealed.manifest());
+        let pose = opened.manifest().network.pose().unwrap();
+        assert_eq!((&pose.output, opened.manifest().graphs()), (&output, &["pose.onnx"][..]));
+        assert_eq!(opened.manifest().network.takes_boxes(), output.crop().is_some());
+        assert!(opened.detector().unwrap().is_none());
+    }
+}
+
+#[test]
+fn numbers_and_names_of_wrapped_models() {
+    let check = |output: PoseOutput, from: &str, to: &str, expected: &str| {
+        let text = serde_json::to_string(&pose(output)).unwrap();
+        assert!(text.contains(from), "{text} lacks {from}");
+        let message = match serde_json::from_str::<Manifest>(&text.replacen(from, to, 1)) {
+            Ok(manifest) => manifest.check().unwrap_err(),
+            Err(error) => error.to_string(),
+        };
+        assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+    };
+    let [heatmap, simcc, one_stage] = outputs();
+    for (from, to, expected) in [
+        ("\"height\":256", "\"height\":4000000000", "pose.height"),
+        ("\"height\":256", "\"height\":255", "input.max_long_side is 256, expected 255 to 255"),
+        ("\"short_side\":192", "\"short_side\":128", "input.short_side is 128, expected 192 to 192"),
+        ("\"size_divisor\":1", "\"size_divisor\":2", "input.size_divisor"),
+        ("\"padding\":1.25", "\"padding\":1e30", "pose.output.crop.padding"),
+        ("\"rows\":64", "\"rows\":1000000", "pose.output.rows"),
+        ("\"columns\":48", "\"columns\":0", "pose.output.columns"),
+        ("\"blur\":11", "\"blur\":12", "odd"),
+        ("\"blur\":11", "\"blur\":1001", "pose.output.refine.dark.blur"),
+        ("\"output\":\"heatmaps\"", "\"output\":\"\"", "pose.output.output"),
+        ("\"kind\":\"heatmap\"", "\"kind\":\"hologram\"", "hologram"),
+        ("\"refine\"", "\"rifine\"", "refine"),
+    ] {
+        check(heatmap.clone(), from, to, expected);
+    }
+    for (from, to, expected) in [
+        ("\"split_ratio\":2.0", "\"split_ratio\":1e9", "pose.output.split_ratio"),
+        ("\"simcc_y\"", "\"simcc_x\"", "pose.output.y"),
+        ("\"simcc_y\"", "\"a\\u0007b\"", "pose.output.y"),
+    ] {
+        check(simcc.clone(), from, to, expected);
+    }
+    for (from, to, expected) in [
+        ("\"classes\":2", "\"classes\":4000000000", "pose.output.classes"),
+        ("\"class\":1", "\"class\":2", "pose.output.class is 2, expected 0 to 1"),
+        ("\"size_divisor\":32", "\"size_divisor\":100", "pose.height is 256, expected a multiple of input.size_divisor 100"),
+        ("\"size_divisor\":32", "\"size_divisor\":0", "input.size_divisor"),
+        ("\"score_threshold\":0.05", "\"score_threshold\":-1", "pose.output.score_threshold"),
+        ("\"nms_iou\":0.7", "\"nms_iou\":2", "pose.output.nms_iou"),
+        ("\"max_detections\":100", "\"max_detections\":0", "pose.output.max_detections"),
+        ("\"fill\":114", "\"fill\":300", "300"),
+    ] {
+        check(one_stage.clone(), from, to, expected);
+    }
+    let both = serde_json::to_string(&manifest()).unwrap();
+    let wrapped = serde_json::to_string(&pose(heatmaps())).unwrap();
+    let start = wrapped.find("\"pose\"").unwrap();
+    let end = wrapped.find(",\"thresholds\"").unwrap();
+    let both = both.replacen("\"network\"", &format!("{},\"network\"", &wrapped[start..end]), 1);
+    assert!(serde_json::from_str::<Manifest>(&both).unwrap_err().to_string().contains("not both"));
+    let neither = wrapped.replacen("\"pose\"", "\"prose\"", 1);
+    assert!(serde_json::from_str::<Manifest>(&neither).unwrap_err().to_string().contains("`network` (keypoint R-CNN) or `pose`"));
+}
+
+/// A wrapped model may have its weights inside; a graph of ours may not be so large.
+#[test]
+fn a_wrapped_graph_may_be_as_large_as_any_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = std::fs::File::create(dir.path().join("pose.onnx")).unwrap();
+    // A sparse file that is one protobuf field (graph, 7) of an initializer (5) with raw data (9): skipped, not read.
+    let bytes: u64 = (MAX_GRAPH_BYTES) + 1000;
+    let varint = |mut n: u64| {
+        let mut out = Vec::new();
+        while n >= 0x80 {
+            out.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        out.push(n as u8);
+        out
+    };
+    let raw = [vec![9 << 3 | 2], varint(bytes)].concat();
+    let tensor = [vec![5 << 3 | 2], varint(bytes + raw.len() as u64), raw.clone()].concat();
+    let head = [vec![7 << 3 | 2], varint(bytes + tensor.len() as u64), tensor].concat();
+    std::io::Write::write_all(&mut &large, &head).unwrap();
+    large.set_len(bytes + head.len() as u64).unwrap();
+    assert_eq!(onnx::external_data(std::fs::File::open(dir.path().join("pose.onnx")).unwrap()).unwrap(), []);
+    seal(dir.path(), pose(heatmaps())).unwrap();
+    Bundle::open(dir.path()).unwrap();
+    std::fs::rename(dir.path().join("pose.onnx"), dir.path().join("backbone.onnx")).unwrap();
+    for name in &GRAPHS[1..] {
+        std::fs::write(dir.path().join(name), b"").unwrap();
+    }
+    let message = seal(dir.path(), Manifest { golden: Vec::new(), ..manifest() }).unwrap_err().to_string();
+    assert!(message.contains("backbone.onnx") && message.contains("at most 67108864"), "{message}");
+    large.set_len(bytes).unwrap();
+    let cut = onnx::external_data(std::fs::File::open(dir.path().join("backbone.onnx")).unwrap()).unwrap_err();
+    assert!(cut.contains("cut short"), "{cut}");
+}
+
+/// Every manifest of a wrapped model with a byte changed is refused or says something that can be asked for its sizes.
+#[test]
+fn changed_bytes_of_a_wrapped_manifest() {
+    for output in outputs() {
+        let good = serde_json::to_vec(&pose(output)).unwrap();
+        for i in 0..good.len() {
+            for byte in *b"09-.eE\"{}[],:tnx\\\xff" {
+                let mut bad = good.clone();
+                bad[i] = byte;
+                let Ok(manifest) = serde_json::from_slice::<Manifest>(&bad) else { continue };
+                if manifest.network.pose().is_some_and(|pose| pose.check(&manifest.input).is_ok()) {
+                    let pose = manifest.network.pose().unwrap();
+                    assert!(pose.height <= 2048 && pose.width <= 2048 && !pose.output.names().is_empty());
+                    match &pose.output {
+                        PoseOutput::Heatmap(spec) => assert!(spec.rows * spec.columns <= 512 * 512),
+                        PoseOutput::Simcc(spec) => assert!(spec.bins(pose.width) <= 8 * 2048),
+                        PoseOutput::OneStage(spec) => assert!(spec.channels(32) <= 4 + 1 + 1000 + 96),
+                    }
+                }
+                let _: Result<(), String> = manifest.check();
+            }
+        }
+    }
+}

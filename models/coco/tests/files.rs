@@ -162,3 +162,22 @@ fn an_annotation_without_optional_fields_is_defaulted() {
     };
     assert_eq!(annotation, expected);
 }
+
+#[test]
+fn a_skeleton_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("skeleton.json");
+    let text =
+        r#"{"categories": [{"id": 1, "name": "car"}, {"id": 2, "keypoints": ["head", "left_hand", "right_hand"], "skeleton": [[1, 2]]}]}"#;
+    std::fs::write(&path, text).unwrap();
+    let skeleton = omnilabel_coco::read_skeleton(&path).unwrap();
+    assert_eq!(
+        (skeleton.names().collect::<Vec<_>>(), skeleton.flip(), skeleton.edges()),
+        (vec!["head", "left_hand", "right_hand"], &[0, 2, 1][..], &[(0, 1)][..])
+    );
+    for (bad, says) in [("{}", "categories"), (r#"{"categories": [{"id": 1}]}"#, "no category has keypoints"), ("[]", "skeleton.json")] {
+        std::fs::write(&path, bad).unwrap();
+        let message = omnilabel_coco::read_skeleton(&path).unwrap_err().to_string();
+        assert!(message.contains(says) && message.contains("skeleton.json"), "{message}");
+    }
+}

@@ -13,8 +13,9 @@ use onnx::{D, Eyes};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// f32 here, f64 and another convolution there: on a peak's slope that moves DARK's step by some thousandths of a cell of up to 4 px.
-const POINT_PX: f32 = 0.05;
+/// f32 here, f64 and another convolution there: DARK divides small differences of logarithms, which moves its step by less than a thousandth
+/// of a cell of 4 px.
+const POINT_PX: f32 = 0.004;
 /// Sums in another order.
 const SCORE: f32 = 1e-4;
 

@@ -43,6 +43,9 @@ impl Axis {
     }
 }
 
+/// Values count as no larger than this, so that a sum of views is a number.
+const LARGEST: f32 = 1e30;
+
 /// What the maps of a model look like and mean.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'s> {
@@ -108,7 +111,7 @@ impl Evidence<'_> {
             let source = if flip { usize::from(self.skeleton.flip()[channel]) } else { channel };
             let map = &maps[source * cells..][..cells];
             let activation = Activation::of(self.values, average == Average::Probabilities, map);
-            let value = |y: usize, x: usize| activation.apply(map[y * columns + column(x)]);
+            let value = |y: usize, x: usize| activation.apply(map[y * columns + column(x)]).clamp(-LARGEST, LARGEST);
             for (y, tap_y) in ys.iter().enumerate() {
                 let Some((top, bottom, down)) = *tap_y else { continue };
                 for (x, tap_x) in xs.iter().enumerate() {

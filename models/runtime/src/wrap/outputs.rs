@@ -13,6 +13,9 @@ pub(super) fn input_size(graph: &GraphInfo, asked: Option<(u32, u32)>) -> Result
     let [input] = &graph.inputs[..] else {
         return Err(format!("{} inputs ({}), expected one: the image", graph.inputs.len(), list(&graph.inputs)));
     };
+    if input.rank() == Some(4) && input.size(3) == Some(3) && input.size(1) != Some(3) {
+        return Err(format!("the input is {input}: its channels come last, expected [1, 3, height, width]"));
+    }
     if let Some(size) = asked {
         return Ok(size);
     }

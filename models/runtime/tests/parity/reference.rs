@@ -84,9 +84,7 @@ impl Outcome {
     }
 
     pub(crate) fn values(&self, case: &Case) -> Values {
-        let size = case.frames[0].size;
-        let frame_scale = size.width.min(size.height) as f32 / case.side as f32;
-        Values::read(&self.path(&format!("{case}.safetensors")), frame_scale.max(1.0))
+        Values::read(&self.path(&format!("{case}.safetensors")))
     }
 }
 
@@ -127,12 +125,10 @@ pub(crate) struct Values {
     floats: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
     doubles: BTreeMap<String, Vec<f64>>,
     ints: BTreeMap<String, Vec<i32>>,
-    /// Frame pixels per net pixel, at least 1.
-    pub(crate) frame_scale: f32,
 }
 
 impl Values {
-    fn read(path: &Path, frame_scale: f32) -> Self {
+    fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let (mut floats, mut doubles, mut ints) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -153,7 +149,7 @@ impl Values {
                 other => panic!("{name}: {other:?}"),
             }
         }
-        Self { floats, doubles, ints, frame_scale }
+        Self { floats, doubles, ints }
     }
 
     pub(crate) fn get(&self, name: &str) -> (&[usize], &[f32]) {
