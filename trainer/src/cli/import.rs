@@ -42,10 +42,10 @@ pub(super) struct Args {
     #[arg(long)]
     stride_in_1x1: Option<bool>,
     /// Mean pixel in the order of the network's channels, of values from 0 to 255 (Detectron2's MODEL.PIXEL_MEAN)
-    #[arg(long, value_delimiter = ',', num_args = 3)]
+    #[arg(long, value_delimiter = ',')]
     pixel_mean: Vec<f32>,
     /// Standard deviation likewise (MODEL.PIXEL_STD)
-    #[arg(long, value_delimiter = ',', num_args = 3)]
+    #[arg(long, value_delimiter = ',')]
     pixel_std: Vec<f32>,
     /// Picture for the golden frame, best with people on it; a drawn one without it
     #[arg(long)]
