@@ -327,6 +327,16 @@ mod tests {
     }
 
     #[test]
+    fn a_detector_lies_beside_the_file() {
+        let config = load(&GOOD.replace("[teacher]", "[teacher]\ndetector = \"finder\"")).unwrap();
+        let detector = config.teacher.detector.clone().unwrap();
+        assert!(detector.is_absolute() && detector.ends_with("finder"), "{}", detector.display());
+        let text = toml::to_string(&config).unwrap();
+        assert!(text.contains("detector = "), "{text}");
+        assert!(!toml::to_string(&load(GOOD).unwrap()).unwrap().contains("detector"));
+    }
+
+    #[test]
     fn every_refusal_names_the_key_and_what_was_expected() {
         let with = |from: &str, to: &str| load(&GOOD.replace(from, to)).unwrap_err();
         for (error, names) in [

@@ -77,6 +77,11 @@ fn digest(bytes: &[u8]) -> heapless::String<64> {
 
 /// The manifest of a release of `bundle`, and its blocks.
 pub(crate) fn release(bundle: &Bundle, counter: u64) -> (ReleaseManifest, Vec<Vec<u8>>) {
+    release_in_blocks(bundle, counter, BLOCK)
+}
+
+/// The same in blocks of another size.
+pub(crate) fn release_in_blocks(bundle: &Bundle, counter: u64, block_bytes: u32) -> (ReleaseManifest, Vec<Vec<u8>>) {
     let text = |text: &str| heapless::String::try_from(text).unwrap();
     let mut manifest = ReleaseManifest {
         format: 1,
@@ -84,7 +89,7 @@ pub(crate) fn release(bundle: &Bundle, counter: u64) -> (ReleaseManifest, Vec<Ve
         channel: text("stable"),
         counter,
         name: text("round"),
-        block_bytes: BLOCK,
+        block_bytes,
         ..ReleaseManifest::default()
     };
     let mut blocks = Vec::new();
@@ -92,7 +97,7 @@ pub(crate) fn release(bundle: &Bundle, counter: u64) -> (ReleaseManifest, Vec<Ve
         let bytes = std::fs::read(bundle.path(name)).unwrap();
         let path = heapless::String::try_from(name).unwrap();
         manifest.files.push(ReleaseFile { path, bytes: bytes.len() as u64, sha256: digest(&bytes) }).unwrap();
-        for block in bytes.chunks(BLOCK as usize) {
+        for block in bytes.chunks(block_bytes as usize) {
             manifest.blocks.push(digest(block)).unwrap();
             blocks.push(block.to_vec());
         }

@@ -126,6 +126,7 @@ fn a_detector_is_another_bundle_or_lies_inside() {
     assert!(outcomes.windows(2).all(|pair| pair[0] == pair[1]));
     fail(dir.path(), "label --model outside --detector inside/golden --images images --out out.json", &["manifest.json"]);
     fail(dir.path(), "label --model outside --detector outside --images images --out out.json", &["needs boxes itself"]);
+    fail(dir.path(), "label --model yolo --detector yolo --images images --out out.json", &["--detector yolo", "`yolo` finds people"]);
     fail(dir.path(), "label --model inside --detector yolo --boxes boxes.json --images images --out out.json", &["--boxes", "--detector"]);
 
     // A device takes the bundle as it is, with what lies in it.

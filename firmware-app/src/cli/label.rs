@@ -152,6 +152,9 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     };
     let mut plan = annotate::plan(bundle.manifest(), &config);
     plan.score_floor = args.min_score.unwrap_or(0.0);
+    if let (Some(detector), false) = (&args.detector, bundle.manifest().network.takes_boxes()) {
+        bail!("--detector {}: `{}` finds people by itself and takes no detector", detector.display(), bundle.manifest().name);
+    }
     let teacher = annotate::teacher(&bundle, &config)?;
     if args.boxes.is_none() && !teacher.finds_people() {
         return Err(RuntimeError::NeedsBoxes { model: bundle.manifest().name.clone() }.into());

@@ -173,7 +173,7 @@ pub(super) struct WrapArgs {
     #[arg(long)]
     image: Option<PathBuf>,
     /// Boxes to try a top-down model in: JSON, `[{"image_id": 1, "bbox": [x, y, w, h]}]`; the whole picture when not given.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "detector")]
     boxes: Option<PathBuf>,
     /// Writes what was found as JSON.
     #[arg(long)]

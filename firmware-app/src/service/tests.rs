@@ -1,8 +1,12 @@
 //! The appliance against mosquitto and a centre of a few lines: everything arrives once, releases come in or are refused.
 
+#[path = "../../../models/runtime/tests/onnx/mod.rs"]
+mod onnx;
+
 use super::*;
 use crate::config::{CameraConfig, FramePolicy, OutboxConfig, PublishConfig, TeacherConfig, UpdateConfig};
-use crate::testing::{bundle, key, model, release, sign};
+use crate::testing::{bundle, key, model, release, release_in_blocks, sign};
+use omnilabel_bundle::{CropSpec, Letterbox, OneStageSpec, Refine, Values};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::release::ReleaseManifest;
@@ -10,6 +14,7 @@ use omnilabel_keypoints::trial::{Phase, Slot, State};
 use omnilabel_keypoints::wire::topic;
 use omnilabel_keypoints::wire::{AckMsg, BlockRequest, FrameHeader, LabelMsg, Message, ModelMsg};
 use omnilabel_link::LinkConfig;
+use omnilabel_runtime::wrap::{WrapKind, WrapRequest, wrap};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -397,4 +402,88 @@ async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
     let summary = run.await.unwrap().unwrap();
     assert_eq!(summary.pending, summary.committed);
     assert!(summary.committed > 0);
+}
+
+/// A wrapped model of `kind` in `root`.
+fn wrapped(root: &Path, net: &onnx::Net, kind: WrapKind, detector: Option<&Bundle>) -> Bundle {
+    let one_stage = matches!(kind, WrapKind::OneStage { .. });
+    std::fs::create_dir_all(root).unwrap();
+    let request = WrapRequest {
+        onnx: root.join("model.onnx"),
+        out: root.join("bundle"),
+        name: "wrapped".into(),
+        skeleton: onnx::skeleton(),
+        input: one_stage.then_some((192, 192)),
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        channels: omnilabel_bundle::Channels::Rgb,
+        kind,
+        thresholds: omnilabel_keypoints::label::Thresholds { instance: 0.5, keypoint: 0.2, floor: 0.05 },
+        detector: detector.map(|detector| detector.root().to_owned()),
+        frame: onnx::picture(),
+        boxes: None,
+    };
+    net.save(&request.onnx);
+    wrap(&request).unwrap().bundle
+}
+
+/// The real loader, a real one-stage model first, then a top-down model with that one in its bundle as a release over MQTT: tried on its
+/// golden frame, confirmed, and labelling. One that brings no detector, or another answer than its golden frame's, is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrapped_model_comes_as_a_release_with_its_detector() {
+    let Some(broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 4, 200.0, false);
+    let at = |name: &str| device.folder.path().join(name);
+    let spec = OneStageSpec {
+        output: String::new(),
+        classes: 1,
+        class: 0,
+        objectness: false,
+        letterbox: Letterbox::Centre,
+        fill: 114,
+        score_threshold: 0.2,
+        nms_iou: 0.5,
+        max_detections: 10,
+    };
+    let finder = wrapped(&at("finder"), &onnx::one_stage(true, false), WrapKind::OneStage { spec, stride: 8 }, None);
+    std::fs::remove_dir_all(&device.config.state_dir).unwrap();
+    Slots::install(&device.config.state_dir, finder.root(), Some(&at("public"))).unwrap();
+    std::fs::write(at("frames/0002.jpg"), onnx::picture().to_jpeg(100)).unwrap();
+
+    let mut centre = Centre::open(&broker).await;
+    let (stop, stopped) = watch::channel(false);
+    let run = tokio::spawn(super::run(device.config.clone(), stopped));
+    centre.until("the labels of the one-stage model", |c| c.labels.len() == 4).await;
+    let people: usize = centre.labels.values().map(|label| label.instances.len()).sum();
+    assert_eq!(people, 2);
+
+    let crop = CropSpec { padding: 1.25, udp: false };
+    let heatmap = || WrapKind::Heatmap { output: None, crop, values: Values::Peak, refine: Refine::Quarter, shift_flipped: true };
+    let net = onnx::heatmap(4, onnx::Eyes::default(), onnx::D::N(1));
+    let confirmed = |c: &Centre| c.model.as_ref().map_or(0, |m| m.confirmed);
+    let refused = |c: &Centre, counter: u64, why: &str| {
+        c.model.as_ref().is_some_and(|m| m.refused == Some(counter) && m.trial.is_none() && m.reason.contains(why))
+    };
+    let whole = wrapped(&at("whole"), &net, heatmap(), Some(&finder));
+    let offer = |bundle: &Bundle, counter| release_in_blocks(bundle, counter, 1 << 16);
+    let (good, blocks) = offer(&whole, 3);
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("release 3 is confirmed", |c| confirmed(c) == 3).await;
+
+    let (alone, blocks) = offer(&wrapped(&at("alone"), &net, heatmap(), None), 4);
+    centre.offer(&alone, &blocks, &key()).await;
+    centre.until("a model without a detector is refused", |c| refused(c, 4, "top-down")).await;
+
+    let text = std::fs::read_to_string(whole.root().join("golden/check.json")).unwrap();
+    std::fs::write(whole.root().join("golden/check.json"), text.replacen("\"x1\":2", "\"x1\":1", 1)).unwrap();
+    let changed = omnilabel_bundle::seal(whole.root(), whole.manifest().clone()).unwrap();
+    let (drifts, blocks) = offer(&changed, 5);
+    centre.offer(&drifts, &blocks, &key()).await;
+    centre.until("another answer than the golden one is refused", |c| refused(c, 5, "golden/check.png")).await;
+
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 3);
+    let (slots, model) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    assert_eq!(slots.state().confirmed_counter, 3);
+    assert_eq!(model.detector().unwrap().unwrap().sha256(), finder.sha256());
 }

@@ -8,13 +8,14 @@ pub use drawn::drawn_person;
 
 use crate::pose::{GraphInfo, TractPose, inspect};
 use crate::tract::Engine;
-use crate::{NewGolden, RuntimeError, Teacher, ViewPlan, check_golden, write_golden_in};
+use crate::{NewGolden, RuntimeError, Teacher, check_golden, write_golden_in};
 use omnilabel_bundle::*;
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::{Detection, Thresholds};
 use omnilabel_keypoints::skeleton::Skeleton;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Why a model was not wrapped.
@@ -71,7 +72,7 @@ pub struct WrapRequest {
     pub detector: Option<PathBuf>,
     /// What the model is tried on; becomes the golden frame.
     pub frame: Frame,
-    /// Boxes to try a top-down model in that has no detector; the whole frame when not given.
+    /// Boxes to try a top-down model in, which then has no detector; the whole frame when not given.
     pub boxes: Option<Vec<(Rect, f32)>>,
 }
 
@@ -180,6 +181,7 @@ fn write(request: &WrapRequest, root: &Path) -> Result<Wrapped, WrapError> {
         RuntimeError::Graph { message, .. } => unsuitable(message),
         other => other.into(),
     };
+    File::open(&request.onnx).map_err(|source| WrapError::Io { path: request.onnx.clone(), source })?;
     let graph = inspect(&request.onnx).map_err(fits)?;
     let (height, width) = outputs::input_size(&graph, request.input).map_err(unsuitable)?;
     let mut pose = PoseSpec { height, width, output: outputs::guess(request, &graph, (height, width)).map_err(unsuitable)? };
@@ -205,27 +207,28 @@ fn write(request: &WrapRequest, root: &Path) -> Result<Wrapped, WrapError> {
     seal(root, manifest)?;
 
     let whole = [(Rect::new(0.0, 0.0, request.frame.size.width as f32, request.frame.size.height as f32), 1.0)];
-    let top_down = pose.output.crop().is_some();
-    let boxes = match (&request.boxes, top_down && request.detector.is_none()) {
-        (Some(_), _) if !top_down => return Err(unsuitable("a one-stage model finds people by itself and takes no boxes".to_owned())),
-        (given, true) => Some(given.as_deref().unwrap_or(&whole)),
-        (given, false) => given.as_deref(),
-    };
-    // With a detector inside, the golden frame goes through it whatever boxes were given.
-    let golden_boxes = boxes.filter(|_| request.detector.is_none());
-    let bundle = write_golden_in(root, &[NewGolden { name: CHECK, frame: &request.frame, boxes: golden_boxes }]).map_err(fits)?;
-    let teacher = Teacher::load(&bundle, 1).map_err(fits)?;
+    let without_detector = pose.output.crop().is_some() && request.detector.is_none();
+    if request.boxes.is_some() && !without_detector {
+        return Err(unsuitable("a model that finds people by itself, or by its detector, takes no boxes".to_owned()));
+    }
+    let boxes = without_detector.then(|| request.boxes.as_deref().unwrap_or(&whole));
+    let bundle = write_golden_in(root, &[NewGolden { name: CHECK, frame: &request.frame, boxes }]).map_err(fits)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let teacher = Teacher::load(&bundle, threads).map_err(fits)?;
     if let Err(mismatch) = check_golden(&bundle, &teacher)? {
         return Err(unsuitable(format!("it does not give the same twice: {mismatch}")));
     }
-    let plan = ViewPlan::single(bundle.manifest());
-    let detections = match boxes {
-        Some(boxes) => teacher.detect_in(&request.frame, boxes, &plan),
-        None => teacher.detect(&request.frame, &plan),
-    };
-    let detections = detections.map_err(fits)?;
-    let warnings = warnings(&pose, &detections, top_down && request.detector.is_none());
+    let detections = golden(&bundle)?;
+    let warnings = warnings(&pose, &detections, without_detector);
     Ok(Wrapped { bundle, graph, outputs: names.into_iter().zip(shapes).collect(), dynamic, detections, warnings })
+}
+
+/// What the golden frame says.
+fn golden(bundle: &Bundle) -> Result<Vec<Detection>, WrapError> {
+    let Some(frame) = bundle.manifest().golden.first() else { return Ok(Vec::new()) };
+    let path = bundle.path(&frame.detections);
+    let bytes = std::fs::read(&path).map_err(|source| WrapError::Io { path: path.clone(), source })?;
+    Ok(serde_json::from_slice(&bytes).map_err(|source| BundleError::Json { path, source })?)
 }
 
 fn manifest(request: &WrapRequest, pose: PoseSpec, size_divisor: u32) -> Manifest {
