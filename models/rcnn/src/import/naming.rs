@@ -94,8 +94,11 @@ fn source(name: &str, naming: Naming) -> Option<Source> {
     }
 }
 
-/// `conv1.weight`, `bn1.bias`, `layer2.3.conv1.weight`, `layer2.0.downsample.1.bias` by stage, block, layer and field.
-fn parts(rest: &str) -> Option<(Option<(usize, &str)>, Layer, &str)> {
+/// Stage, from 1, and block of a residual block's tensor.
+type Place<'a> = (usize, &'a str);
+
+/// `conv1.weight`, `bn1.bias`, `layer2.3.conv1.weight`, `layer2.0.downsample.1.bias` by place, layer and field.
+fn parts(rest: &str) -> Option<(Option<Place<'_>>, Layer, &str)> {
     let (place, rest) = match rest.strip_prefix("layer") {
         Some(rest) => {
             let (stage, rest) = rest.split_once('.')?;
