@@ -6,7 +6,7 @@ fn main() -> ExitCode {
     match omnilabel_edge::cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", omnilabel_console::line(&error));
             ExitCode::FAILURE
         }
     }

@@ -88,7 +88,7 @@ impl Slots {
         for file in [STATE, OLD] {
             match read(file) {
                 Ok(state) => candidates.push(state),
-                Err(error) => reasons.push(format!("{error:#}")),
+                Err(error) => reasons.push(omnilabel_console::line(&error)),
             }
         }
         if candidates.is_empty() && !folder.join(name(Slot::A)).exists() && !folder.join(name(Slot::B)).exists() {

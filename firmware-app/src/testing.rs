@@ -49,6 +49,8 @@ pub(crate) fn bundle(root: &Path, name: &str, fill: u8, weights: usize) -> Bundl
             canonical_size: 224.0,
             canonical_level: 0,
             aspect_ratios: vec![1.0],
+            anchor_rule: AnchorRule::Rounded,
+            stride_in_1x1: false,
             rpn: RpnSpec { pre_nms_top_n: 10, post_nms_top_n: 5, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.5 },
             box_roi: roi(7),
             keypoint_roi: roi(14),

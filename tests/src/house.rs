@@ -22,7 +22,7 @@ const LOCAL: &str = "omnilabel";
 const SYSTEM_TESTS: &str = "omnilabel-tests";
 /// The domain: no `std`, so nothing that needs it.
 const DOMAIN: &str = "omnilabel-keypoints";
-const MODELS: [&str; 7] = [
+const MODELS: [&str; 9] = [
     "omnilabel-keypoints",
     "omnilabel-coco",
     "omnilabel-bundle",
@@ -30,6 +30,8 @@ const MODELS: [&str; 7] = [
     "omnilabel-rcnn",
     "omnilabel-runtime",
     "omnilabel-link",
+    "omnilabel-draw",
+    "omnilabel-console",
 ];
 
 impl Graph {

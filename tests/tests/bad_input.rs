@@ -59,6 +59,62 @@ fn a_corrupt_picture_is_named_and_the_others_are_labelled_and_trained_on() {
 }
 
 #[test]
+fn a_missing_file_is_named_once_with_what_the_system_says_once_and_without_colours() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (folder, gone, out) = (scenes(dir.path()), dir.path().join("not-there"), dir.path().join("out"));
+    let cases = [
+        ("omnilabel-edge", "label --model @ --images @ --out @", vec![&gone, &folder, &out]),
+        ("omnilabel-edge", "check-config --config @", vec![&gone]),
+        ("omnilabel-edge", "model install --bundle @ --data-dir @", vec![&gone, &out]),
+        ("omnilabel-trainer", "train --data @ --out @", vec![&gone, &out]),
+        ("omnilabel-trainer", "evaluate --model @ --data @", vec![&gone, &folder]),
+        ("omnilabel-trainer", "score --gt @ --results @", vec![&gone, &gone]),
+        ("omnilabel-trainer", "run --config @", vec![&gone]),
+    ];
+    for (program, line, paths) in cases {
+        let paths: Vec<&Path> = paths.into_iter().map(PathBuf::as_path).collect();
+        let output = run(program, words(line, &paths));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{program} {line}: {said}");
+        assert!(said.starts_with("error: ") && said.lines().count() == 1 && said.contains("not-there"), "{program} {line}: {said}");
+        assert_eq!(said.matches("os error 2").count(), 1, "{program} {line}: {said}");
+    }
+
+    // The log of a picture that cannot be read goes to a pipe here.
+    corrupt(&folder);
+    let output = run("omnilabel-edge", words("label --model @ --images @ --out @", &[&teacher(), &folder, &out]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("WARN") && !said.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
+fn a_bad_box_is_named_by_file_index_and_image_and_the_others_are_labelled() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (folder, out, drawn) = (scenes(dir.path()), dir.path().join("results.json"), dir.path().join("drawn"));
+    let boxes = dir.path().join("boxes.json");
+    let good = r#"{"image_id":1,"bbox":[10,10,60,90],"score":0.25},{"image_id":2,"bbox":[20,10,60,90]}"#;
+    let bad = r#"{"image_id":3,"bbox":[1,1,-5,9]},{"image_id":99,"bbox":[1,1,5,9]}"#;
+    let line = "label --model @ --images @ --out @ --boxes @ --draw @ --json";
+    std::fs::write(&boxes, format!("[{bad},{good}]")).expect("boxes");
+    let paths: [&Path; 5] = [&teacher(), &folder, &out, &boxes, &drawn];
+    let summary: serde_json::Value = serde_json::from_str(&succeed("omnilabel-edge", words(line, &paths))).expect("JSON");
+    assert_eq!((summary["labelled"].as_u64(), summary["instances"].as_u64()), (Some(4), Some(2)), "{summary}");
+    let reasons: Vec<&str> = summary["bad_boxes"].as_array().expect("reasons").iter().filter_map(|r| r.as_str()).collect();
+    for (reason, start) in reasons.iter().zip(["box 0 of image 3: bbox", "box 1 of image 99: there is no such image"]) {
+        assert!(reason.starts_with(&format!("{}: {start}", boxes.display())), "{reason}");
+    }
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    // A given box is drawn whatever its score is.
+    let page = std::fs::read_to_string(drawn.join("index.html")).expect("the page");
+    assert!(page.contains(">person 0.25,") && page.contains(">person 1.00,"), "{page}");
+
+    std::fs::write(&boxes, format!("[{bad}]")).expect("boxes");
+    std::fs::remove_file(&out).expect("results");
+    fails("omnilabel-edge", words(line, &paths), &["boxes.json: none of the 2 boxes", "box 0 of image 3"]);
+    assert!(!out.exists());
+}
+
+#[test]
 fn an_empty_folder_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
     let (empty, out) = (dir.path().join("nothing-here"), dir.path().join("out"));
@@ -123,7 +179,9 @@ fn an_unknown_configuration_key_is_named_with_those_that_exist() {
     let trainer = dir.path().join("trainer.toml");
     let text = "state_dir = \"s\"\n[broker]\nhost = \"localhost\"\nsite = \"y\"\n[data]\nmanual = \"m\"\nheldout = \"h\"\nheld = 1\n";
     std::fs::write(&trainer, format!("{text}[model]\nrunning = \"r\"\n[release]\nkey = \"k\"\n")).expect("a file");
-    fails("omnilabel-trainer", words("run --config @", &[&trainer]), &["trainer.toml", "held", "heldout"]);
+    for command in ["check-config --config @", "run --config @"] {
+        fails("omnilabel-trainer", words(command, &[&trainer]), &["trainer.toml", "held", "heldout"]);
+    }
     let options = dir.path().join("train.toml");
     std::fs::write(&options, "[options]\nstep = 3\n").expect("a file");
     let (folder, out) = (scenes(dir.path()), dir.path().join("out"));

@@ -110,6 +110,24 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
+fn an_errors_causes_are_put_together_in_one_place() {
+    let mut found = Vec::new();
+    sources(&root(), &mut found);
+    // Written apart, so that this line is not found itself.
+    let chain = [":", "#}"].join("");
+    let told = found.into_iter().filter(|path| {
+        let text = std::fs::read_to_string(path).expect("readable");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        !path.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "tests.rs"))) && code.contains(&chain)
+    });
+    let mut told: Vec<PathBuf> = told.map(|path| path.strip_prefix(root()).expect("inside").to_owned()).collect();
+    told.sort();
+    // The place itself; tract's own causes, in the message of an error: everything else goes through `omnilabel_console::line`.
+    let expected = ["models/console/src/lib.rs", "models/runtime/src/pose/inspect.rs", "models/runtime/src/tract.rs"];
+    assert_eq!(told, expected.map(PathBuf::from));
+}
+
+#[test]
 fn unsafe_code_is_in_one_place() {
     let mut found = Vec::new();
     sources(&root(), &mut found);

@@ -7,6 +7,7 @@
 //! out/bundle/           the result; it exists only when the arm is finished
 //! ```
 
+mod difference;
 mod export;
 
 pub use export::{amend, dataset_digest};
@@ -49,12 +50,12 @@ pub enum ArmError {
         source: serde_json::Error,
     },
     /// The folder holds another arm.
-    #[error("{path}: the folder holds an arm with another {what}; choose another folder or remove it")]
+    #[error("{path}: the folder holds another arm: {what}; choose another folder or remove it")]
     Other {
         /// The folder.
         path: PathBuf,
-        /// What differs.
-        what: &'static str,
+        /// The options that differ, with both values.
+        what: String,
     },
     /// Generated samples of another skeleton.
     #[error("generated labels have {generated} keypoints, manual ones {manual}, the network {network}")]
@@ -202,15 +203,12 @@ fn claim(arm: &ArmConfig, digest: &str) -> Result<(), ArmError> {
     if path.exists() {
         let text = std::fs::read(&path).map_err(ArmError::io(&path))?;
         let theirs: serde_json::Value = serde_json::from_slice(&text).map_err(json)?;
-        let parts =
-            [("network", "network"), ("options", "training options"), ("init", "initialisation"), ("name", "name"), ("parent", "parent")];
-        for (key, what) in parts {
-            if ours["arm"][key] != theirs["arm"][key] {
-                return Err(ArmError::Other { path: arm.out.clone(), what });
-            }
+        let other = |what: String| Err(ArmError::Other { path: arm.out.clone(), what });
+        if let Some(what) = difference::told(&ours["arm"], &theirs["arm"]) {
+            return other(what);
         }
         if ours["dataset_sha256"] != theirs["dataset_sha256"] {
-            return Err(ArmError::Other { path: arm.out.clone(), what: "data set" });
+            return other("its data set has other pictures or labels".to_owned());
         }
         return Ok(());
     }

@@ -2,10 +2,13 @@
 //!
 //! One file per subcommand: its arguments and what it prints.
 
+mod check_config;
 mod common;
 mod distill;
 mod evaluate;
+mod import;
 mod keygen;
+mod presets;
 mod release;
 mod run;
 mod score;
@@ -25,6 +28,10 @@ struct Cli {
 enum Command {
     /// Train a keypoint R-CNN on a COCO keypoint folder and export it as a bundle
     Train(train::Args),
+    /// Make a bundle of somebody else's weights: torchvision's or Detectron2's keypoint R-CNN
+    Import(import::Args),
+    /// The network presets: parameters, cost, and what they measure here
+    Presets(presets::Args),
     /// Run an exported bundle over a labelled folder and score it
     Evaluate(evaluate::Args),
     /// Score a COCO results file: the ten keypoint numbers of pycocotools
@@ -33,6 +40,8 @@ enum Command {
     Distill(distill::Args),
     /// The centre as a service: collect, retrain, prove, sign, release
     Run(run::Args),
+    /// Check the configuration of `run` and print it with every default filled in
+    CheckConfig(check_config::Args),
     /// Draw a signing key
     Keygen(keygen::Args),
     /// Sign and publish a bundle by hand
@@ -47,10 +56,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     match Cli::try_parse_from(args) {
         Ok(cli) => match cli.command {
             Command::Train(args) => train::run(args),
+            Command::Import(args) => import::run(args),
+            Command::Presets(args) => presets::run(args),
             Command::Evaluate(args) => evaluate::run(args),
             Command::Score(args) => score::run(args),
             Command::Distill(args) => distill::run(args),
             Command::Run(args) => run::run(args),
+            Command::CheckConfig(args) => check_config::run(&args),
             Command::Keygen(args) => keygen::run(args),
             Command::Release(args) => release::run(args),
         },

@@ -19,7 +19,7 @@ pub use report::{LabelCount, Report, Row};
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, provisional, train_arm, write_atomically};
 use crate::calibrate::{Calibration, FLEET_PRECISION, HeldOut, ManualStats, Mode, calibrate, judge_boxes};
 use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled};
-use crate::samples::{SampleError, SampleSet};
+use crate::samples::{LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
 use omnilabel_rcnn::config::Config;
@@ -65,7 +65,7 @@ pub enum DistillError {
         teacher: String,
     },
     /// The teacher's detections gave no label.
-    #[error("no unlabelled image got a label: {detections} detections on {images} images, τ = {tau}")]
+    #[error("no unlabelled image got a label: {detections} detections on {images} images, τ = {tau}{unreadable}")]
     NoLabels {
         /// Detections above the floor.
         detections: usize,
@@ -73,6 +73,8 @@ pub enum DistillError {
         images: usize,
         /// The threshold.
         tau: f32,
+        /// How many could not be read, with the first of them; empty when all could.
+        unreadable: String,
     },
 }
 
@@ -83,6 +85,8 @@ pub struct DistillConfig {
     pub labelled: Dataset,
     /// Images whose annotations are ignored (but for the upper bound).
     pub unlabelled: Dataset,
+    /// Unlabelled pictures that are no part of `unlabelled`, because they could not be read when it was listed.
+    pub left_out: Vec<LeftOut>,
     /// Held-out images with manual labels.
     pub val: Dataset,
     /// Whether the upper bound is trained: the unlabelled images with their true labels.
@@ -127,6 +131,8 @@ pub enum Event<'e> {
         /// Of how many.
         of: usize,
     },
+    /// A picture cannot be read and is left out: its file, and why.
+    LeftOut(&'e str),
 }
 
 /// How it ended.
@@ -182,6 +188,8 @@ impl Method<'_> {
         labelled(&c.val)?;
         std::fs::create_dir_all(&c.out).map_err(ArmError::io(&c.out))?;
         let manual = SampleSet::load(&c.labelled)?;
+        let mut left_out: Vec<String> = manual.left_out.iter().chain(&c.left_out).map(ToString::to_string).collect();
+        left_out.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
         let ManualStats { images, .. } = ManualStats::of(&c.labelled);
         tracing::info!(images, samples = manual.items.len(), unlabelled = c.unlabelled.images.len(), "data read");
 
@@ -207,6 +215,8 @@ impl Method<'_> {
 
         (self.event)(Event::Stage("labels"));
         let detections = label::detect_all(c, &teacher, self.event, self.cancel)?;
+        detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
+        left_out.extend_from_slice(&detections.unreadable);
         let calibration = self.calibrate(&teacher, &detections)?;
         let (generated, count) = label::harden_all(c, &detections, &calibration)?;
 
@@ -221,7 +231,7 @@ impl Method<'_> {
             let Some(bundle) = self.train("upper", &c.student_options, &all, None)? else { return Ok(None) };
             upper = Some(Row::new(&c.student_options, all.items.len(), 0, self.evaluate("upper", &bundle, None)?));
         }
-        let report = Report::new(lower, student, upper, taught, calibration, count);
+        let report = Report { left_out, ..Report::new(lower, student, upper, taught, calibration, count) };
         self.write_json("report.json", &report)?;
         Ok(Some(report))
     }

@@ -123,6 +123,23 @@ pub fn detect(
     if dataset.images.is_empty() {
         return Err(EvaluateError::Empty(dataset.root.clone()));
     }
+    let detections = detect_readable(teacher, dataset, plan, done, cancel)?;
+    match detections.unreadable.first() {
+        Some(first) if detections.images.is_empty() => {
+            Err(EvaluateError::Unreadable { images: dataset.images.len(), first: first.clone() })
+        }
+        _ => Ok(detections),
+    }
+}
+
+/// As [`detect`], for a part of a folder: it may be empty, or none of its pictures readable.
+pub(crate) fn detect_readable(
+    teacher: &Teacher,
+    dataset: &Dataset,
+    plan: &ViewPlan,
+    done: &(dyn Fn(usize) + Sync),
+    cancel: &AtomicBool,
+) -> Result<Detections, EvaluateError> {
     let finished = AtomicUsize::new(0);
     let all: Vec<Result<Detected, String>> = dataset
         .images
@@ -149,12 +166,7 @@ pub fn detect(
             }
         }
     }
-    match detections.unreadable.first() {
-        Some(first) if detections.images.is_empty() => {
-            Err(EvaluateError::Unreadable { images: dataset.images.len(), first: first.clone() })
-        }
-        _ => Ok(detections),
-    }
+    Ok(detections)
 }
 
 /// Views beside the single one, and how they become one result.

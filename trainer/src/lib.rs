@@ -14,6 +14,7 @@
 //! | [`arm`] | one training run: data → steps → exported bundle with golden frames |
 //! | [`score`] | the ten COCO keypoint numbers |
 //! | [`evaluate`] | an exported bundle over a labelled folder |
+//! | [`gallery`] | an evaluation in pictures: predictions beside labels, the worst first |
 //! | [`distill`] | the whole method on folders, stage by stage |
 //! | [`service`] | the centre as a service: collector, rounds, gate, signature, rollout |
 //! | [`cli`] | the command line |
@@ -23,7 +24,9 @@ pub mod calibrate;
 pub mod cli;
 pub mod distill;
 pub mod evaluate;
+pub mod gallery;
 pub mod mix;
 pub mod samples;
 pub mod score;
 pub mod service;
+pub mod start;

@@ -1,5 +1,13 @@
 //! `omnilabel-trainer`: see [`omnilabel_trainer::cli`].
 
-fn main() -> anyhow::Result<()> {
-    omnilabel_trainer::cli::run(std::env::args_os())
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match omnilabel_trainer::cli::run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", omnilabel_console::line(&error));
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -87,6 +87,13 @@ pub struct LeftOut {
     pub reason: String,
 }
 
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A decoder's reason begins with the file already.
+        if self.reason.starts_with(&self.name) { f.write_str(&self.reason) } else { write!(f, "{}: {}", self.name, self.reason) }
+    }
+}
+
 /// Samples of one skeleton.
 #[derive(Clone, Debug)]
 pub struct SampleSet {
@@ -163,30 +170,31 @@ impl SampleSet {
 }
 
 /// A folder of pictures without labels, as a data set of `skeleton` without annotations: `dir/images/*` or `dir/*`, JPEG and PNG by
-/// ascending name. Ids count from 1. Pictures whose header cannot be read are named in the log and left out.
+/// ascending name. Ids count from 1. Pictures whose header cannot be read are left out by name.
 ///
 /// # Errors
-/// When the folder cannot be listed or has no picture.
-pub fn plain_folder(dir: &Path, skeleton: &Skeleton) -> std::io::Result<Dataset> {
+/// When the folder cannot be listed or has no picture that can be read.
+pub fn plain_folder(dir: &Path, skeleton: &Skeleton) -> std::io::Result<(Dataset, Vec<LeftOut>)> {
     let inner = dir.join("images");
     let listed = std::fs::canonicalize(if inner.is_dir() { &inner } else { dir })?;
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&listed)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     paths.retain(|p| p.extension().is_some_and(|e| ["jpg", "jpeg", "png"].iter().any(|known| e.eq_ignore_ascii_case(known))));
     paths.sort();
-    let mut images = Vec::new();
+    let (mut images, mut left_out) = (Vec::new(), Vec::new());
     for path in paths {
         match image::image_dimensions(&path) {
             Ok((width, height)) => {
                 let file_name = path.to_string_lossy().into_owned();
                 images.push(ImageRecord { id: images.len() as u64 + 1, file_name, width, height });
             }
-            Err(error) => tracing::warn!(file = %path.display(), %error, "picture left out"),
+            Err(error) => left_out.push(LeftOut { name: path.display().to_string(), reason: error.to_string() }),
         }
     }
     if images.is_empty() {
-        return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "no readable JPEG or PNG"));
+        let first = left_out.first().map(|first| format!("; the first of {}: {first}", left_out.len())).unwrap_or_default();
+        return Err(std::io::Error::new(std::io::ErrorKind::NotFound, format!("no readable JPEG or PNG{first}")));
     }
-    Ok(Dataset { root: dir.to_owned(), skeleton: skeleton.clone(), images, annotations: Vec::new() })
+    Ok((Dataset { root: dir.to_owned(), skeleton: skeleton.clone(), images, annotations: Vec::new() }, left_out))
 }
 
 /// Whether an annotation counts as a labelled person: no crowd, at least one keypoint with v > 0.

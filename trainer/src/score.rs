@@ -7,7 +7,10 @@
 //! Like pycocotools, a match to an annotation whose id is 0 counts as none, and the area of a result is that of its `bbox` when the
 //! first result has one, otherwise the extent of its keypoints.
 
+mod inspect;
 mod matching;
+
+pub use inspect::{Found, Inspection, Met, inspect};
 
 use matching::{ImageMatches, match_image};
 use omnilabel_coco::{Dataset, ResultRecord};

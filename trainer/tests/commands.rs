@@ -84,6 +84,74 @@ fn a_folder_of_another_category_without_counts_is_trained_on_compared_and_scored
 }
 
 #[test]
+fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"a\"\nheldout = \"b\"\n\
+                [model]\nrunning = \"c\"\n[release]\nkey = \"d\"\n[round.train]\nlr = 0.25\n";
+    std::fs::write(dir.path().join("trainer.toml"), text).unwrap();
+    let printed = succeed(dir.path(), "check-config --config trainer.toml");
+    let json: Value = serde_json::from_str(&succeed(dir.path(), "check-config --config trainer.toml --json")).unwrap();
+    assert_eq!((&json["round"]["train"]["lr"], &json["round"]["min_labels"]), (&0.25.into(), &500.into()), "{json}");
+    for key in ["client_id = ", "max_devices = 1000", "min_labels = 500", "lr = 0.25", "mode = \"fleet\"", "block_bytes = 262144"] {
+        assert!(printed.contains(key), "{key} is not in\n{printed}");
+    }
+    // What was printed is a configuration, and the same one.
+    std::fs::write(dir.path().join("printed.toml"), &printed).unwrap();
+    assert_eq!(succeed(dir.path(), "check-config --config printed.toml"), printed);
+    assert_eq!(serde_json::from_str::<Value>(&succeed(dir.path(), "check-config --config printed.toml --json")).unwrap(), json);
+
+    std::fs::write(dir.path().join("trainer.toml"), format!("{text}steps = 0\n")).unwrap();
+    let error = fail(dir.path(), "check-config --config trainer.toml");
+    assert!(error.contains("trainer.toml") && error.contains("round.train.steps"), "{error}");
+}
+
+#[test]
+fn resuming_with_another_option_is_refused_by_its_name_and_both_values() {
+    let dir = tempfile::tempdir().unwrap();
+    common::folder(&dir.path().join("data"), 1, 2);
+    succeed(dir.path(), &format!("{TRAIN} --out arm --lr 0.001"));
+    let error = fail(dir.path(), &format!("{TRAIN} --out arm --lr 0.002 --resume"));
+    assert!(error.contains("arm: ") && error.contains("options.lr: 0.002, the folder has 0.001;"), "{error}");
+    let error = fail(dir.path(), &format!("{TRAIN} --out arm --lr 0.001 --init seed:2 --resume"));
+    assert!(error.contains("init.seed: 2, the folder has 1"), "{error}");
+    succeed(dir.path(), &format!("{TRAIN} --out arm --lr 0.001 --resume"));
+}
+
+#[test]
+fn distill_names_the_pictures_that_it_cannot_read_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    common::folder(&dir.path().join("data"), 1, 4);
+    common::folder(&dir.path().join("val"), 100, 2);
+    common::folder(&dir.path().join("footage"), 10, 5);
+    let footage = dir.path().join("footage/images");
+    // One whose header cannot be read, and one that is cut off behind it.
+    std::fs::write(footage.join("11.jpg"), "no picture").unwrap();
+    let whole = std::fs::read(footage.join("12.jpg")).unwrap();
+    std::fs::write(footage.join("12.jpg"), &whole[..whole.len() - 20]).unwrap();
+    std::fs::write(dir.path().join("data/images/2.jpg"), "no picture either").unwrap();
+    let flags = "--val val --teacher-steps 1 --student-steps 1 --batch 2 --short-side 64 --json";
+    let check = |line: &str, count: u64| {
+        let output = trainer(dir.path(), line);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{line}: {said}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let left_out: Vec<&str> = report["left_out"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!((left_out.len() as u64, report["labels"]["unreadable"].as_u64()), (count + 1, Some(count)), "{report}");
+        for name in ["data/images/2.jpg", "footage/images/11.jpg", "footage/images/12.jpg"] {
+            assert_eq!(left_out.iter().filter(|line| line.contains(name)).count(), 1, "{name} in {left_out:?}");
+            assert_eq!(said.lines().filter(|line| line.starts_with("left out: ") && line.contains(name)).count(), 1, "{name} in {said}");
+        }
+    };
+    // Without annotations.json the footage is a plain folder, whose headers are read first.
+    check(&format!("distill --labelled data --unlabelled footage/images {flags} --out plain"), 2);
+    check(&format!("distill --labelled data --unlabelled footage {flags} --out coco"), 2);
+    // Run again, what is known is still named.
+    check(&format!("distill --labelled data --unlabelled footage {flags} --out coco"), 2);
+    let table = succeed(dir.path(), &format!("distill --labelled data --unlabelled footage {flags} --out coco").replace(" --json", ""));
+    assert!(table.contains("3 pictures that could not be read, 2 of them unlabelled"), "{table}");
+}
+
+#[test]
 fn held_out_pictures_without_labels_are_refused_before_anything_is_trained() {
     let dir = tempfile::tempdir().unwrap();
     common::folder(&dir.path().join("data"), 1, 2);

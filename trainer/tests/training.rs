@@ -75,7 +75,7 @@ fn a_stopped_arm_continues_to_the_same_weights() {
     let again = train_arm(&halting, &samples, Some(&samples), &mut |_| panic!("trained again"), &go).unwrap();
     assert!(matches!(again, ArmOutcome::Finished(_)));
     let error = train_arm(&arm(&halting.out, 5), &samples, Some(&samples), &mut |_| {}, &go).unwrap_err().to_string();
-    assert!(error.contains("training options"), "{error}");
+    assert!(error.contains("options.steps: 5, the folder has 4"), "{error}");
     let error = train_arm(&halting, &samples, None, &mut |_| {}, &go).unwrap_err().to_string();
     assert!(error.contains("data set"), "{error}");
 }
@@ -114,7 +114,8 @@ fn a_folder_of_pictures_is_unlabelled_footage() {
     let dir = tempfile::tempdir().unwrap();
     common::folder(dir.path(), 1, 3);
     std::fs::write(dir.path().join("images/0.png"), b"no picture").unwrap();
-    let footage = plain_folder(dir.path(), &common::skeleton()).unwrap();
+    let (footage, left_out) = plain_folder(dir.path(), &common::skeleton()).unwrap();
+    assert!(left_out.len() == 1 && left_out[0].name.ends_with("0.png"), "{left_out:?}");
     let ids: Vec<u64> = footage.images.iter().map(|i| i.id).collect();
     assert_eq!((ids, footage.images[0].width, footage.annotations.len()), (vec![1, 2, 3], 64, 0));
     assert!(omnilabel_detect::frame::Frame::open(&footage.image_path(&footage.images[2])).is_ok());
@@ -138,6 +139,7 @@ fn method(labelled: Dataset, unlabelled: Dataset, val: Dataset, out: &Path) -> D
         detector: None,
         labelled,
         unlabelled,
+        left_out: Vec::new(),
         val,
         upper: true,
         teacher: None,
@@ -173,7 +175,7 @@ fn the_whole_method_resumes_stage_by_stage() {
             }
         }
         Event::Stage(name) => stages.lock().unwrap().push((name.to_owned(), 0)),
-        Event::Pictures { .. } => {}
+        Event::Pictures { .. } | Event::LeftOut(_) => {}
     };
     assert!(matches!(distill(&config, &record, &stop).unwrap(), Outcome::Stopped));
     let trained = |name: &str| stages.lock().unwrap().iter().filter(|s| s.0 == name).map(|s| s.1).sum::<u64>();

@@ -25,11 +25,7 @@ pub fn run(listen: SocketAddr) -> anyhow::Result<()> {
     }
     // rumqttd reports a port in use only in its log.
     drop(TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?);
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
-    if let Err(error) = logging {
-        eprintln!("no log: {error}");
-    }
+    omnilabel_console::log("warn");
     Broker::new(config(listen)).start().map_err(|error| anyhow::anyhow!("the broker on {listen} stopped: {error}"))
 }
 

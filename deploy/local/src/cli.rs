@@ -100,7 +100,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             ExitCode::from(130)
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", omnilabel_console::line(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,19 +1,20 @@
 //! `omnilabel-edge label`: a folder of images in, COCO results out.
 
+use super::boxes::{self, Given};
+use super::draw::Drawing;
 use crate::annotate;
 use crate::camera::images_of;
 use crate::config::TeacherConfig;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Dataset, ResultRecord, from_continuous, write_results};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::ensemble::Average;
-use omnilabel_keypoints::geometry::Rect;
-use omnilabel_keypoints::label::Detection;
+use omnilabel_keypoints::label::{Detection, Thresholds};
 use omnilabel_runtime::RuntimeError;
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -31,7 +32,8 @@ pub(super) struct LabelArgs {
     /// A bundle that finds people for a top-down pose model, instead of the detector in its own bundle.
     #[arg(long, conflicts_with = "boxes")]
     detector: Option<PathBuf>,
-    /// A folder of JPEG or PNG images, or a COCO folder (`annotations.json` and `images/`).
+    /// A folder of JPEG or PNG images, or a COCO folder (`annotations.json` and `images/`). Results name the category of the folder's
+    /// annotations; without annotations it is 1, COCO's person.
     #[arg(long)]
     images: PathBuf,
     /// The results file (JSON).
@@ -43,7 +45,8 @@ pub(super) struct LabelArgs {
     /// Adds the mirror image of each view.
     #[arg(long)]
     flip: bool,
-    /// Boxes to label in instead of the model's own: JSON, `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9}, …]`.
+    /// Boxes to label in instead of the model's own: JSON, `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9}, …]`. Entries that
+    /// cannot be used are named and left out.
     #[arg(long)]
     boxes: Option<PathBuf>,
     /// What is averaged over the views.
@@ -52,9 +55,13 @@ pub(super) struct LabelArgs {
     /// Pools the boxes of all views.
     #[arg(long)]
     box_voting: bool,
-    /// Instances below this score are left out.
-    #[arg(long, default_value_t = 0.0)]
-    min_score: f32,
+    /// Instances below this score are left out, of the results (where the default is 0) and of `--draw` (where it is the model's τ).
+    #[arg(long)]
+    min_score: Option<f32>,
+    /// Draws boxes, skeletons and scores over the pictures, into this folder, with an `index.html`; a new or empty folder, or one that
+    /// was drawn into before.
+    #[arg(long)]
+    draw: Option<PathBuf>,
     /// Worker threads; 0: one for each core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -70,18 +77,12 @@ struct LabelSummary {
     instances: usize,
     /// Images that could not be read, with the reason.
     bad: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct BoxRecord {
-    image_id: u64,
-    bbox: [f64; 4],
-    #[serde(default = "one")]
-    score: f32,
-}
-
-const fn one() -> f32 {
-    1.0
+    /// Boxes of `--boxes` that could not be used, with the reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bad_boxes: Vec<String>,
+    /// The page of `--draw`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drawn: Option<PathBuf>,
 }
 
 /// COCO's person.
@@ -106,24 +107,6 @@ fn images(folder: &Path) -> anyhow::Result<(Vec<(u64, PathBuf)>, u64)> {
     Ok((stems.into_iter().enumerate().map(id).zip(files).collect(), PERSON))
 }
 
-/// Boxes by image.
-pub(super) fn boxes(path: &Path) -> anyhow::Result<BTreeMap<u64, Vec<(Rect, f32)>>> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let records: Vec<BoxRecord> = serde_json::from_str(&text)
-        .with_context(|| format!("{}: expected a list of {{image_id, bbox: [x, y, width, height], score}}", path.display()))?;
-    let mut map: BTreeMap<u64, Vec<(Rect, f32)>> = BTreeMap::new();
-    for (index, BoxRecord { image_id, bbox: [x, y, width, height], score }) in records.into_iter().enumerate() {
-        let good =
-            [x, y].into_iter().all(f64::is_finite) && width > 0.0 && height > 0.0 && (width + height).is_finite() && score.is_finite();
-        if !good {
-            bail!("{}: box {index} of image {image_id} is [{x}, {y}, {width}, {height}] with score {score}", path.display());
-        }
-        let rect = Rect::from_xywh(x as f32, y as f32, width as f32, height as f32);
-        map.entry(image_id).or_default().push((rect, score));
-    }
-    Ok(map)
-}
-
 fn record(image_id: u64, category_id: u64, detection: &Detection) -> ResultRecord {
     let point =
         |k: &omnilabel_keypoints::label::Keypoint| [from_continuous(k.point.x), from_continuous(k.point.y), f64::from(k.probability)];
@@ -137,6 +120,13 @@ fn record(image_id: u64, category_id: u64, detection: &Detection) -> ResultRecor
     }
 }
 
+/// What is drawn: from `--min-score` on, else all given boxes, else what passes the model's τ.
+fn drawn_from(bundle: &Bundle, args: &LabelArgs) -> Thresholds {
+    let thresholds = bundle.manifest().thresholds;
+    let given = args.boxes.as_ref().map(|_| f32::NEG_INFINITY);
+    Thresholds { instance: args.min_score.or(given).unwrap_or(thresholds.instance), ..thresholds }
+}
+
 pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     let bundle = Bundle::open(&args.model)?;
     let average = match args.average {
@@ -146,8 +136,8 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     if let Some(scale) = args.scales.iter().find(|scale| !(16..=4096).contains(*scale)) {
         bail!("--scales has {scale}, expected short sides of 16 to 4096 px");
     }
-    if !args.min_score.is_finite() {
-        bail!("--min-score is {}, expected a number", args.min_score);
+    if let Some(score) = args.min_score.filter(|score| !score.is_finite()) {
+        bail!("--min-score is {score}, expected a number");
     }
     if args.threads > 256 {
         bail!("--threads is {}, expected 0 to 256", args.threads);
@@ -161,7 +151,7 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         detector: args.detector.clone(),
     };
     let mut plan = annotate::plan(bundle.manifest(), &config);
-    plan.score_floor = args.min_score;
+    plan.score_floor = args.min_score.unwrap_or(0.0);
     if let (Some(detector), false) = (&args.detector, bundle.manifest().network.takes_boxes()) {
         bail!("--detector {}: `{}` finds people by itself and takes no detector", detector.display(), bundle.manifest().name);
     }
@@ -173,14 +163,14 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     if images.is_empty() {
         bail!("{}: no image to label, expected .jpg, .jpeg or .png files", args.images.display());
     }
-    let given = args.boxes.as_deref().map(boxes).transpose()?;
-    if let (Some(boxes), Some(path)) = (&given, &args.boxes)
-        && let Some(id) = boxes.keys().find(|id| !images.iter().any(|(image, _)| image == *id))
-    {
-        bail!("{}: a box is for image {id}, which {} does not have", path.display(), args.images.display());
-    }
+    let ids: BTreeSet<u64> = images.iter().map(|(id, _)| *id).collect();
+    let given = args.boxes.as_deref().map(|path| boxes::read(path, |id| ids.contains(&id))).transpose()?;
+    let (boxes, bad_boxes) = given.map_or((None, Vec::new()), |Given { boxes, left_out }| (Some(boxes), left_out));
+    bad_boxes.iter().for_each(|reason| tracing::warn!("{reason}"));
+    let open = |folder: &PathBuf| Drawing::open(folder, &args.images, &images, bundle.skeleton(), drawn_from(&bundle, args));
+    let mut drawing = args.draw.as_ref().map(open).transpose()?;
     let mut results = Vec::new();
-    let mut summary = LabelSummary { images: images.len(), labelled: 0, instances: 0, bad: Vec::new() };
+    let mut summary = LabelSummary { images: images.len(), labelled: 0, instances: 0, bad: Vec::new(), bad_boxes, drawn: None };
     for (id, path) in &images {
         let frame = match Frame::open(path) {
             Ok(frame) => frame,
@@ -190,7 +180,7 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
                 continue;
             }
         };
-        let detections = match &given {
+        let detections = match &boxes {
             Some(boxes) => match boxes.get(id) {
                 Some(boxes) => teacher.detect_in(&frame, boxes, &plan)?,
                 None => Vec::new(),
@@ -199,12 +189,16 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         };
         summary.labelled += 1;
         summary.instances += detections.len();
+        if let Some(drawing) = &mut drawing {
+            drawing.add(*id, path, &frame, &detections)?;
+        }
         results.extend(detections.iter().map(|detection| record(*id, category, detection)));
     }
     if summary.labelled == 0 {
         bail!("{}: none of the {} images could be read; the first: {}", args.images.display(), images.len(), summary.bad[0]);
     }
     write_results(&args.out, &results)?;
+    summary.drawn = drawing.map(|drawing| drawing.finish(&summary.bad)).transpose()?;
     if args.json {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
@@ -212,6 +206,13 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         if !summary.bad.is_empty() {
             println!("warning: {} images could not be read:", summary.bad.len());
             summary.bad.iter().for_each(|reason| println!("  {reason}"));
+        }
+        if !summary.bad_boxes.is_empty() {
+            println!("warning: {} boxes could not be used:", summary.bad_boxes.len());
+            summary.bad_boxes.iter().for_each(|reason| println!("  {reason}"));
+        }
+        if let Some(page) = &summary.drawn {
+            println!("drawn: {}", page.display());
         }
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! The command line: `run(std::env::args_os())` is what the binary does, so that `omnilabel` can start itself as this role.
 
+mod boxes;
+mod draw;
 mod label;
 mod wrap;
 
@@ -75,10 +77,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         }
         Err(error) => error.exit(),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,tract=warn,rumqttc=warn"));
-    // A process that runs several roles has set one up already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    omnilabel_console::log("info,tract=warn,rumqttc=warn");
     match cli.command {
         Command::Run(args) => appliance(&args),
         Command::CheckConfig(args) => {

@@ -88,7 +88,7 @@ impl Core {
             self.slots.set_progress(state);
         } else if let Err(error) = self.slots.set(state) {
             // The old state holds; the trial stands still until something else happens, and a restart tries again.
-            tracing::error!(error = format!("{error:#}"), "the slot state cannot be written");
+            tracing::error!(error = omnilabel_console::line(&error), "the slot state cannot be written");
             return;
         }
         self.report.is_new |= !counts_down && before != state;
@@ -106,7 +106,7 @@ impl Core {
             Action::Confirm(slot) => {
                 self.end_fetch();
                 if let Err(error) = self.slots.note_origin(slot) {
-                    tracing::error!(error = format!("{error:#}"), "the origin of the confirmed model is not noted");
+                    tracing::error!(error = omnilabel_console::line(&error), "the origin of the confirmed model is not noted");
                 }
                 if let Some(model) = self.candidate.take() {
                     tracing::info!(counter = model.counter(), "the new model is confirmed");
@@ -135,7 +135,7 @@ impl Core {
             Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
         };
         if let Err(error) = self.slots.discard(before.confirmed.other()) {
-            tracing::error!(error = format!("{error:#}"), "the refused model is not removed; it is never taken for a good one");
+            tracing::error!(error = omnilabel_console::line(&error), "the refused model is not removed; it is never taken for a good one");
         }
         self.report.refuse(counter, format!("{}: {detail}", name(reason)));
         self.end_fetch();
@@ -173,7 +173,7 @@ impl Core {
         match action {
             Action::Fetch(_) => {
                 if let Err(error) = self.slots.keep_offer(payload) {
-                    tracing::error!(error = format!("{error:#}"), "the release cannot be kept");
+                    tracing::error!(error = omnilabel_console::line(&error), "the release cannot be kept");
                     return;
                 }
                 tracing::info!(counter, name = manifest.name.as_str(), "a signed release is offered");
@@ -205,7 +205,7 @@ impl Core {
                 self.put(Outgoing::Subscribe(self.topics.blocks()));
                 self.fetched();
             }
-            Err(error) => self.step(trial::Event::Failed(Reason::Hash), &format!("{error:#}")),
+            Err(error) => self.step(trial::Event::Failed(Reason::Hash), &omnilabel_console::line(&error)),
         }
     }
 
@@ -220,7 +220,7 @@ impl Core {
         let Some(fetch) = &mut self.fetch else { return };
         if let Err(error) = fetch.block(hash, payload) {
             // A full disk: the block is asked for again.
-            tracing::error!(error = format!("{error:#}"), "a block cannot be kept");
+            tracing::error!(error = omnilabel_console::line(&error), "a block cannot be kept");
             return;
         }
         self.fetched();
@@ -247,7 +247,7 @@ impl Core {
             return self.step(trial::Event::Failed(Reason::Hash), "blocks of the release are missing after a restart");
         };
         if let Err(error) = self.slots.begin_trial(slot) {
-            return self.step(trial::Event::Failed(Reason::Load), &format!("{error:#}"));
+            return self.step(trial::Event::Failed(Reason::Load), &omnilabel_console::line(&error));
         }
         let (path, loader, events) = (self.slots.path(slot), Arc::clone(&self.loader), self.events.clone());
         let test = move || {
@@ -307,14 +307,14 @@ impl Core {
 }
 
 fn try_bundle(fetch: &Fetch, slot: &std::path::Path, counter: u64, loader: &dyn super::Loader) -> Result<Arc<Model>, (Reason, String)> {
-    let bundle: Bundle = fetch.assemble(slot).map_err(|error| (Reason::Hash, format!("{error:#}")))?;
+    let bundle: Bundle = fetch.assemble(slot).map_err(|error| (Reason::Hash, omnilabel_console::line(&error)))?;
     if bundle.manifest().golden.is_empty() {
         return Err((Reason::Golden, "the release has none to be tried on".to_owned()));
     }
     // The graphs come from outside: whatever the loader does with them, the device goes on.
     let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let model = loader.load(&bundle, counter).map_err(|error| (Reason::Load, format!("{error:#}")))?;
-        loader.golden(&bundle, &model).map_err(|error| (Reason::Golden, format!("{error:#}")))?;
+        let model = loader.load(&bundle, counter).map_err(|error| (Reason::Load, omnilabel_console::line(&error)))?;
+        loader.golden(&bundle, &model).map_err(|error| (Reason::Golden, omnilabel_console::line(&error)))?;
         Ok(Arc::new(model))
     }));
     tried.unwrap_or_else(|_| Err((Reason::Load, "loading or trying the model panicked".to_owned())))

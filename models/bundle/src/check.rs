@@ -183,5 +183,5 @@ pub(crate) fn float(field: &str, value: f32, range: RangeInclusive<f32>) -> Resu
 
 fn roi(field: &str, spec: &RoiSpec) -> Result<(), String> {
     int(&format!("{field}.resolution"), spec.resolution, 1..=64)?;
-    int(&format!("{field}.sampling_ratio"), spec.sampling_ratio, 1..=8)
+    int(&format!("{field}.sampling_ratio"), spec.sampling_ratio, 0..=8)
 }

@@ -107,6 +107,20 @@ impl Channels {
     }
 }
 
+/// Where a level's anchors lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnchorRule {
+    /// Corners rounded to whole pixels, cells a stride apart.
+    #[default]
+    Rounded,
+    /// torchvision's `AnchorGenerator`: corners rounded, cells apart by the padded side divided by the map's side without remainder,
+    /// which is less than the stride where that does not divide the side (P6 of 800 px: 61, not 64).
+    Torchvision,
+    /// Detectron2's `DefaultAnchorGenerator`: corners not rounded, cells a stride apart.
+    Exact,
+}
+
 /// Fields at their default are left out, so that manifests written before they existed keep their bytes.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -145,7 +159,7 @@ pub struct LevelSpec {
 pub struct RoiSpec {
     /// Cells per side of the pooled map.
     pub resolution: u32,
-    /// Samples per cell and axis.
+    /// Samples per cell and axis; 0: as many as the RoI's side has map cells per pooled cell, rounded up (Detectron2).
     pub sampling_ratio: u32,
     /// Detectron2's half-pixel shift.
     pub aligned: bool,
@@ -179,6 +193,13 @@ pub struct NetworkSpec {
     pub canonical_level: u32,
     /// Height/width ratios of the anchors.
     pub aspect_ratios: Vec<f32>,
+    /// Where the anchors lie.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub anchor_rule: AnchorRule,
+    /// Whether a bottleneck's stride sits on its first 1×1 convolution (the original MSRA weights) and not on its 3×3. The graphs have
+    /// it built in; whoever trains on needs to know.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stride_in_1x1: bool,
     /// Region proposals.
     pub rpn: RpnSpec,
     /// RoIs of the box head.

@@ -1,38 +1,67 @@
-//! Anchors of one FPN level (torchvision's `AnchorGenerator`: base anchors rounded, cell `(i, j)` shifted by `stride · (j, i)`).
+//! Anchors of an FPN level: those of the cell at the origin, one per ratio, shifted to cell `(row, column)`; see [`AnchorRule`].
 
-use omnilabel_bundle::LevelSpec;
+use omnilabel_bundle::{AnchorRule, NetworkSpec};
 use omnilabel_keypoints::geometry::Rect;
 
-/// The anchors of the cell at the origin, one per ratio: area `anchor_size²`, corners rounded half to even.
-pub fn base_anchors(level: LevelSpec, aspect_ratios: &[f32]) -> Vec<Rect> {
-    aspect_ratios
-        .iter()
-        .map(|ratio| {
+/// Rows and columns of a map.
+pub type Grid = (usize, usize);
+
+/// The anchors of one level.
+#[derive(Clone, Debug)]
+pub struct Anchors {
+    /// At the origin, one per ratio: area `anchor_size²`.
+    base: Vec<Rect>,
+    /// Pixels between rows and between columns.
+    stride: (usize, usize),
+}
+
+impl Anchors {
+    /// Of `network.levels[level]`, whose map is `grid`, where the finest level's is `finest`.
+    ///
+    /// # Panics
+    /// When there is no such level.
+    pub fn new(network: &NetworkSpec, level: usize, grid: Grid, finest: Grid) -> Self {
+        let spec = network.levels[level];
+        let base = |ratio: &f32| {
             let h_ratio = ratio.sqrt();
             let w_ratio = 1.0 / h_ratio;
-            let (w, h) = (w_ratio * level.anchor_size, h_ratio * level.anchor_size);
-            let half = |side: f32| (side / 2.0).round_ties_even();
+            let (w, h) = (w_ratio * spec.anchor_size, h_ratio * spec.anchor_size);
+            let half = |side: f32| match network.anchor_rule {
+                AnchorRule::Exact => side / 2.0,
+                AnchorRule::Rounded | AnchorRule::Torchvision => (side / 2.0).round_ties_even(),
+            };
             Rect::new(half(-w), half(-h), half(w), half(h))
-        })
-        .collect()
+        };
+        let padded = |cells: usize| cells * network.levels[0].stride as usize;
+        let stride = match network.anchor_rule {
+            AnchorRule::Torchvision => (padded(finest.0) / grid.0.max(1), padded(finest.1) / grid.1.max(1)),
+            AnchorRule::Rounded | AnchorRule::Exact => (spec.stride as usize, spec.stride as usize),
+        };
+        Self { base: network.aspect_ratios.iter().map(base).collect(), stride }
+    }
+
+    /// Anchors per cell.
+    pub fn per_cell(&self) -> usize {
+        self.base.len()
+    }
+
+    /// The anchor of one cell and ratio.
+    pub fn at(&self, row: usize, column: usize, ratio: usize) -> Rect {
+        let (x, y) = ((column * self.stride.1) as f32, (row * self.stride.0) as f32);
+        let base = self.base[ratio];
+        Rect::new(base.x1 + x, base.y1 + y, base.x2 + x, base.y2 + y)
+    }
 }
 
-/// The anchor of one cell.
-pub(crate) fn shifted(base: Rect, stride: u32, row: usize, column: usize) -> Rect {
-    let (x, y) = ((column as u64 * u64::from(stride)) as f32, (row as u64 * u64::from(stride)) as f32);
-    Rect::new(base.x1 + x, base.y1 + y, base.x2 + x, base.y2 + y)
-}
-
-/// All anchors of a level in the order `[row, column, ratio]`.
-///
-/// torchvision divides the padded size by the map's size to get the stride; that is `level.stride` when the padding is a multiple
-/// of it, as `size_divisor` has to make sure.
-pub fn anchors(level: LevelSpec, aspect_ratios: &[f32], rows: usize, columns: usize) -> Vec<Rect> {
-    let base = base_anchors(level, aspect_ratios);
-    let mut all = Vec::with_capacity(rows * columns * base.len());
-    for row in 0..rows {
-        for column in 0..columns {
-            all.extend(base.iter().map(|&anchor| shifted(anchor, level.stride, row, column)));
+/// All anchors of a pyramid whose maps are `grids`, finest first, in the order `[level, row, column, ratio]`.
+pub fn anchors(network: &NetworkSpec, grids: &[Grid]) -> Vec<Rect> {
+    let mut all = Vec::new();
+    for (level, &grid) in grids.iter().enumerate() {
+        let anchors = Anchors::new(network, level, grid, grids[0]);
+        for row in 0..grid.0 {
+            for column in 0..grid.1 {
+                all.extend((0..anchors.per_cell()).map(|ratio| anchors.at(row, column, ratio)));
+            }
         }
     }
     all

@@ -13,13 +13,15 @@ pub struct BoxCoder {
 pub const MAX_LOG_GROWTH: f32 = 4.135_166_6;
 
 impl BoxCoder {
-    /// The deltas that carry `reference` to `target`. Both need positive sides for finite deltas.
-    pub fn encode(&self, reference: Rect, target: Rect) -> [f32; 4] {
-        let [wx, wy, ww, wh] = self.weights;
-        let (rw, rh) = (reference.width(), reference.height());
-        let (tw, th) = (target.width(), target.height());
-        let (rx, ry) = (reference.x1 + 0.5 * rw, reference.y1 + 0.5 * rh);
-        let (tx, ty) = (target.x1 + 0.5 * tw, target.y1 + 0.5 * th);
+    /// The deltas that carry `reference` to `target`. Both need positive sides for finite deltas. Computed in f64: they are targets,
+    /// of gradients that are checked in f64 among others.
+    pub fn encode(&self, reference: Rect, target: Rect) -> [f64; 4] {
+        let [wx, wy, ww, wh] = self.weights.map(f64::from);
+        let sides = |rect: Rect| [rect.x1, rect.y1, rect.x2, rect.y2].map(f64::from);
+        let ([rx1, ry1, rx2, ry2], [tx1, ty1, tx2, ty2]) = (sides(reference), sides(target));
+        let (rw, rh, tw, th) = (rx2 - rx1, ry2 - ry1, tx2 - tx1, ty2 - ty1);
+        let (rx, ry) = (rx1 + 0.5 * rw, ry1 + 0.5 * rh);
+        let (tx, ty) = (tx1 + 0.5 * tw, ty1 + 0.5 * th);
         [wx * (tx - rx) / rw, wy * (ty - ry) / rh, ww * (tw / rw).ln(), wh * (th / rh).ln()]
     }
 

@@ -1,6 +1,6 @@
 //! Proposals from the RPN's outputs, and detections from the box head's (spec §1, torchvision's order of steps).
 
-use crate::anchors::{base_anchors, shifted};
+use crate::anchors::Anchors;
 use crate::boxes::BoxCoder;
 use crate::nms::nms;
 use omnilabel_bundle::{NetworkSpec, RpnSpec};
@@ -30,12 +30,14 @@ pub const MIN_DETECTION_SIDE: f32 = 1e-2;
 /// Cells whose outputs are not finite propose nothing.
 pub fn proposals(network: &NetworkSpec, rpn: &RpnSpec, levels: &[LevelOutput<'_>], net: Size) -> Vec<(Rect, f32)> {
     let mut all = Vec::new();
-    for (spec, level) in network.levels.iter().zip(levels) {
-        let base = base_anchors(*spec, &network.aspect_ratios);
+    let finest = levels.first().map_or((0, 0), |level| (level.rows, level.columns));
+    for (index, level) in levels.iter().enumerate().take(network.levels.len()) {
+        let anchors = Anchors::new(network, index, (level.rows, level.columns), finest);
+        let ratios = anchors.per_cell();
         let cells = level.rows * level.columns;
         // The flat index of torchvision: (row · columns + column) · a + anchor.
-        let logit = |index: usize| level.objectness[(index % base.len()) * cells + index / base.len()];
-        let mut order: Vec<usize> = (0..cells * base.len()).filter(|&i| !logit(i).is_nan()).collect();
+        let logit = |index: usize| level.objectness[(index % ratios) * cells + index / ratios];
+        let mut order: Vec<usize> = (0..cells * ratios).filter(|&i| !logit(i).is_nan()).collect();
         let by_logit = |&a: &usize, &b: &usize| logit(b).total_cmp(&logit(a)).then(a.cmp(&b));
         let top = rpn.pre_nms_top_n as usize;
         if top == 0 {
@@ -48,9 +50,9 @@ pub fn proposals(network: &NetworkSpec, rpn: &RpnSpec, levels: &[LevelOutput<'_>
         order.sort_unstable_by(by_logit);
         let (mut boxes, mut scores) = (Vec::new(), Vec::new());
         for index in order {
-            let (cell, anchor) = (index / base.len(), index % base.len());
+            let (cell, anchor) = (index / ratios, index % ratios);
             let deltas = std::array::from_fn(|coordinate| level.deltas[(4 * anchor + coordinate) * cells + cell]);
-            let reference = shifted(base[anchor], spec.stride, cell / level.columns, cell % level.columns);
+            let reference = anchors.at(cell / level.columns, cell % level.columns, anchor);
             let rect = RPN_CODER.decode(reference, deltas).clipped(net);
             let score = sigmoid(logit(index));
             if rect.is_valid() && rect.width() >= rpn.min_size && rect.height() >= rpn.min_size && score >= rpn.score_threshold {

@@ -76,6 +76,9 @@ pub struct FeatureMap<'a, T = f32> {
     pub scale: f32,
 }
 
+/// The most samples per cell and axis of an adaptive `sampling_ratio`: the side of the largest picture over that of a pooled map.
+const MAX_SAMPLES: usize = 1024;
+
 /// One axis of a RoI: for each pooled cell the weights on the map's cells. `taps` are grouped by pooled cell.
 struct Axis<T> {
     taps: Vec<(u32, T)>,
@@ -94,8 +97,16 @@ impl<T: Real> Axis<T> {
             // NaN becomes 1 too.
             length = if length >= one { length } else { one };
         }
-        let (resolution, samples) = (spec.resolution as usize, spec.sampling_ratio as usize);
+        let resolution = spec.resolution as usize;
         let bin = length / T::whole(resolution);
+        let samples = match spec.sampling_ratio as usize {
+            // ⌈bin⌉; a RoI without a length is not sampled.
+            0 if bin > zero => {
+                let whole = bin.index().min(MAX_SAMPLES);
+                if T::whole(whole) < bin { whole + 1 } else { whole }
+            }
+            given => given,
+        };
         let mut axis = Self { taps: Vec::with_capacity(2 * samples * resolution), ends: Vec::new(), first: usize::MAX, last: 0 };
         for cell in 0..resolution {
             let group = axis.taps.len();

@@ -1,7 +1,7 @@
 //! Properties that hold for any input, and pictures that are not what they say.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use omnilabel_bundle::{Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{AnchorRule, Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use omnilabel_detect::frame::{Frame, FrameError, MAX_FRAME_SIDE, transform};
 use omnilabel_detect::nms::{nms, vote};
 use omnilabel_detect::proposals::{LevelOutput, detections, proposals};
@@ -20,6 +20,8 @@ fn network() -> NetworkSpec {
         canonical_size: 224.0,
         canonical_level: 2,
         aspect_ratios: vec![0.5, 1.0, 2.0],
+        anchor_rule: AnchorRule::Rounded,
+        stride_in_1x1: false,
         rpn: RpnSpec { pre_nms_top_n: 10, post_nms_top_n: 5, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.0 },
         box_roi: roi(7),
         keypoint_roi: roi(14),

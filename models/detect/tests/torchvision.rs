@@ -1,7 +1,7 @@
 //! The same numbers as torchvision 0.28 (`tests/golden/make.py` made them).
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use omnilabel_bundle::{Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{AnchorRule, Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use omnilabel_detect::anchors::anchors;
 use omnilabel_detect::boxes::BoxCoder;
 use omnilabel_detect::frame::{Frame, transform};
@@ -47,6 +47,8 @@ fn network() -> NetworkSpec {
         canonical_size: 56.0,
         canonical_level: 1,
         aspect_ratios: vec![0.5, 1.0, 2.0],
+        anchor_rule: AnchorRule::Rounded,
+        stride_in_1x1: false,
         rpn: RpnSpec { pre_nms_top_n: 60, post_nms_top_n: 25, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.2 },
         box_roi: roi(3),
         keypoint_roi: roi(3),
@@ -63,9 +65,27 @@ const NET: Size = Size { width: 60, height: 44 };
 #[test]
 fn anchors_of_two_levels() {
     let network = network();
-    let mut found = anchors(network.levels[0], &network.aspect_ratios, 6, 8);
-    found.extend(anchors(network.levels[1], &network.aspect_ratios, 3, 4));
-    assert_eq!(flat(found), floats(&golden("anchors")));
+    assert_eq!(flat(anchors(&network, &[(6, 8), (3, 4)])), floats(&golden("anchors")));
+}
+
+#[test]
+fn anchors_of_a_side_that_the_stride_does_not_divide() {
+    let mut network = network();
+    network.anchor_rule = AnchorRule::Torchvision;
+    network.levels = vec![LevelSpec { stride: 4, anchor_size: 16.0 }, LevelSpec { stride: 64, anchor_size: 64.0 }];
+    let expected = floats(&golden("anchors_divided"));
+    let grids = [(24, 40), (2, 3)];
+    assert_eq!(flat(anchors(&network, &grids)), expected);
+    network.anchor_rule = AnchorRule::Rounded;
+    assert_ne!(flat(anchors(&network, &grids)), expected);
+    // Detectron2's rule: the same centres as ours, corners not rounded.
+    let rounded = anchors(&network, &grids);
+    network.anchor_rule = AnchorRule::Exact;
+    for (exact, rounded) in anchors(&network, &grids).into_iter().zip(rounded) {
+        assert!((exact.x1 - rounded.x1).abs() <= 0.5 && exact.x1 + exact.x2 == rounded.x1 + rounded.x2, "{exact:?} {rounded:?}");
+        let side = exact.area().sqrt();
+        assert!((side - 16.0).abs() < 1e-4 || (side - 64.0).abs() < 1e-4, "{exact:?}");
+    }
 }
 
 #[test]
@@ -73,7 +93,7 @@ fn box_coder() {
     let g = golden("coder");
     let coder = BoxCoder { weights: [10.0, 10.0, 5.0, 5.0] };
     let (reference, target, deltas) = (rects(&g["reference"]), rects(&g["target"]), floats(&g["deltas"]));
-    let encoded: Vec<f32> = reference.iter().zip(&target).flat_map(|(&r, &t)| coder.encode(r, t)).collect();
+    let encoded: Vec<f32> = reference.iter().zip(&target).flat_map(|(&r, &t)| coder.encode(r, t).map(|v| v as f32)).collect();
     close(&encoded, &floats(&g["encoded"]), "encoded");
     let decoded = reference.iter().zip(deltas.chunks(4)).map(|(&r, d)| coder.decode(r, [d[0], d[1], d[2], d[3]]));
     close(&flat(decoded), &floats(&g["decoded"]), "decoded");
@@ -82,6 +102,14 @@ fn box_coder() {
 #[test]
 fn suppression() {
     let g = golden("nms");
+    let kept: Vec<u64> = nms(&rects(&g["boxes"]), &floats(&g["scores"]), 0.5).into_iter().map(|i| i as u64).collect();
+    assert_eq!(kept, g["kept"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect::<Vec<_>>());
+}
+
+/// Among equal scores the first box wins; an IoU of exactly the threshold does not suppress.
+#[test]
+fn suppression_with_ties() {
+    let g = golden("nms_ties");
     let kept: Vec<u64> = nms(&rects(&g["boxes"]), &floats(&g["scores"]), 0.5).into_iter().map(|i| i as u64).collect();
     assert_eq!(kept, g["kept"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect::<Vec<_>>());
 }
@@ -108,10 +136,18 @@ fn box_detections() {
 
 #[test]
 fn roi_align_forward_and_backward() {
-    let g = golden("align");
-    let data = floats(&g["data"]);
+    check_align(&golden("align"), 2);
+}
+
+#[test]
+fn roi_align_with_as_many_samples_as_needed() {
+    check_align(&golden("adaptive"), 0);
+}
+
+fn check_align(g: &Value, sampling_ratio: u32) {
+    let data = floats(&golden("align")["data"]);
     for case in g["cases"].as_array().unwrap() {
-        let spec = RoiSpec { resolution: 4, sampling_ratio: 2, aligned: case["aligned"].as_bool().unwrap() };
+        let spec = RoiSpec { resolution: 4, sampling_ratio, aligned: case["aligned"].as_bool().unwrap() };
         let gradient = floats(&case["gradient"]);
         let map = FeatureMap { data: &data, channels: 3, rows: 10, columns: 13, scale: 0.125 };
         let (mut pooled, mut grad) = (Vec::new(), vec![0.0; data.len()]);
@@ -171,4 +207,15 @@ fn image_transform() {
         assert_eq!((image.rows as u32, image.columns as u32), (number("rows"), number("columns")), "{what}");
         close(&image.data, &floats(&case["data"]), &what);
     }
+}
+
+#[test]
+fn image_transform_blue_first() {
+    let g = golden("transform_bgr");
+    let rgb = g["rgb"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u8).collect();
+    let frame = Frame { size: Size { width: 11, height: 7 }, rgb };
+    let std = [1.0 / 255.0; 3];
+    let (mean, channels) = ([0.406, 0.456, 0.485], Channels::Bgr);
+    let input = InputSpec { short_side: 12, max_long_side: 100, size_divisor: 8, mean, std, channels };
+    close(&transform(&frame, &input, View { short_side: 12, flip: false }).data, &floats(&g["data"]), "blue first");
 }

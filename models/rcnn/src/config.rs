@@ -1,7 +1,11 @@
 //! Every size of the network, and the presets.
 
+mod cost;
+
+pub use cost::Macs;
+
 use crate::RcnnError;
-use omnilabel_bundle::{Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{AnchorRule, Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use serde::{Deserialize, Serialize};
 
 /// The kind of a residual block.
@@ -10,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub enum Block {
     /// Two 3×3 convolutions.
     Basic,
-    /// 1×1, 3×3 (stride here, spec §1), 1×1.
+    /// 1×1, 3×3, 1×1; the stride sits on the 3×3, or on the first 1×1 where `network.stride_in_1x1` says so (spec §1).
     Bottleneck,
 }
 
@@ -69,7 +73,85 @@ pub struct Config {
 /// ImageNet's mean and standard deviation, of values in `[0, 1]`.
 const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
+/// The mean pixel of Caffe's ImageNet weights, blue first, which Detectron's models subtract from values in `[0, 255]`.
+const CAFFE_MEAN: [f32; 3] = [103.53, 116.28, 123.675];
+
+/// Names of the presets, smallest first.
+pub const PRESETS: [&str; 5] = ["nano", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d"];
+
 impl Config {
+    /// The paper's network with one of its four bodies (spec §1): blocks of the third stage, groups, width of a group in stage 1.
+    fn paper(name: &str, keypoints: usize, blocks: usize, groups: usize, group_width: usize) -> Self {
+        let rpn = RpnSpec { pre_nms_top_n: 1000, post_nms_top_n: 1000, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.0 };
+        let nano = Self::nano(keypoints);
+        Self {
+            name: name.to_owned(),
+            stem_channels: 64,
+            stem_kernel: 7,
+            stem_pool: true,
+            block: Block::Bottleneck,
+            blocks: vec![3, 4, blocks, 3],
+            widths: (0..4).map(|stage| (groups * group_width) << stage).collect(),
+            channels: vec![256, 512, 1024, 2048],
+            groups,
+            train_affine: false,
+            frozen_stages: 2,
+            fpn_channels: 256,
+            box_hidden: 1024,
+            keypoint_convs: 8,
+            keypoint_channels: 512,
+            input: InputSpec { short_side: 800, max_long_side: 1333, ..nano.input },
+            network: NetworkSpec {
+                levels: (0..5).map(|level| LevelSpec { stride: 4 << level, anchor_size: (32 << level) as f32 }).collect(),
+                anchor_rule: AnchorRule::Torchvision,
+                rpn,
+                max_detections: 100,
+                ..nano.network
+            },
+            rpn_train: RpnSpec { pre_nms_top_n: 2000, post_nms_top_n: 2000, ..rpn },
+            rpn_batch: 256,
+            roi_batch: 512,
+            roi_positive: 0.25,
+            keypoint_rois: None,
+            ..nano
+        }
+    }
+
+    /// ResNet-50 (He et al. 2016) with FPN: torchvision's `keypointrcnn_resnet50_fpn`.
+    pub fn resnet50(keypoints: usize) -> Self {
+        Self::paper("resnet50", keypoints, 6, 1, 64)
+    }
+
+    /// ResNet-101.
+    pub fn resnet101(keypoints: usize) -> Self {
+        Self::paper("resnet101", keypoints, 23, 1, 64)
+    }
+
+    /// ResNeXt-101-32×4d (Xie et al. 2017).
+    pub fn resnext101_32x4d(keypoints: usize) -> Self {
+        Self::paper("resnext101_32x4d", keypoints, 23, 32, 4)
+    }
+
+    /// ResNeXt-101-64×4d.
+    pub fn resnext101_64x4d(keypoints: usize) -> Self {
+        Self::paper("resnext101_64x4d", keypoints, 23, 64, 4)
+    }
+
+    /// The same structure by Detectron2's conventions: blue first, standard deviation 1 on values in `[0, 255]`, RoIAlign with the
+    /// half-pixel shift and as many samples as the RoI needs, anchors not rounded, and the body's stride where `stride_in_1x1` says
+    /// (`MODEL.RESNETS.STRIDE_IN_1X1`: true with the original MSRA weights).
+    #[must_use]
+    pub fn detectron2(mut self, stride_in_1x1: bool) -> Self {
+        self.input.channels = Channels::Bgr;
+        self.input.mean = CAFFE_MEAN.map(|mean| mean / 255.0);
+        self.input.std = [1.0 / 255.0; 3];
+        self.network.anchor_rule = AnchorRule::Exact;
+        self.network.stride_in_1x1 = stride_in_1x1;
+        for roi in [&mut self.network.box_roi, &mut self.network.keypoint_roi] {
+            (roi.aligned, roi.sampling_ratio) = (true, 0);
+        }
+        self
+    }
     /// About 1 M parameters, images up to 256 px, trainable on two cores.
     ///
     /// People of 30 to 140 px: anchors of 12 to 192 px, and RoI levels such that the 14×14 cells of a keypoint RoI cover 8 to 16
@@ -109,6 +191,8 @@ impl Config {
                 canonical_size: 224.0,
                 canonical_level: 2,
                 aspect_ratios: vec![0.5, 1.0, 2.0],
+                anchor_rule: AnchorRule::Rounded,
+                stride_in_1x1: false,
                 rpn,
                 box_roi: roi(7),
                 keypoint_roi: roi(14),
@@ -128,7 +212,14 @@ impl Config {
 
     /// A preset by name.
     pub fn preset(name: &str, keypoints: usize) -> Option<Self> {
-        (name == "nano").then(|| Self::nano(keypoints))
+        match name {
+            "nano" => Some(Self::nano(keypoints)),
+            "resnet50" => Some(Self::resnet50(keypoints)),
+            "resnet101" => Some(Self::resnet101(keypoints)),
+            "resnext101_32x4d" => Some(Self::resnext101_32x4d(keypoints)),
+            "resnext101_64x4d" => Some(Self::resnext101_64x4d(keypoints)),
+            _ => None,
+        }
     }
 
     /// Pixels of the input per cell of each stage's output, C2 first.

@@ -8,7 +8,7 @@ mod graph;
 
 use crate::RcnnError;
 use crate::network::{Network, Residual, STEM_POOL};
-use crate::params::write_tensors;
+use crate::params::{Precision, write_tensors_as};
 use candle_core::Tensor;
 use graph::{ConvAttributes, Dim, Graph, int, ints, string};
 use omnilabel_bundle::{Bundle, FORMAT, GRAPHS, Manifest, SkeletonSpec, seal};
@@ -48,6 +48,15 @@ pub struct ExportMeta {
 /// # Errors
 /// See [`RcnnError`].
 pub fn write_bundle(network: &Network, meta: &ExportMeta, dir: &Path) -> Result<Bundle, RcnnError> {
+    write_bundle_as(network, meta, dir, Precision::F32)
+}
+
+/// As [`write_bundle`], with weights of this precision in the file. The graphs compute in f32 all the same: each weight is widened by
+/// a Cast, which a runtime does once, when it loads the graph.
+///
+/// # Errors
+/// As [`write_bundle`].
+pub fn write_bundle_as(network: &Network, meta: &ExportMeta, dir: &Path, precision: Precision) -> Result<Bundle, RcnnError> {
     let config = network.config();
     if meta.skeleton.len() != config.keypoints {
         let (skeleton, network) = (meta.skeleton.len(), config.keypoints);
@@ -61,10 +70,10 @@ pub fn write_bundle(network: &Network, meta: &ExportMeta, dir: &Path) -> Result<
     let graphs = [backbone(network)?, box_head(network), keypoint_head(network)?];
     let tensors: Vec<(String, Tensor)> = graphs.iter().flat_map(|graph| graph.weights().to_vec()).collect();
     let weights = dir.join(WEIGHTS);
-    write_tensors(&weights, &tensors)?;
+    write_tensors_as(&weights, &tensors, precision)?;
     let places = places(&weights)?;
     for (graph, file) in graphs.into_iter().zip(GRAPHS) {
-        let model = graph.finish(WEIGHTS, |name| places.get(name).copied())?;
+        let model = graph.finish(WEIGHTS, precision, |name| places.get(name).copied())?;
         let path = dir.join(file);
         std::fs::write(&path, model.encode_to_vec()).map_err(io(&path))?;
     }

@@ -11,11 +11,13 @@
 //! | [`augment`] | samples and their augmentation |
 //! | [`optim`] | SGD and AdamW, learning-rate schedules |
 //! | [`train`] | the training step and loop, checkpoints that resume exactly |
+//! | [`import`] | weights of torchvision, Detectron2 and ImageNet bodies |
 //! | [`export`] | the bundle: three ONNX graphs, one safetensors file |
 
 pub mod augment;
 pub mod config;
 pub mod export;
+pub mod import;
 pub mod losses;
 pub mod network;
 pub mod ops;
@@ -39,11 +41,11 @@ pub enum RcnnError {
         source: std::io::Error,
     },
     /// A weights file lacks a tensor, has one too many, or one of another shape.
-    #[error("{path}: tensor `{tensor}`: {message}")]
+    #[error("{}: {}{message}", path.display(), named(tensor))]
     Weights {
         /// The file.
         path: std::path::PathBuf,
-        /// The tensor's name.
+        /// The tensor's name; empty where it is the file as a whole.
         tensor: String,
         /// What was expected, what came.
         message: String,
@@ -72,4 +74,8 @@ pub enum RcnnError {
     /// The bundle could not be written.
     #[error(transparent)]
     Bundle(#[from] omnilabel_bundle::BundleError),
+}
+
+fn named(tensor: &str) -> String {
+    if tensor.is_empty() { String::new() } else { format!("tensor `{tensor}`: ") }
 }

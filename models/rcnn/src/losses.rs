@@ -14,7 +14,7 @@ pub const BETA: f64 = 1.0 / 9.0;
 ///
 /// # Errors
 /// Shapes that do not agree.
-pub fn bce_with_logits(logits: &Tensor, targets: Vec<f32>) -> Result<Tensor> {
+pub fn bce_with_logits(logits: &Tensor, targets: Vec<f64>) -> Result<Tensor> {
     apply(logits, Kind::Bce(targets))
 }
 
@@ -22,7 +22,7 @@ pub fn bce_with_logits(logits: &Tensor, targets: Vec<f32>) -> Result<Tensor> {
 ///
 /// # Errors
 /// Shapes that do not agree.
-pub fn smooth_l1(predictions: &Tensor, targets: Vec<f32>) -> Result<Tensor> {
+pub fn smooth_l1(predictions: &Tensor, targets: Vec<f64>) -> Result<Tensor> {
     apply(predictions, Kind::SmoothL1(targets))
 }
 
@@ -57,8 +57,8 @@ fn apply(input: &Tensor, kind: Kind) -> Result<Tensor> {
 }
 
 enum Kind {
-    Bce(Vec<f32>),
-    SmoothL1(Vec<f32>),
+    Bce(Vec<f64>),
+    SmoothL1(Vec<f64>),
     CrossEntropy(Vec<Option<u32>>),
     Heatmap(Vec<Option<u32>>),
 }
@@ -132,10 +132,10 @@ impl Kind {
     fn evaluate<T: Real>(&self, input: &[T], dims: &[usize]) -> (T, Vec<T>) {
         let columns = dims[1..].iter().product::<usize>().max(1);
         let mut slope = vec![T::default(); input.len()];
-        let mut pointwise = |targets: &[f32], f: fn(f64, f64) -> (f64, f64)| {
+        let mut pointwise = |targets: &[f64], f: fn(f64, f64) -> (f64, f64)| {
             let mut sum = 0.0;
             for ((&x, &target), slope) in input.iter().zip(targets).zip(&mut slope) {
-                let (value, derivative) = f(x.to_f64(), f64::from(target));
+                let (value, derivative) = f(x.to_f64(), target);
                 sum += value;
                 *slope = T::from_f64(derivative);
             }

@@ -14,17 +14,19 @@ mod layer;
 
 use crate::RcnnError;
 use crate::config::Config;
+use crate::import::{self, Naming, read_checkpoint};
 use crate::ops::roi_align;
-use crate::params::{Params, read_tensors};
-use candle_core::Tensor;
+use crate::params::Params;
+use candle_core::{DType, Tensor};
 use omnilabel_bundle::RoiSpec;
 use omnilabel_keypoints::geometry::Rect;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub(crate) use body::{Body, Residual};
 pub(crate) use fpn::Fpn;
-pub(crate) use heads::{BoxHead, KeypointHead, RpnHead};
-pub(crate) use layer::{Conv, Linear, Pass, STEM_POOL};
+pub(crate) use heads::{BoxHead, DECONV_KERNEL, KeypointHead, RpnHead};
+pub(crate) use layer::{Conv, Linear, NORM_EPS, Pass, STEM_POOL};
 
 /// What the backbone graph gives, one tensor per level, finest first.
 #[derive(Clone, Debug)]
@@ -55,8 +57,19 @@ impl Network {
     /// # Errors
     /// [`RcnnError::Config`].
     pub fn new(config: Config, seed: u64) -> Result<Self, RcnnError> {
+        Self::build(config, Params::new(seed))
+    }
+
+    /// A network of zeros in `dtype`, f32 or, for gradient checks, f64: for whoever loads every tensor.
+    ///
+    /// # Errors
+    /// [`RcnnError::Config`].
+    pub fn zeros(config: Config, dtype: DType) -> Result<Self, RcnnError> {
+        Self::build(config, Params::zeros(dtype))
+    }
+
+    fn build(config: Config, mut params: Params) -> Result<Self, RcnnError> {
         config.validate()?;
-        let mut params = Params::new(seed);
         let body = Body::new(&config, &mut params)?;
         let fpn = Fpn::new(&config, &mut params)?;
         let rpn = RpnHead::new(&config, &mut params)?;
@@ -75,21 +88,30 @@ impl Network {
         &self.params
     }
 
-    /// Takes from a safetensors file, or from a bundle's weights, every tensor whose name and shape match; returns the names of
-    /// those that kept their value, such as the heads of another skeleton.
+    /// Takes the first weights from a checkpoint (see [`crate::import`]): of a detector, a bundle's weights among them, every tensor
+    /// whose name and shape match; of a body trained on ImageNet, all of the body. Returns the names of those that kept their value,
+    /// such as the heads of another skeleton.
     ///
     /// # Errors
-    /// See [`read_tensors`]; [`RcnnError::Weights`] when not one tensor matches.
+    /// See [`read_checkpoint`]; [`RcnnError::Weights`] when not one tensor matches, or names the tensor of a body that is missing,
+    /// surplus or of another shape.
     pub fn init_from(&self, path: &Path) -> Result<Vec<String>, RcnnError> {
-        let mut tensors = read_tensors(path)?;
-        self.body.unfold(&mut tensors)?;
-        self.keypoint_head.unfold(&mut tensors)?;
+        let tensors = read_checkpoint(path)?;
+        let naming = Naming::of(tensors.keys().map(String::as_str)).unwrap_or(Naming::Torchvision);
+        let tensors = self.unfolded(import::initial(self, tensors, naming, path)?)?;
         let skipped = self.params.assign(&tensors)?;
         if skipped.len() == self.params.all().count() {
             let message = format!("no tensor fits a `{}` network", self.config.name);
             return Err(RcnnError::Weights { path: path.to_owned(), tensor: String::new(), message });
         }
         Ok(skipped)
+    }
+
+    /// Where `tensors` holds a layer as it is exported, puts the layer's own tensors in its place.
+    pub(crate) fn unfolded(&self, mut tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, RcnnError> {
+        self.body.unfold(&mut tensors)?;
+        self.keypoint_head.unfold(&mut tensors)?;
+        Ok(tensors)
     }
 
     /// Body, FPN and RPN head on `[n, 3, h, w]`; `h` and `w` are multiples of the input's size divisor.

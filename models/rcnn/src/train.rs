@@ -5,22 +5,20 @@
 //! ```
 
 mod checkpoint;
+mod objective;
 
 use crate::RcnnError;
 use crate::augment::{Augment, Batch, Draw, Sample, prepare};
 use crate::config::Config;
-use crate::losses;
 use crate::network::Network;
 use crate::optim::Optim;
 pub use crate::optim::{Optimizer, Schedule, learning_rate};
-use crate::targets::{self, KeypointSample, MatchRule, Purpose, RoiSample, Sampled, Truth, generator};
-use candle_core::{DType, Device, Tensor, Var};
-use omnilabel_detect::anchors::anchors;
-use omnilabel_detect::boxes::BoxCoder;
-use omnilabel_detect::proposals::{LevelOutput, proposals};
+use crate::targets::{self, MatchRule, Purpose, Truth, generator};
+use candle_core::{Device, Tensor, Var};
+use objective::objective;
+pub use objective::{Chosen, objective_on};
 use omnilabel_keypoints::geometry::Rect;
 use rand::Rng;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -130,8 +128,6 @@ pub struct Run {
     step: u64,
 }
 
-/// Box coder weights of the RPN.
-const RPN_CODER: BoxCoder = BoxCoder { weights: [1.0; 4] };
 /// Share of positives among the RPN's sampled anchors.
 const RPN_POSITIVE: f32 = 0.5;
 
@@ -230,171 +226,21 @@ impl Run {
         prepare(samples, draw)
     }
 
-    /// The losses of a batch and their sum as a tensor.
+    /// The losses of a batch and their sum as a tensor, on anchors and RoIs drawn for this step.
     fn forward(&self, batch: &Batch) -> Result<(Losses, Tensor), RcnnError> {
         let config = self.network.config();
-        let count = batch.truths.len();
-        let backbone = self.network.forward_backbone(&images(batch, count)?)?;
-        let (objectness, rpn_box) = self.rpn_losses(&backbone.objectness, &backbone.deltas, &batch.truths)?;
-
-        let rois = self.rois(&backbone.objectness, &backbone.deltas, &batch.truths)?;
-        let pooled = |rois: &[(usize, Rect)], spec| self.network.pool(&backbone.features, rois, spec);
-        let flat: Vec<(usize, Rect)> = rois.iter().enumerate().flat_map(|(image, s)| s.rois.iter().map(move |&roi| (image, roi))).collect();
-        let (class_logits, deltas) = self.network.box_head(&pooled(&flat, config.network.box_roi)?)?;
-        let (classifier, box_reg) = self.box_losses(&class_logits, &deltas, &rois, &batch.truths)?;
-
-        let keypoint_samples = self.keypoint_samples(&rois, &batch.truths);
-        let flat: Vec<(usize, Rect)> =
-            keypoint_samples.iter().enumerate().flat_map(|(image, s)| s.rois.iter().map(move |&roi| (image, roi))).collect();
-        let cells: Vec<Option<u32>> = keypoint_samples.into_iter().flat_map(|s| s.cells).collect();
-        let keypoint = if flat.is_empty() {
-            // Nothing to learn from in this batch: nought, and the head gets no gradient.
-            (&classifier * 0.0)?
-        } else {
-            let maps = self.network.keypoint_maps(&pooled(&flat, config.network.keypoint_roi)?)?;
-            let (_, _, rows, columns) = maps.dims4()?;
-            let valid = cells.iter().flatten().count().max(1) as f64;
-            (losses::heatmap_cross_entropy(&maps.reshape((cells.len(), rows, columns))?, cells)? / valid)?
+        let rng = |image, purpose| generator(self.options.seed, self.step, image, purpose);
+        let anchors = |candidates: &[Rect], image: usize, truth: &Truth| {
+            let matches = targets::match_boxes(candidates, &truth.boxes, &truth.ignore, MatchRule::RPN);
+            targets::sample(&matches, config.rpn_batch, RPN_POSITIVE, &mut rng(image, Purpose::Rpn))
         };
-
-        let value = |t: &Tensor| t.to_dtype(DType::F32)?.to_scalar::<f32>();
-        let losses = Losses {
-            objectness: value(&objectness)?,
-            rpn_box: value(&rpn_box)?,
-            classifier: value(&classifier)?,
-            box_reg: value(&box_reg)?,
-            keypoint: value(&keypoint)?,
+        let rois = |proposed: &[Rect], image: usize, truth: &Truth| {
+            let rois = targets::roi_sample(proposed, truth, config.roi_batch, config.roi_positive, &mut rng(image, Purpose::Roi));
+            let (side, limit) = (config.network.heatmap_side, config.keypoint_rois);
+            let keypoints = targets::keypoint_sample(&rois, truth, side, limit, &mut rng(image, Purpose::Keypoint));
+            (rois, keypoints)
         };
-        let total = ((((objectness + rpn_box)? + classifier)? + box_reg)? + keypoint)?;
-        Ok((losses, total))
-    }
-
-    /// Objectness and box loss over the sampled anchors of the whole batch, both divided by their number (torchvision).
-    fn rpn_losses(&self, objectness: &[Tensor], deltas: &[Tensor], truths: &[Truth]) -> Result<(Tensor, Tensor), RcnnError> {
-        let config = self.network.config();
-        let mut all = Vec::new();
-        let mut shapes = Vec::new();
-        for (level, map) in config.network.levels.iter().zip(objectness) {
-            let (_, ratios, rows, columns) = map.dims4()?;
-            shapes.push((all.len(), ratios, rows, columns));
-            all.extend(anchors(*level, &config.network.aspect_ratios, rows, columns));
-        }
-        let sampled: Vec<Sampled> = truths
-            .par_iter()
-            .enumerate()
-            .map(|(image, truth)| {
-                let mut rng = generator(self.options.seed, self.step, image, Purpose::Rpn);
-                let matches = targets::match_boxes(&all, &truth.boxes, &truth.ignore, MatchRule::RPN);
-                targets::sample(&matches, config.rpn_batch, RPN_POSITIVE, &mut rng)
-            })
-            .collect();
-        // Per level: where the sampled anchors lie in the maps, and what they should say.
-        let mut picks = vec![(Vec::new(), Vec::new(), Vec::new(), Vec::new()); shapes.len()];
-        for (image, (sample, truth)) in sampled.iter().zip(truths).enumerate() {
-            let positives = sample.positive.iter().map(|&(anchor, index)| (anchor, Some(index)));
-            for (anchor, matched) in positives.chain(sample.negative.iter().map(|&anchor| (anchor, None))) {
-                let level = shapes.partition_point(|shape| shape.0 <= anchor) - 1;
-                let (start, ratios, rows, columns) = shapes[level];
-                let (cell, ratio) = ((anchor - start) / ratios, (anchor - start) % ratios);
-                let (positions, labels, box_positions, box_targets) = &mut picks[level];
-                positions.push(((image * ratios + ratio) * rows * columns + cell) as u32);
-                labels.push(if matched.is_some() { 1.0 } else { 0.0 });
-                if let Some(index) = matched {
-                    for (coordinate, delta) in RPN_CODER.encode(all[anchor], truth.boxes[index]).into_iter().enumerate() {
-                        let channel = image * 4 * ratios + 4 * ratio + coordinate;
-                        box_positions.push((channel * rows * columns + cell) as u32);
-                        box_targets.push(delta);
-                    }
-                }
-            }
-        }
-        let count = sampled.iter().map(Sampled::len).sum::<usize>().max(1) as f64;
-        let mut sums = [Tensor::zeros((), DType::F32, &Device::Cpu)?, Tensor::zeros((), DType::F32, &Device::Cpu)?];
-        for ((positions, labels, box_positions, box_targets), (map, delta)) in picks.into_iter().zip(objectness.iter().zip(deltas)) {
-            if !positions.is_empty() {
-                sums[0] = (&sums[0] + losses::bce_with_logits(&losses::pick(map, positions)?, labels)?)?;
-            }
-            if !box_positions.is_empty() {
-                sums[1] = (&sums[1] + losses::smooth_l1(&losses::pick(delta, box_positions)?, box_targets)?)?;
-            }
-        }
-        let [objectness, rpn_box] = sums;
-        Ok(((objectness / count)?, (rpn_box / count)?))
-    }
-
-    /// Proposals of the present RPN, matched and sampled.
-    fn rois(&self, objectness: &[Tensor], deltas: &[Tensor], truths: &[Truth]) -> Result<Vec<RoiSample>, RcnnError> {
-        let config = self.network.config();
-        let host = |t: &Tensor| t.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>();
-        let mut levels = Vec::new();
-        for (map, delta) in objectness.iter().zip(deltas) {
-            let (_, ratios, rows, columns) = map.dims4()?;
-            levels.push((host(map)?, host(delta)?, ratios * rows * columns, rows, columns));
-        }
-        Ok(truths
-            .par_iter()
-            .enumerate()
-            .map(|(image, truth)| {
-                let outputs: Vec<LevelOutput<'_>> = levels
-                    .iter()
-                    .map(|(objectness, deltas, size, rows, columns)| LevelOutput {
-                        objectness: &objectness[image * size..][..*size],
-                        deltas: &deltas[4 * image * size..][..4 * size],
-                        rows: *rows,
-                        columns: *columns,
-                    })
-                    .collect();
-                let proposed: Vec<Rect> =
-                    proposals(&config.network, &config.rpn_train, &outputs, truth.net).into_iter().map(|(rect, _)| rect).collect();
-                let mut rng = generator(self.options.seed, self.step, image, Purpose::Roi);
-                targets::roi_sample(&proposed, truth, config.roi_batch, config.roi_positive, &mut rng)
-            })
-            .collect())
-    }
-
-    /// Class and box loss, both divided by the number of sampled RoIs of the whole batch (torchvision).
-    fn box_losses(
-        &self,
-        class_logits: &Tensor,
-        deltas: &Tensor,
-        rois: &[RoiSample],
-        truths: &[Truth],
-    ) -> Result<(Tensor, Tensor), RcnnError> {
-        let coder = BoxCoder { weights: self.network.config().network.box_coder };
-        let width = deltas.dim(1)?;
-        let (mut labels, mut positions, mut box_targets) = (Vec::new(), Vec::new(), Vec::new());
-        for (sample, truth) in rois.iter().zip(truths) {
-            for (&roi, matched) in sample.rois.iter().zip(&sample.matched) {
-                if let Some(index) = *matched {
-                    for (coordinate, delta) in coder.encode(roi, truth.boxes[index]).into_iter().enumerate() {
-                        // Columns 4 to 7: the deltas of class 1.
-                        positions.push((labels.len() * width + 4 + coordinate) as u32);
-                        box_targets.push(delta);
-                    }
-                }
-                labels.push(Some(u32::from(matched.is_some())));
-            }
-        }
-        let count = labels.len().max(1) as f64;
-        let classifier = (losses::cross_entropy(class_logits, labels)? / count)?;
-        let box_reg = if positions.is_empty() {
-            Tensor::zeros((), DType::F32, &Device::Cpu)?
-        } else {
-            (losses::smooth_l1(&losses::pick(deltas, positions)?, box_targets)? / count)?
-        };
-        Ok((classifier, box_reg))
-    }
-
-    fn keypoint_samples(&self, rois: &[RoiSample], truths: &[Truth]) -> Vec<KeypointSample> {
-        let config = self.network.config();
-        rois.iter()
-            .zip(truths)
-            .enumerate()
-            .map(|(image, (sample, truth))| {
-                let mut rng = generator(self.options.seed, self.step, image, Purpose::Keypoint);
-                targets::keypoint_sample(sample, truth, config.network.heatmap_side, config.keypoint_rois, &mut rng)
-            })
-            .collect()
+        objective(&self.network, &images(batch, batch.truths.len())?, &batch.truths, anchors, rois)
     }
 }
 

@@ -9,8 +9,9 @@ use omnilabel_keypoints::label::Thresholds;
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::view::View;
 use omnilabel_rcnn::config::{Block, Config};
-use omnilabel_rcnn::export::{ExportMeta, GRAPH_TOLERANCE, WEIGHTS, write_bundle};
+use omnilabel_rcnn::export::{ExportMeta, GRAPH_TOLERANCE, WEIGHTS, write_bundle, write_bundle_as};
 use omnilabel_rcnn::network::Network;
+use omnilabel_rcnn::params::Precision;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tract_onnx::prelude::*;
@@ -138,6 +139,43 @@ fn real_images(config: &Config) -> Vec<Tensor> {
     files.iter().take(3).map(open).collect()
 }
 
+/// The network that the bundle in `dir` holds: of a lower precision, the one with the rounded weights.
+fn exported(network: Network, precision: Precision, dir: &Path) -> Network {
+    write_bundle_as(&network, &meta(), dir, precision).unwrap();
+    if precision == Precision::F32 {
+        return network;
+    }
+    let rounded = Network::new(network.config().clone(), 9).unwrap();
+    assert_eq!(rounded.init_from(&dir.join(WEIGHTS)).unwrap(), Vec::<String>::new());
+    rounded
+}
+
+/// Half the bytes, the same graphs but for the rounded weights.
+#[test]
+fn weights_of_16_bits() {
+    let (wide, narrow) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = network(bottleneck());
+    write_bundle(&source, &meta(), wide.path()).unwrap();
+    let rounded = exported(network(bottleneck()), Precision::F16, narrow.path());
+    let bytes = |dir: &Path| std::fs::metadata(dir.join(WEIGHTS)).unwrap().len() as f64;
+    let ratio = bytes(narrow.path()) / bytes(wide.path());
+    assert!(ratio < 0.52, "{ratio}");
+    let bundle = Bundle::open(narrow.path()).unwrap();
+    for case in cases(&rounded, Vec::new()) {
+        run(&bundle, case.graph, &case.outputs, &case.input);
+    }
+    // Rounded to 11 bits: an output is off by some thousandths, and not by nothing.
+    let maps = [&source, &rounded].map(|n| n.forward_backbone(&random(&[1, 3, 64, 64])).unwrap().features.remove(0));
+    let [a, b] = maps.map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    let scale = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let worst = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale;
+    assert!(worst > 0.0 && worst < 1e-2, "{worst}");
+    // What does not fit is refused by name.
+    source.params().set("rpn.head.bbox_pred.bias", &[1e6; 12]).unwrap();
+    let message = write_bundle_as(&source, &meta(), narrow.path(), Precision::F16).unwrap_err().to_string();
+    assert!(message.contains("rpn.head.bbox_pred.bias") && message.contains("16 bits"), "{message}");
+}
+
 /// onnx.checker accepts the graphs, and onnxruntime computes what candle computes.
 #[test]
 fn onnxruntime_agrees_with_candle() {
@@ -146,11 +184,10 @@ fn onnxruntime_agrees_with_candle() {
         println!("skipped: no Python at {} (set OMNILABEL_PYTHON, or run the README's test command)", python.display());
         return;
     }
-    for config in [Config::nano(5), bottleneck()] {
+    for (config, precision) in [(Config::nano(5), Precision::F32), (bottleneck(), Precision::F32), (bottleneck(), Precision::F16)] {
         let (bundle, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let images = real_images(&config);
-        let network = network(config);
-        write_bundle(&network, &meta(), bundle.path()).unwrap();
+        let network = exported(network(config), precision, bundle.path());
         let mut files = 0;
         let mut write = |tensor: &Tensor| {
             files += 1;

@@ -36,6 +36,8 @@ fn manifest() -> Manifest {
             canonical_size: 224.0,
             canonical_level: 0,
             aspect_ratios: vec![1.0],
+            anchor_rule: AnchorRule::Rounded,
+            stride_in_1x1: false,
             rpn: RpnSpec { pre_nms_top_n: 100, post_nms_top_n: 50, nms_iou: 0.7, min_size: 1e-3, score_threshold: 0.5 },
             box_roi: roi(7),
             keypoint_roi: roi(SIDE as u32),
@@ -94,7 +96,7 @@ impl Graphs for Painted {
             let delta = BoxCoder { weights: [1.0; 4] }.encode(anchor, person);
             objectness[y * c + x] = 10.0;
             for (i, delta) in delta.into_iter().enumerate() {
-                deltas[i * r * c + y * c + x] = delta;
+                deltas[i * r * c + y * c + x] = delta as f32;
             }
         }
         if self.fault == Fault::NotFinite {

@@ -2,6 +2,7 @@
 
 use crate::evaluate::Views;
 use crate::service::config::SHORT_SIDES;
+use crate::start;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use figment::Figment;
@@ -76,13 +77,13 @@ pub(super) struct TrainFlags {
     /// TOML file with `preset`, `short_side`, `init` and a table `[options]`
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Network preset
+    /// Network preset: nano, resnet50, resnet101, resnext101_32x4d or resnext101_64x4d
     #[arg(long)]
     preset: Option<String>,
     /// Short side of the input, px
     #[arg(long)]
     short_side: Option<u32>,
-    /// First weights: `seed:N`, or a safetensors file
+    /// First weights: `seed:N`, a bundle, or a checkpoint (.safetensors, .pth, .pkl): a detector, or a body trained on ImageNet
     #[arg(long)]
     init: Option<String>,
     /// Images per optimiser step
@@ -129,30 +130,25 @@ impl TrainFlags {
             bail!("--lr is {}, expected a number above 0", options.lr);
         }
         let preset = self.preset.clone().or(file.preset).unwrap_or_else(|| "nano".to_owned());
-        let Some(mut network) = Config::preset(&preset, keypoints) else { bail!("there is no preset `{preset}`; there is `nano`") };
+        let network = start::preset(&preset, keypoints)?;
+        let (mut network, init) = parse_init(network, self.init.as_deref().or(file.init.as_deref()).unwrap_or("seed:1"), options.seed)?;
         if let Some(side) = self.short_side.or(file.short_side) {
             if !SHORT_SIDES.contains(&side) {
                 bail!("--short-side is {side}, expected 16 to 4096 px");
             }
-            let long = u64::from(network.input.max_long_side) * u64::from(side) / u64::from(network.input.short_side.max(1));
-            network.input.max_long_side = u32::try_from(long).unwrap_or(u32::MAX).max(side);
-            network.input.short_side = side;
+            start::resize(&mut network, side);
         }
-        let init = parse_init(self.init.as_deref().or(file.init.as_deref()).unwrap_or("seed:1"), options.seed)?;
         Ok(Training { network, options, init })
     }
 }
 
 /// `seed:N` or a file; the heads that a file lacks are drawn from `seed`.
-fn parse_init(text: &str, seed: u64) -> anyhow::Result<Init> {
+fn parse_init(network: Config, text: &str, seed: u64) -> anyhow::Result<(Config, Init)> {
     if let Some(number) = text.strip_prefix("seed:") {
-        return Ok(Init::Seed(number.parse().with_context(|| format!("--init {text}: expected a number after `seed:`"))?));
+        let seed = number.parse().with_context(|| format!("--init {text}: expected a number after `seed:`"))?;
+        return Ok(start::from_seed(network, seed));
     }
-    let path = PathBuf::from(text);
-    if !path.is_file() {
-        bail!("--init {text}: no such file (random weights are `seed:N`)");
-    }
-    Ok(Init::File(path, seed))
+    start::from_file(network, Path::new(text), seed).context("--init")
 }
 
 /// A data set cut to a share or a number of its first images by id.

@@ -72,21 +72,22 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let (labelled, unlabelled) = match (&args.data, &args.labelled, &args.unlabelled) {
+    let (labelled, unlabelled, left_out) = match (&args.data, &args.labelled, &args.unlabelled) {
         (Some(data), ..) => {
             if !(args.labelled_fraction > 0.0 && args.labelled_fraction < 1.0) {
                 bail!("--labelled-fraction must be above 0 and below 1, not {}", args.labelled_fraction);
             }
-            split_by_id(&load(&split_folder(data, "train"), None, args.images)?, args.labelled_fraction)
+            let (labelled, unlabelled) = split_by_id(&load(&split_folder(data, "train"), None, args.images)?, args.labelled_fraction);
+            (labelled, unlabelled, Vec::new())
         }
         (None, Some(labelled), Some(unlabelled)) => {
             let labelled = load(labelled, None, None)?;
-            let unlabelled = if unlabelled.join("annotations.json").exists() {
-                load(unlabelled, None, None)?
+            let (unlabelled, left_out) = if unlabelled.join("annotations.json").exists() {
+                (load(unlabelled, None, None)?, Vec::new())
             } else {
                 plain_folder(unlabelled, &labelled.skeleton).with_context(|| unlabelled.display().to_string())?
             };
-            (labelled, unlabelled)
+            (labelled, unlabelled, left_out)
         }
         _ => bail!("give --labelled and --unlabelled, or --data"),
     };
@@ -118,6 +119,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         checkpoint_every: args.checkpoint_every,
         labelled,
         unlabelled,
+        left_out,
     };
     let stop = stop_flag()?;
     let stage = Mutex::new((String::new(), ProgressBar::hidden()));
@@ -134,6 +136,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
                 stage.1.set_message(format!("loss {:.3} {:.1} img/s", r.losses.total(), r.images_per_sec));
             }
             Event::Pictures { done, of } => advance(&mut stage, done as u64, of as u64, "images"),
+            Event::LeftOut(reason) => stage.1.suspend(|| eprintln!("left out: {reason}")),
         }
     };
     match distill(&config, &show, &stop)? {

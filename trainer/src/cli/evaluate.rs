@@ -2,8 +2,10 @@
 
 use super::common::{ViewFlags, bar, load, stop_flag};
 use crate::evaluate::{Views, compare, evaluate};
+use crate::gallery::Gallery;
 use omnilabel_bundle::Bundle;
 use omnilabel_keypoints::ensemble::Average;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -28,6 +30,13 @@ pub(super) struct Args {
     /// Write the detections as a COCO results file (the ensemble's, if there is one)
     #[arg(long)]
     results_out: Option<PathBuf>,
+    /// Draw predictions beside labels into this folder, the worst pictures first, with an `index.html` (a new or empty folder, or one
+    /// that was drawn into before)
+    #[arg(long)]
+    draw: Option<PathBuf>,
+    /// Draw only so many pictures, the worst
+    #[arg(long, requires = "draw")]
+    draw_limit: Option<NonZeroUsize>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -40,6 +49,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let teacher = crate::evaluate::load_detected(&bundle, detector.as_ref())?;
     let views = Some(args.views.views()).filter(|views| args.compare || *views != Views::default());
     let passes = 1 + usize::from(views.is_some()) + 3 * usize::from(args.compare);
+    let open = |folder: &PathBuf| Gallery::open(folder, &bundle.manifest().name, &dataset, bundle.manifest().thresholds);
+    let gallery = args.draw.as_ref().map(open).transpose()?;
     let stop = stop_flag()?;
     let progress = bar((dataset.images.len() * passes) as u64, "images")?.with_prefix("evaluate");
     let (mut evaluation, detections) = evaluate(&teacher, &dataset, views.as_ref(), &|n| progress.set_position(n as u64), &stop)?;
@@ -54,8 +65,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     for reason in &evaluation.unreadable {
         eprintln!("left out: {reason}");
     }
+    let scores = evaluation.ensemble.as_ref().map_or(&evaluation.single, |ensemble| &ensemble.scores);
+    let line = format!("{} pictures: AP {:.4}, AP50 {:.4}, AR {:.4}.", evaluation.images, scores.ap, scores.ap50, scores.ar);
+    let page = gallery.map(|gallery| gallery.draw(&detections, args.draw_limit, &[line])).transpose()?;
     if args.json {
-        println!("{}", serde_json::to_string(&evaluation)?);
+        let mut told = serde_json::to_value(&evaluation)?;
+        if let Some(page) = &page {
+            told["drawn"] = serde_json::to_value(page)?;
+        }
+        println!("{told}");
         return Ok(());
     }
     println!("{} images, model {}", evaluation.images, bundle.manifest().name);
@@ -66,6 +84,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         None => columns[0].0 = "",
     }
     super::score::print(&columns);
+    if let Some(page) = &page {
+        println!("drawn: {}", page.display());
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `omnilabel-trainer release`: a bundle signed and published by hand.
 
-use super::run::{log, runtime, stop_signal};
+use super::run::{runtime, stop_signal};
 use crate::service::config::ServiceConfig;
 use crate::service::events::{Event, EventLog};
 use crate::service::rounds::{Publish, copy_bundle, release_bundle};
@@ -32,7 +32,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    log();
+    omnilabel_console::log("info");
     let config = ServiceConfig::load(&args.config)?;
     let key = read_key(args.key.as_ref().unwrap_or(&config.release.key))?;
     let bundle = Bundle::open(&args.bundle)?;

@@ -20,19 +20,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    log();
+    omnilabel_console::log("info");
     let config = ServiceConfig::load(&args.config)?;
     let running = Bundle::open(&config.model.running).context("`model.running`")?;
     let arm = Arc::new(Arm::new(&config, running.manifest())?);
     let options = ServeOptions { new_collector_epoch: args.new_collector_epoch };
     runtime()?.block_on(async { serve(config, arm, options, stop_signal()?).await })
-}
-
-/// What is logged goes to stderr; `RUST_LOG` chooses.
-pub(super) fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    // Another subscriber was set by the embedding process: it stays.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -3,7 +3,7 @@
 use super::{DistillConfig, DistillError, Event, LabelCount};
 use crate::arm::ArmError;
 use crate::calibrate::{Calibration, split};
-use crate::evaluate::{Detected, Detections, Views, detect, load_detected, same_skeleton};
+use crate::evaluate::{Detected, Detections, Views, detect_readable, load_detected, same_skeleton};
 use crate::samples::{Item, SampleSet};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
@@ -97,13 +97,8 @@ pub(super) fn detect_all(
     let known = of - rest.images.len();
     for (chunk, first) in (0..rest.images.len()).step_by(CHUNK).enumerate() {
         let part = rest.subset(|index, _| (first..first + CHUNK).contains(&index));
-        let more = match detect(&teacher, &part, &plan, &|n| event(Event::Pictures { done: known + chunk * CHUNK + n, of }), cancel) {
-            // A chunk of bad pictures only: named and left out like single ones.
-            Err(crate::evaluate::EvaluateError::Unreadable { images, first }) => {
-                Detections { images: Vec::new(), unreadable: vec![format!("{images} pictures, the first: {first}")] }
-            }
-            other => other?,
-        };
+        let done = |n| event(Event::Pictures { done: known + chunk * CHUNK + n, of });
+        let more = detect_readable(&teacher, &part, &plan, &done, cancel)?;
         let mut text = Vec::new();
         for line in lines(&more, part.images.last().map(|i| i.id)) {
             serde_json::to_writer(&mut text, &line).map_err(json)?;
@@ -164,7 +159,9 @@ pub(super) fn harden_all(
     let mut set = SampleSet::empty(unlabelled.skeleton.clone());
     let mut dataset =
         Dataset { root: unlabelled.root.clone(), skeleton: unlabelled.skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
-    let mut count = LabelCount { images: unlabelled.images.len(), unreadable: detections.unreadable.len(), ..LabelCount::default() };
+    let unreadable = config.left_out.len() + detections.unreadable.len();
+    let images = config.left_out.len() + unlabelled.images.len();
+    let mut count = LabelCount { images, unreadable, ..LabelCount::default() };
     for detected in &detections.images {
         count.detections += detected.detections.len();
         let kept = split(&detected.detections, thresholds.instance, config.ignore_from);
@@ -200,7 +197,9 @@ pub(super) fn harden_all(
         set.items.push(item);
     }
     if set.items.is_empty() {
-        return Err(DistillError::NoLabels { detections: count.detections, images: count.images, tau: thresholds.instance });
+        let first = config.left_out.first().map(ToString::to_string).or_else(|| detections.unreadable.first().cloned());
+        let unreadable = first.map(|first| format!("; {unreadable} could not be read, the first: {first}")).unwrap_or_default();
+        return Err(DistillError::NoLabels { detections: count.detections, images, tau: thresholds.instance, unreadable });
     }
     dataset.write(&config.out.join("labels"))?;
     Ok((set, count))

@@ -66,6 +66,9 @@ pub struct Report {
     pub calibration: Calibration,
     /// What the labelling gave.
     pub labels: LabelCount,
+    /// Labelled and unlabelled pictures that could not be read, with the reason.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 impl Report {
@@ -79,7 +82,7 @@ impl Report {
     ) -> Self {
         let ap = |row: &Row| row.scores().ap;
         let gap_recovered = upper.as_ref().and_then(|upper| gap_recovered(ap(&lower), ap(&student), ap(upper)));
-        Self { lower, student, upper, teacher, gap_recovered, calibration, labels }
+        Self { lower, student, upper, teacher, gap_recovered, calibration, labels, left_out: Vec::new() }
     }
 
     /// The comparison for people.
@@ -116,6 +119,10 @@ impl Report {
             c.manual.people_per_image().value(),
             c.thresholds.keypoint
         );
+        if !self.left_out.is_empty() {
+            let (all, unlabelled) = (self.left_out.len(), self.labels.unreadable);
+            text += &format!("\nleft out                {all} pictures that could not be read, {unlabelled} of them unlabelled");
+        }
         text += &match self.gap_recovered {
             Some(gap) => format!("\ngap recovered           {:.0} %\n", 100.0 * gap),
             None => "\n".to_owned(),

@@ -9,6 +9,8 @@ pub(super) struct Outcome {
     pub(super) matched: bool,
     /// It counts neither as right nor as wrong.
     pub(super) ignored: bool,
+    /// The id of the person it found, whether that counts or not.
+    pub(super) found: Option<u64>,
 }
 
 /// One image, category and area range.
@@ -42,7 +44,7 @@ fn numpy_sum(values: &[f64]) -> f64 {
 }
 
 /// OKS of a detection against a person; without labelled keypoints, by the distance outside three times the box.
-fn oks(truth: &Truth, keypoints: &[f64], sigmas: &[f64]) -> f64 {
+pub(super) fn oks(truth: &Truth, keypoints: &[f64], sigmas: &[f64]) -> f64 {
     let visible: Vec<bool> = (0..sigmas.len()).map(|k| truth.keypoints.get(3 * k + 2).is_some_and(|v| *v > 0.0)).collect();
     let any = visible.iter().any(|v| *v);
     let [x, y, w, h] = truth.bbox;
@@ -93,6 +95,7 @@ pub(super) fn match_image(gts: &[Truth], dts: &[Predicted<'_>], sigmas: &[f64], 
             let outcome = &mut outcomes[t * dts.len() + d];
             if let Some(g) = found {
                 taken[g] = true;
+                outcome.found = Some(order[g].0.id);
                 outcome.matched = order[g].0.id != 0;
                 outcome.ignored = order[g].1;
             }

@@ -5,6 +5,7 @@ use crate::calibrate::{Judged, judge_boxes};
 use crate::evaluate::{EvaluateError, evaluate, load};
 use crate::samples::SampleSet;
 use crate::service::config::{RoundConfig, ServiceConfig};
+use crate::start;
 use anyhow::Context;
 use omnilabel_bundle::{Bundle, Manifest};
 use omnilabel_coco::Dataset;
@@ -88,30 +89,24 @@ pub struct Arm {
 }
 
 impl Arm {
-    /// The student of a configuration. It sees images as the running model does, if that is a keypoint R-CNN, unless
-    /// `model.short_side` says otherwise.
+    /// The student of a configuration. It sees images at the size of the running model, if that is a keypoint R-CNN, unless
+    /// `model.short_side` says otherwise, and normalised as its first weights are used to.
     ///
     /// # Errors
     /// A preset that does not exist, an `init` file that is not there.
     pub fn new(config: &ServiceConfig, running: &Manifest) -> anyhow::Result<Self> {
-        let mut network = Config::preset(&config.model.preset, running.skeleton.keypoints.len())
-            .with_context(|| format!("`model.preset` is {:?}, which is not a preset", config.model.preset))?;
+        let network = start::preset(&config.model.preset, running.skeleton.keypoints.len()).context("`model.preset`")?;
+        let (mut network, init) = match &config.model.init {
+            Some(path) => start::from_file(network, path, config.model.seed).context("`model.init`")?,
+            None => start::from_seed(network, config.model.seed),
+        };
         // A wrapped teacher's input is a person's crop, or somebody else's letterbox: no size for a student.
         if running.network.rcnn().is_some() {
-            network.input = running.input.clone();
+            (network.input.short_side, network.input.max_long_side) = (running.input.short_side, running.input.max_long_side);
         }
         if let Some(side) = config.model.short_side {
-            let long = u64::from(network.input.max_long_side) * u64::from(side) / u64::from(network.input.short_side.max(1));
-            network.input.max_long_side = u32::try_from(long).unwrap_or(u32::MAX).max(side);
-            network.input.short_side = side;
+            start::resize(&mut network, side);
         }
-        let init = match &config.model.init {
-            Some(path) => {
-                anyhow::ensure!(path.exists(), "`model.init`: {} does not exist", path.display());
-                Init::File(path.clone(), config.model.seed)
-            }
-            None => Init::Seed(config.model.seed),
-        };
         let RoundConfig { train, checkpoint_every, .. } = &config.round;
         Ok(Self { network, options: train.clone(), init, checkpoint_every: *checkpoint_every })
     }

@@ -118,7 +118,7 @@ pub struct ModelConfig {
     /// Short side of the student's input, px; the running model's without it.
     #[serde(default)]
     pub short_side: Option<u32>,
-    /// Weights every student starts from (safetensors); random without it.
+    /// What every student starts from: a bundle or a checkpoint, a body trained on ImageNet among them; random without it.
     #[serde(default)]
     pub init: Option<PathBuf>,
     /// Seed of what `init` does not give.

@@ -163,7 +163,7 @@ impl Rounds {
                 Err(error) => {
                     let pause = retry_pause(failures);
                     failures += 1;
-                    let message = format!("{error:#}; tried again in {} s", pause.as_secs());
+                    let message = format!("{}; tried again in {} s", omnilabel_console::line(&error), pause.as_secs());
                     self.events.emit(Event::Error { what: "round".to_owned(), message });
                     pause
                 }
@@ -202,7 +202,7 @@ impl Rounds {
                 // What the step half did is not kept, only that it failed.
                 let mut failed = rounds.last().cloned().context("the round is gone")?;
                 if error.chain().any(|e| matches!(e.downcast_ref(), Some(ArmError::Rcnn(RcnnError::NotFinite { .. })))) {
-                    let reason = format!("{error:#}");
+                    let reason = omnilabel_console::line(&error);
                     failed.decision = Some(Decision::Refuse(reason.clone()));
                     failed.ended = true;
                     self.store.save_round(&failed).await?;
@@ -210,7 +210,7 @@ impl Rounds {
                     return Ok(Stepped::Done);
                 }
                 failed.failures += 1;
-                failed.failed = Some(format!("{error:#}"));
+                failed.failed = Some(omnilabel_console::line(&error));
                 let error = error.context(format!("round {}", failed.round));
                 match self.store.save_round(&failed).await {
                     Ok(()) => Err(error),

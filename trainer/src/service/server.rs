@@ -332,7 +332,7 @@ impl Sender {
                 _ = tick.tick() => self.release(false).await,
             };
             if let Err(error) = result {
-                self.events.emit(Event::Error { what: "publish".to_owned(), message: format!("{error:#}") });
+                self.events.emit(Event::Error { what: "publish".to_owned(), message: omnilabel_console::line(&error) });
             }
         }
     }

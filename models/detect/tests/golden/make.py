@@ -109,4 +109,35 @@ for width, height, short, long, flip in [(11, 7, 12, 100, False), (31, 23, 9, 10
         "rows": images.tensors.shape[2], "columns": images.tensors.shape[3], "data": numbers(images.tensors),
     })
 
+# What came later draws from its own generator, so that the vectors above stay what they were.
+torch.manual_seed(8)
+
+# Anchors where the stride does not divide the padded side: 96 x 160 (h x w) at stride 64 has maps of 2 x 3 cells, 48 and 53 px apart.
+levels = AnchorGenerator(((16,), (64,)), (ratios, ratios))
+out["anchors_divided"] = numbers(levels(ImageList(torch.zeros(1, 3, 96, 160), [(90, 150)]), [torch.zeros(1, 1, 24, 40), torch.zeros(1, 1, 2, 3)])[0])
+
+# RoIAlign with as many samples as the RoI needs.
+rois = torch.tensor([[0, 0, 103, 79], [-20, -30, 40, 50], [60, 30, 61, 31], [90, 60, 130, 120], [10.5, 20.25, 47.75, 60.125],
+                     [0, 0, 96, 64], [200, 200, 240, 240], [50, 50, 50, 50]]).float()
+out["adaptive"] = {"rois": numbers(rois), "cases": []}
+for aligned in (False, True):
+    leaf = data.clone().requires_grad_()
+    pooled = roi_align(leaf, [rois], 4, 0.125, 0, aligned)
+    gradient = torch.randn_like(pooled)
+    pooled.backward(gradient)
+    out["adaptive"]["cases"].append(
+        {"aligned": aligned, "pooled": numbers(pooled), "gradient": numbers(gradient), "grad_data": numbers(leaf.grad)})
+
+# NMS with ties: three distinct scores among 40 boxes, equal boxes, and an IoU of exactly the threshold, which does not suppress.
+rects, scores = boxes(40, 30, 30, 5, 25).round(), torch.randint(1, 4, (40,)) / 4
+rects[5], rects[30] = rects[1], rects[1]
+rects[0], rects[39] = torch.tensor([100.0, 100, 110, 110]), torch.tensor([100.0, 100, 110, 105])
+out["nms_ties"] = {"boxes": numbers(rects), "scores": numbers(scores), "kept": nms(rects, scores, 0.5).tolist()}
+
+# The image transform, blue first.
+image = torch.randint(0, 256, (3, 7, 11), dtype=torch.uint8)
+mean, std = [0.406, 0.456, 0.485], [1 / 255] * 3
+images, _ = GeneralizedRCNNTransform(12, 100, mean, std, size_divisible=8).eval()([image.flip(0).float() / 255])
+out["transform_bgr"] = {"rgb": image.permute(1, 2, 0).flatten().tolist(), "data": numbers(images.tensors)}
+
 print(json.dumps(out, separators=(",", ":")))

@@ -2,6 +2,7 @@
 
 use crate::RcnnError;
 use crate::network::{Conv, Linear};
+use crate::params::Precision;
 use candle_core::{Tensor, WithDType};
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
@@ -163,20 +164,52 @@ impl Graph {
         self.node("Slice", output, &[x, &starts, &ends, &axes, &steps], Vec::new())
     }
 
+    /// Puts a Cast to f32 between every weight and the nodes that use it.
+    fn widen(&mut self) {
+        let wide = |name: &str| format!("{name}.f32");
+        for node in &mut self.proto.node {
+            for input in node.input.iter_mut().filter(|input| self.weights.iter().any(|(name, _)| name == *input)) {
+                *input = wide(input);
+            }
+        }
+        let casts = self.weights.iter().map(|(name, _)| NodeProto {
+            input: vec![name.clone()],
+            output: vec![wide(name)],
+            name: wide(name),
+            op_type: "Cast".to_owned(),
+            attribute: vec![int("to", DataType::Float as i64)],
+            ..Default::default()
+        });
+        let casts: Vec<NodeProto> = casts.collect();
+        self.proto.node.splice(..0, casts);
+    }
+
     /// The weights, to be written before [`Graph::finish`].
     pub(crate) fn weights(&self) -> &[(String, Tensor)] {
         &self.weights
     }
 
     /// The model; `place` gives the offset and length in bytes of a weight inside `file`.
-    pub(crate) fn finish(mut self, file: &str, place: impl Fn(&str) -> Option<(u64, u64)>) -> Result<ModelProto, RcnnError> {
+    pub(crate) fn finish(
+        mut self,
+        file: &str,
+        precision: Precision,
+        place: impl Fn(&str) -> Option<(u64, u64)>,
+    ) -> Result<ModelProto, RcnnError> {
+        let stored = match precision {
+            Precision::F32 => DataType::Float,
+            Precision::F16 => {
+                self.widen();
+                DataType::Float16
+            }
+        };
         for (name, tensor) in &self.weights {
             let (offset, length) = place(name).ok_or_else(|| RcnnError::Config(format!("weight `{name}` is not in `{file}`")))?;
             let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
             self.proto.initializer.push(TensorProto {
                 name: name.clone(),
                 dims: tensor.dims().iter().map(|d| *d as i64).collect(),
-                data_type: DataType::Float as i32,
+                data_type: stored as i32,
                 data_location: Some(DataLocation::External as i32),
                 external_data: vec![
                     entry("location", file.to_owned()),

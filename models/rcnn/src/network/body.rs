@@ -53,11 +53,14 @@ impl Body {
                         Shape::same(input, width, 3).stride(stride).groups(config.groups).relu(),
                         Shape::same(width, output, 3).groups(config.groups),
                     ],
-                    Block::Bottleneck => vec![
-                        Shape::same(input, width, 1).relu(),
-                        Shape::same(width, width, 3).stride(stride).groups(config.groups).relu(),
-                        Shape::same(width, output, 1),
-                    ],
+                    Block::Bottleneck => {
+                        let (first, second) = if config.network.stride_in_1x1 { (stride, 1) } else { (1, stride) };
+                        vec![
+                            Shape::same(input, width, 1).stride(first).relu(),
+                            Shape::same(width, width, 3).stride(second).groups(config.groups).relu(),
+                            Shape::same(width, output, 1),
+                        ]
+                    }
                 };
                 let branch = shapes
                     .into_iter()

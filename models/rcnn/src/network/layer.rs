@@ -106,8 +106,10 @@ impl Conv {
     /// With a frozen batch-norm named `norm`.
     pub(crate) fn with_norm(params: &mut Params, name: &str, norm: &str, shape: Shape, train: Train) -> Result<Self, RcnnError> {
         let weight = params.add(&format!("{name}.weight"), &shape.weight(), shape.he_fan_out(), train.weight)?;
-        let mut vector =
-            |field: &str, value, trainable| params.add(&format!("{norm}.{field}"), &[shape.output], Fill::Constant(value), trainable);
+        let mut vector = |field: &str, value, trained| {
+            let (name, fill) = (format!("{norm}.{field}"), Fill::Constant(value));
+            if trained { params.add(&name, &[shape.output], fill, true) } else { params.add_buffer(&name, &[shape.output], fill) }
+        };
         let norm = Norm {
             weight: vector("weight", 1.0, train.affine)?,
             bias: vector("bias", 0.0, train.affine)?,

@@ -1,14 +1,15 @@
 //! RoIAlign over a pyramid, through the code that inference runs (`omnilabel_detect::roi`).
 
-use super::element::{elements, slice, tensor};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use super::element::{Element, dispatch, elements, slice, tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use omnilabel_bundle::{NetworkSpec, RoiSpec};
-use omnilabel_detect::roi::{FeatureMap, align, align_backward, level};
+use omnilabel_detect::roi::{FeatureMap, Real, align, align_backward, level};
 use omnilabel_keypoints::geometry::Rect;
 use rayon::prelude::*;
 
 /// Pools each RoI (batch index, rectangle in net pixels) from its own level: levels `[n, c, h, w]`, finest first → `[r, c, q, q]`
-/// in the order of `rois`. f32 only.
+/// in the order of `rois`.
 ///
 /// # Errors
 /// When the levels do not fit each other or a batch index is out of range.
@@ -63,6 +64,29 @@ impl RoiAlign {
     fn roi_len(&self) -> usize {
         self.channels * (self.spec.resolution * self.spec.resolution) as usize
     }
+
+    fn forward<T: Element + Real>(&self, x: &[T]) -> Vec<T> {
+        let mut y = vec![T::ZERO; self.rois.len() * self.roi_len()];
+        y.par_chunks_mut(self.roi_len()).zip(&self.rois).for_each(|(out, roi)| {
+            let map = &self.maps[roi.level];
+            let data = &x[roi.image * self.per_image + map.start..][..self.channels * map.rows * map.columns];
+            let map = FeatureMap { data, channels: self.channels, rows: map.rows, columns: map.columns, scale: map.scale };
+            align(map, roi.rect, self.spec, out);
+        });
+        y
+    }
+
+    fn backward<T: Element + Real>(&self, grad: &[T], len: usize) -> Vec<T> {
+        let mut dx = vec![T::ZERO; len];
+        dx.par_chunks_mut(self.per_image).enumerate().for_each(|(image, dx)| {
+            for (roi, grad) in self.rois.iter().zip(grad.chunks_exact(self.roi_len())).filter(|(roi, _)| roi.image == image) {
+                let map = &self.maps[roi.level];
+                let part = &mut dx[map.start..][..self.channels * map.rows * map.columns];
+                align_backward(part, self.channels, map.rows, map.columns, map.scale, roi.rect, self.spec, grad);
+            }
+        });
+        dx
+    }
 }
 
 impl CustomOp1 for RoiAlign {
@@ -71,16 +95,9 @@ impl CustomOp1 for RoiAlign {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x: &[f32] = slice(self.name(), x, layout)?;
-        let mut y = vec![0f32; self.rois.len() * self.roi_len()];
-        y.par_chunks_mut(self.roi_len()).zip(&self.rois).for_each(|(out, roi)| {
-            let map = &self.maps[roi.level];
-            let data = &x[roi.image * self.per_image + map.start..][..self.channels * map.rows * map.columns];
-            let map = FeatureMap { data, channels: self.channels, rows: map.rows, columns: map.columns, scale: map.scale };
-            align(map, roi.rect, self.spec, out);
-        });
         let side = self.spec.resolution as usize;
-        Ok((CpuStorage::F32(y), Shape::from((self.rois.len(), self.channels, side, side))))
+        let shape = Shape::from((self.rois.len(), self.channels, side, side));
+        dispatch!(self.name(), x.dtype(), T => Ok((T::to_cpu_storage_owned(self.forward::<T>(slice(self.name(), x, layout)?)), shape)))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -89,15 +106,8 @@ impl CustomOp1 for RoiAlign {
         }
         let grad = grad.contiguous()?;
         let (gg, gl) = grad.storage_and_layout();
-        let grad: &[f32] = elements(self.name(), &gg, gl)?;
-        let mut dx = vec![0f32; x.elem_count()];
-        dx.par_chunks_mut(self.per_image).enumerate().for_each(|(image, dx)| {
-            for (roi, grad) in self.rois.iter().zip(grad.chunks_exact(self.roi_len())).filter(|(roi, _)| roi.image == image) {
-                let map = &self.maps[roi.level];
-                let part = &mut dx[map.start..][..self.channels * map.rows * map.columns];
-                align_backward(part, self.channels, map.rows, map.columns, map.scale, roi.rect, self.spec, grad);
-            }
-        });
-        Ok(Some(tensor(dx, x.shape())?))
+        dispatch!(self.name(), x.dtype(), T => {
+            Ok(Some(tensor(self.backward::<T>(elements(self.name(), &gg, gl)?, x.elem_count()), x.shape())?))
+        })
     }
 }

@@ -1,0 +1,72 @@
+//! What the programs say on standard error: errors in one line, and the log.
+
+use std::ffi::OsStr;
+use std::io::IsTerminal;
+use tracing_subscriber::EnvFilter;
+
+/// An error with its causes in one line, each of them once.
+///
+/// Many error types, ours and others', already write their cause into their own message (`path: No such file or directory`), and give it
+/// as their source, too: anyhow's `{:#}` would say it twice.
+///
+/// ```
+/// use anyhow::Context;
+/// let error = std::fs::read("/nowhere").context("the key").unwrap_err();
+/// assert_eq!(omnilabel_console::line(&error), "the key: No such file or directory (os error 2)");
+/// ```
+pub fn line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
+        "" => cause,
+        told if told.contains(&cause) => line,
+        told => format!("{told}: {cause}"),
+    })
+}
+
+/// Sends the log to standard error; `RUST_LOG` chooses, else `default` does. Colours are for terminals, and for those who want them: none with
+/// `NO_COLOR` (<https://no-color.org>). A process that runs several roles has set its log up already: that one stays.
+pub fn log(default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let coloured = coloured(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(coloured).with_writer(std::io::stderr).try_init();
+}
+
+/// Whether letters have colours; an empty `NO_COLOR` counts as none.
+fn coloured(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    /// An error of the kind that says its cause itself.
+    #[derive(Debug)]
+    struct Told(std::io::Error);
+
+    impl std::fmt::Display for Told {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "a.json: {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Told {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let told = || anyhow::Error::new(Told(std::io::Error::other("no such file")));
+        assert_eq!(line(&told()), "a.json: no such file");
+        assert_eq!(line(&told().context("--eval")), "--eval: a.json: no such file");
+        assert_eq!(line(&anyhow!("inner").context("middle").context("outer")), "outer: middle: inner");
+    }
+
+    #[test]
+    fn colours_are_for_terminals_without_no_color() {
+        assert!(coloured(true, None) && coloured(true, Some(OsStr::new(""))));
+        assert!(!coloured(true, Some(OsStr::new("1"))) && !coloured(false, None));
+    }
+}

@@ -1,0 +1,160 @@
+//! The graphs on candle and on ONNX Runtime, and a look at what a backbone gave.
+
+use candle_core::{Device, Tensor};
+use omnilabel_rcnn::network::Network;
+use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// The network that was exported.
+pub(crate) struct Candle(pub(crate) Arc<Network>);
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+impl Candle {
+    fn rois(&self, rois: Vec<f32>, r: usize, side: u32) -> Tensor {
+        let side = side as usize;
+        Tensor::from_vec(rois, (r, self.0.config().fpn_channels, side, side), &Device::Cpu).unwrap()
+    }
+}
+
+impl Graphs for Candle {
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
+        let image = Tensor::from_slice(image, (1, 3, rows, columns), &Device::Cpu).unwrap();
+        let levels = self.0.forward_backbone(&image).unwrap();
+        let shape = |t: &Tensor| t.dims4().unwrap();
+        Ok(BackboneOutput {
+            features: levels.features.iter().map(|t| (values(t), shape(t).1, shape(t).2, shape(t).3)).collect(),
+            objectness: levels.objectness.iter().map(|t| (values(t), shape(t).2, shape(t).3)).collect(),
+            deltas: levels.deltas.iter().map(values).collect(),
+        })
+    }
+
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
+        let (logits, deltas) = self.0.box_head(&self.rois(rois, r, self.0.config().network.box_roi.resolution)).unwrap();
+        Ok((values(&logits), values(&deltas)))
+    }
+
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        Ok(values(&self.0.keypoint_head(&self.rois(rois, r, self.0.config().network.keypoint_roi.resolution)).unwrap()))
+    }
+}
+
+/// The bundle's graphs on ONNX Runtime, in a process of `tests/python/onnx_server.py`.
+pub(crate) struct OnnxRuntime {
+    channels: usize,
+    levels: usize,
+    process: Mutex<(Child, ChildStdin, BufReader<ChildStdout>)>,
+}
+
+impl OnnxRuntime {
+    pub(crate) fn start(bundle: &Path) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut child = Command::new(root.join(".venv-test/bin/python"))
+            .arg(root.join("tests/python/onnx_server.py"))
+            .arg(bundle)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("tests/setup makes .venv-test");
+        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let manifest: omnilabel_bundle::Manifest = serde_json::from_slice(&std::fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
+        let channels = if manifest.architecture == "nano" { 32 } else { 256 };
+        Self { channels, levels: manifest.network.rcnn().unwrap().levels.len(), process: Mutex::new((child, stdin, stdout)) }
+    }
+
+    fn run(&self, graph: &str, input: &str, shape: &[usize], data: &[f32], outputs: &[String]) -> Vec<(Vec<usize>, Vec<f32>)> {
+        let mut process = self.process.lock().unwrap();
+        let (_, stdin, stdout) = &mut *process;
+        let request = serde_json::json!({"graph": graph, "input": input, "shape": shape, "outputs": outputs});
+        writeln!(stdin, "{request}").unwrap();
+        let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
+        stdin.write_all(&bytes).unwrap();
+        stdin.flush().unwrap();
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let shapes: Vec<Vec<usize>> = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{graph} on ONNX Runtime: {e}: {line:?}"));
+        let mut read = |shape: Vec<usize>| {
+            let mut bytes = vec![0; 4 * shape.iter().product::<usize>()];
+            stdout.read_exact(&mut bytes).unwrap();
+            let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            (shape, values)
+        };
+        shapes.into_iter().map(&mut read).collect()
+    }
+
+    fn head(&self, graph: &str, rois: &[f32], r: usize, outputs: &[&str]) -> Vec<Vec<f32>> {
+        let side = ((rois.len() / r / self.channels) as f64).sqrt() as usize;
+        let outputs: Vec<String> = outputs.iter().map(|name| (*name).to_owned()).collect();
+        self.run(graph, "rois", &[r, self.channels, side, side], rois, &outputs).into_iter().map(|(_, values)| values).collect()
+    }
+}
+
+impl Drop for OnnxRuntime {
+    fn drop(&mut self) {
+        let _ = self.process.get_mut().map(|(child, ..)| child.kill().and_then(|()| child.wait()));
+    }
+}
+
+impl Graphs for OnnxRuntime {
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
+        let names = |kind: &str| (0..self.levels).map(move |level| format!("{kind}_{level}")).collect::<Vec<_>>();
+        let outputs = [names("features"), names("objectness"), names("deltas")].concat();
+        let mut found = self.run("backbone.onnx", "image", &[1, 3, rows, columns], image, &outputs);
+        let deltas = found.split_off(2 * self.levels);
+        let objectness = found.split_off(self.levels);
+        Ok(BackboneOutput {
+            features: found.into_iter().map(|(shape, values)| (values, shape[1], shape[2], shape[3])).collect(),
+            objectness: objectness.into_iter().map(|(shape, values)| (values, shape[2], shape[3])).collect(),
+            deltas: deltas.into_iter().map(|(_, values)| values).collect(),
+        })
+    }
+
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
+        let mut outputs = self.head("box_head.onnx", &rois, r, &["class_logits", "box_deltas"]).into_iter();
+        Ok((outputs.next().unwrap(), outputs.next().unwrap()))
+    }
+
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        Ok(self.head("keypoint_head.onnx", &rois, r, &["heatmaps"]).remove(0))
+    }
+}
+
+/// The latest output of a backbone.
+pub(crate) type Seen = Arc<Mutex<Option<BackboneOutput>>>;
+
+/// Other graphs, remembering what their backbone gave.
+pub(crate) struct RecordingBackbone {
+    inner: Box<dyn Graphs>,
+    seen: Seen,
+}
+
+impl RecordingBackbone {
+    pub(crate) fn new(inner: Box<dyn Graphs>) -> Self {
+        Self { inner, seen: Seen::default() }
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.seen.clone()
+    }
+}
+
+impl Graphs for RecordingBackbone {
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
+        let output = self.inner.backbone(image, rows, columns)?;
+        *self.seen.lock().unwrap() = Some(output.clone());
+        Ok(output)
+    }
+
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
+        self.inner.box_head(rois, r)
+    }
+
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        self.inner.keypoint_head(rois, r)
+    }
+}

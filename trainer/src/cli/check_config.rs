@@ -1,0 +1,21 @@
+//! `omnilabel-trainer check-config`
+
+use crate::service::config::ServiceConfig;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// `trainer.toml` (docs/CENTRE.md)
+    #[arg(long)]
+    config: PathBuf,
+    /// Print JSON instead of TOML
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let config = ServiceConfig::load(&args.config)?;
+    let text = if args.json { serde_json::to_string_pretty(&config)? } else { toml::to_string_pretty(&config)? };
+    println!("{}", text.trim_end());
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! `omnilabel-trainer import`
+
+use crate::arm::provisional;
+use crate::service::config::SHORT_SIDES;
+use crate::start;
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use omnilabel_bundle::{MANIFEST, hex};
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::geometry::Size;
+use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_rcnn::export::{ExportMeta, write_bundle_as};
+use omnilabel_rcnn::import::{self, Naming, read_checkpoint};
+use omnilabel_rcnn::params::Precision;
+use omnilabel_runtime::{Teacher, ViewPlan, write_golden};
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Checkpoint: torchvision's keypoint R-CNN (.pth, .safetensors) or Detectron2's (.pth, .pkl)
+    #[arg(long)]
+    from: PathBuf,
+    /// Architecture of the checkpoint: resnet50, resnet101, resnext101_32x4d, resnext101_64x4d or nano
+    #[arg(long)]
+    arch: String,
+    /// Where the bundle is written; a new or empty folder
+    #[arg(long)]
+    out: PathBuf,
+    /// What the keypoints are: `coco17`, or a JSON file with COCO's `categories`
+    #[arg(long, default_value = "coco17")]
+    skeleton: String,
+    /// Name in the bundle's manifest; the architecture's without it
+    #[arg(long)]
+    name: Option<String>,
+    /// Precision of the weights in the bundle; either way the graphs compute in f32
+    #[arg(long, value_enum, default_value = "f32")]
+    weights: Weights,
+    /// Short side of the input, px; the architecture's without it
+    #[arg(long)]
+    short_side: Option<u32>,
+    /// Detectron2's MODEL.RESNETS.STRIDE_IN_1X1; by default true for ResNets and false for ResNeXts
+    #[arg(long)]
+    stride_in_1x1: Option<bool>,
+    /// Mean pixel in the order of the network's channels, of values from 0 to 255 (Detectron2's MODEL.PIXEL_MEAN)
+    #[arg(long, value_delimiter = ',')]
+    pixel_mean: Vec<f32>,
+    /// Standard deviation likewise (MODEL.PIXEL_STD)
+    #[arg(long, value_delimiter = ',')]
+    pixel_std: Vec<f32>,
+    /// Picture for the golden frame, best with people on it; a drawn one without it
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Weights {
+    F32,
+    F16,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let skeleton = skeleton(&args.skeleton)?;
+    let config = start::preset(&args.arch, skeleton.len()).context("--arch")?;
+    claim(&args.out)?;
+    let picture = match &args.image {
+        Some(path) => Frame::open(path)?,
+        None => drawn(),
+    };
+    let tensors = read_checkpoint(&args.from)?;
+    let naming = Naming::of(tensors.keys().map(String::as_str)).with_context(|| {
+        let first = tensors.keys().next().map_or("", String::as_str);
+        format!("{}: tensors like `{first}` are neither torchvision's nor Detectron2's", args.from.display())
+    })?;
+    let mut config = import::conventions(config, naming);
+    if let Some(side) = args.short_side {
+        ensure!(SHORT_SIDES.contains(&side), "--short-side is {side}, expected 16 to 4096 px");
+        start::resize(&mut config, side);
+    }
+    config.network.stride_in_1x1 = args.stride_in_1x1.unwrap_or(config.network.stride_in_1x1);
+    pixels("--pixel-mean", &args.pixel_mean, 0.0, &mut config.input.mean)?;
+    pixels("--pixel-std", &args.pixel_std, 1e-3, &mut config.input.std)?;
+    if naming == Naming::Detectron2 {
+        // What the file says of itself wins over the preset, not over the flags.
+        for (flag, name, value) in
+            [(&args.pixel_mean, "pixel_mean", &mut config.input.mean), (&args.pixel_std, "pixel_std", &mut config.input.std)]
+        {
+            if let (true, Some(tensor)) = (flag.is_empty(), tensors.get(name)) {
+                pixels(name, &tensor.flatten_all()?.to_vec1()?, 0.0, value).with_context(|| args.from.display().to_string())?;
+            }
+        }
+    }
+    let network = import::network(config, &tensors, naming, &args.from)?;
+    let macs = network.config().macs(800, 800, 1000, 1).total();
+    let meta = ExportMeta {
+        name: args.name.clone().unwrap_or_else(|| args.arch.clone()),
+        skeleton,
+        thresholds: provisional(),
+        parent: None,
+        dataset_sha256: None,
+        ap: None,
+    };
+    let precision = if args.weights == Weights::F16 { Precision::F16 } else { Precision::F32 };
+    write_bundle_as(&network, &meta, &args.out, precision)?;
+    let bundle = write_golden(&args.out, &[("import", picture.clone())])?;
+    let people = Teacher::load(&bundle, 1)?.detect(&picture, &ViewPlan::single(bundle.manifest()))?.len();
+    let bytes: u64 = bundle.manifest().files.values().map(|file| file.bytes).sum();
+    let parameters = network.params().parameters();
+    if args.json {
+        let report = serde_json::json!({
+            "bundle": bundle.root(), "sha256": hex(&bundle.sha256()), "names": naming.describe(), "tensors": tensors.len(),
+            "parameters": parameters, "macs": macs, "bytes": bytes, "people": people,
+        });
+        println!("{report}");
+        return Ok(());
+    }
+    println!("imported {} ({}) as {}", args.from.display(), naming.describe(), bundle.root().display());
+    println!("{} tensors, {parameters} parameters, {:.1} GMAC at 800 x 800 px", tensors.len(), macs as f64 / 1e9);
+    println!("{bytes} bytes, sha256 {}", &hex(&bundle.sha256())[..12]);
+    println!("found {people} people on the golden frame");
+    if people == 0 {
+        println!("warning: a golden frame without people proves little on a device; --image takes one with people");
+    }
+    println!("thresholds are provisional; `omnilabel-trainer distill` calibrates them");
+    Ok(())
+}
+
+fn skeleton(text: &str) -> anyhow::Result<Skeleton> {
+    if text == "coco17" {
+        return Ok(Skeleton::coco17());
+    }
+    omnilabel_coco::read_skeleton(Path::new(text)).context("--skeleton: expected `coco17` or a JSON file with COCO's `categories`")
+}
+
+/// Whatever else lies in the folder would become part of the bundle.
+fn claim(out: &Path) -> anyhow::Result<()> {
+    match std::fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
+        Ok(true) if out.join(MANIFEST).exists() => bail!("--out {}: the folder holds a bundle; choose another or remove it", out.display()),
+        Ok(true) => bail!("--out {}: the folder is not empty", out.display()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("--out {}: {error}", out.display()),
+        _ => Ok(()),
+    }
+}
+
+/// Values from 0 to 255 as values from 0 to 1.
+fn pixels(name: &str, given: &[f32], least: f32, target: &mut [f32; 3]) -> anyhow::Result<()> {
+    match *given {
+        [] => Ok(()),
+        [a, b, c] if [a, b, c].iter().all(|value| value.is_finite() && (least..=255.0).contains(value)) => {
+            *target = [a, b, c].map(|value| value / 255.0);
+            Ok(())
+        }
+        _ => bail!("{name} is {given:?}, expected three numbers from {least} to 255"),
+    }
+}
+
+/// Overlapping soft and hard shapes.
+fn drawn() -> Frame {
+    let (width, height) = (320u32, 240u32);
+    let value = |x: f32, y: f32, c: f32| {
+        let wave = 127.0 + 100.0 * (x / 13.0 + c).sin() * (y / 19.0).cos();
+        if (x as u32 / 37 + y as u32 / 29 + c as u32).is_multiple_of(3) { 255.0 - wave } else { wave }
+    };
+    let pixel = |i: u32| [0.0, 1.0, 2.0].map(|c| value((i % width) as f32, (i / width) as f32, c) as u8);
+    Frame { size: Size { width, height }, rgb: (0..width * height).flat_map(pixel).collect() }
+}
