@@ -80,7 +80,7 @@ fn what_cannot_be_imported_is_named() {
     let head = "roi_heads.keypoint_predictor.kps_score_lowres.bias";
     fail(dir.path(), "import --arch nano --from weights.safetensors --out x", &["weights.safetensors", head, "[3]", "[17]"]);
     fail(dir.path(), &format!("{from} --out x --pixel-mean 1,2,900"), &["--pixel-mean", "900", "255"]);
-    fail(dir.path(), &format!("{from} --out x --skeleton data/images/1.jpg"), &["--skeleton", "1.jpg"]);
+    fail(dir.path(), "import --arch nano --skeleton data/images/1.jpg --from weights.safetensors --out x", &["--skeleton", "1.jpg"]);
     fail(dir.path(), &format!("{IMPORT} --from nowhere.pth --out x"), &["nowhere.pth", "No such file"]);
     let mut tensors = read_tensors(&dir.path().join("weights.safetensors")).unwrap();
     tensors.remove("rpn.head.cls_logits.bias");
