@@ -177,7 +177,7 @@ fn every_flag_reaches_the_manifest() {
                 --image images/7.png --out all";
     let line: Vec<&str> = line.split_whitespace().collect();
     let text = succeed(dir.path(), &line.join(" "));
-    assert!(text.contains("found   2 people"), "{text}");
+    assert!(text.contains("tried   2 boxes"), "{text}");
     let bundle = Bundle::open(&dir.path().join("all")).unwrap();
     let manifest = bundle.manifest();
     assert_eq!((manifest.name.as_str(), manifest.input.channels), ("mine", Channels::Bgr));

@@ -333,7 +333,8 @@ pub(super) fn run(args: &WrapArgs) -> anyhow::Result<()> {
     for Output { name, shape } in &summary.outputs {
         println!("reads   {name} {shape:?}");
     }
-    println!("found   {} people on the picture, which is the golden frame now", summary.instances);
+    let (verb, what) = if wrapped.finds_people { ("found", "people on") } else { ("tried", "boxes on") };
+    println!("{verb}   {} {what} the picture, which is the golden frame now", summary.instances);
     for warning in summary.warnings {
         println!("warning: {warning}");
     }
