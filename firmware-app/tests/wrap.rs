@@ -177,7 +177,7 @@ fn every_flag_reaches_the_manifest() {
                 --image images/7.png --out all";
     let line: Vec<&str> = line.split_whitespace().collect();
     let text = succeed(dir.path(), &line.join(" "));
-    assert!(text.contains("found   2 people"), "{text}");
+    assert!(text.contains("tried   2 boxes"), "{text}");
     let bundle = Bundle::open(&dir.path().join("all")).unwrap();
     let manifest = bundle.manifest();
     assert_eq!((manifest.name.as_str(), manifest.input.channels), ("mine", Channels::Bgr));
@@ -202,6 +202,10 @@ fn refusals_name_the_flag() {
     fail(dir.path(), &wrap.replace("--kind heatmap", "--kind hologram"), &["hologram", "one-stage"]);
     fail(dir.path(), &wrap.replace("heatmap.onnx", "nowhere.onnx"), &["nowhere.onnx"]);
     fail(dir.path(), "model wrap --onnx yolo.onnx --kind one-stage --skeleton skeleton.json --out out", &["--input HEIGHTxWIDTH"]);
+    let boxes = r#"[{"image_id": 1, "bbox": [10, 10, 50, 60]}, {"image_id": 1, "bbox": [10, 10, 0, 60]}]"#;
+    std::fs::write(dir.path().join("bad.json"), boxes).unwrap();
+    fail(dir.path(), &format!("{wrap} {RAW} --boxes bad.json"), &["bad.json", "box 1", "bbox"]);
+    fail(dir.path(), &format!("{wrap} {RAW} --boxes boxes.json --detector yolo"), &["--boxes", "--detector"]);
     let yolo = "model wrap --onnx yolo.onnx --kind one-stage --input 192x192 --skeleton skeleton.json --out out";
     fail(dir.path(), &format!("{yolo} --detector elsewhere"), &["--detector", "by itself"]);
     fail(dir.path(), &format!("{yolo} --stride 50"), &["multiple of input.size_divisor 50"]);

@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use omnilabel_bundle::{Channels, CropSpec, Letterbox, OneStageSpec, Refine, Values};
 use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Thresholds;
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_runtime::wrap::{WrapKind, WrapRequest, Wrapped, drawn_person, wrap};
@@ -268,7 +269,7 @@ impl WrapArgs {
                 None => drawn_person(),
             },
             boxes: match &self.boxes {
-                Some(path) => Some(boxes::read(path, |_| true)?.boxes.into_values().flatten().collect()),
+                Some(path) => Some(given(path)?),
                 None => None,
             },
         })
@@ -292,6 +293,15 @@ fn skeleton(text: &str) -> anyhow::Result<Skeleton> {
         return Ok(Skeleton::coco17());
     }
     omnilabel_coco::read_skeleton(Path::new(text)).context("--skeleton: expected `coco17` or a JSON file with COCO's `categories`")
+}
+
+/// All boxes of the file, whatever their image: there is only one.
+fn given(path: &Path) -> anyhow::Result<Vec<(Rect, f32)>> {
+    let given = boxes::read(path, |_| true)?;
+    match given.left_out.first() {
+        Some(reason) => bail!("{reason}"),
+        None => Ok(given.boxes.into_values().flatten().collect()),
+    }
 }
 
 fn three(text: &str) -> Result<[f32; 3], String> {
@@ -323,7 +333,8 @@ pub(super) fn run(args: &WrapArgs) -> anyhow::Result<()> {
     for Output { name, shape } in &summary.outputs {
         println!("reads   {name} {shape:?}");
     }
-    println!("found   {} people on the picture, which is the golden frame now", summary.instances);
+    let (verb, what) = if wrapped.finds_people { ("found", "people on") } else { ("tried", "boxes on") };
+    println!("{verb}   {} {what} the picture, which is the golden frame now", summary.instances);
     for warning in summary.warnings {
         println!("warning: {warning}");
     }

@@ -131,7 +131,9 @@ pub struct Wrapped {
     pub outputs: Vec<(String, Vec<usize>)>,
     /// Whether other input sizes than the base are possible.
     pub dynamic: bool,
-    /// What it found on the picture.
+    /// Whether it needs no boxes: it is a one-stage model, or has its detector inside.
+    pub finds_people: bool,
+    /// What it found on the picture, or in the boxes.
     pub detections: Vec<Detection>,
     /// What looks wrong without being impossible.
     pub warnings: Vec<String>,
@@ -220,7 +222,15 @@ fn write(request: &WrapRequest, root: &Path) -> Result<Wrapped, WrapError> {
     }
     let detections = golden(&bundle)?;
     let warnings = warnings(&pose, &detections, without_detector);
-    Ok(Wrapped { bundle, graph, outputs: names.into_iter().zip(shapes).collect(), dynamic, detections, warnings })
+    Ok(Wrapped {
+        bundle,
+        graph,
+        outputs: names.into_iter().zip(shapes).collect(),
+        dynamic,
+        finds_people: !without_detector,
+        detections,
+        warnings,
+    })
 }
 
 /// What the golden frame says.
