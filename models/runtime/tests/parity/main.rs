@@ -37,6 +37,9 @@ const SCORE_TOLERANCE: f32 = 2e-4;
 /// The share of keypoints that may lie elsewhere than torchvision's: a keypoint is the best pixel of a resized heatmap, and where two
 /// pixels are equal but for rounding, neighbours or two peaks of random weights, either is right. Their scores agree all the same.
 const MOVED_SHARE: f32 = 0.01;
+/// The share of people whose heatmap may be resized to another grid: to ⌈w⌉ × ⌈h⌉ cells of a box w px wide in the network's pixels, which
+/// is another number where w is whole but for rounding. Their keypoints are not compared.
+const OTHER_GRID_SHARE: f32 = 0.05;
 /// The least detections of a case.
 const MIN_DETECTIONS: usize = 20;
 /// Losses, relative; means of terms that differ like the scores.
@@ -177,11 +180,9 @@ fn compare_detections(what: &str, case: &Case, values: &Values, teacher: &Teache
         let maps = compare_maps(&what, image, &backbone, values);
         let proposed = compare_proposals(&what, image, &backbone, values, bundle, net);
         total += found.len();
-        let (boxes, scores, points, moved) = compare_people(&what, image, &found, values);
-        println!(
-            "{what}: {} detections; maps {maps:.1e}, proposals {proposed:.1e} px, boxes {boxes:.1e} px, scores {scores:.1e}, keypoint scores {points:.1e}, {moved} keypoints moved",
-            found.len()
-        );
+        let per_frame = [net.width as f32 / frame.size.width as f32, net.height as f32 / frame.size.height as f32];
+        let people = compare_people(&what, image, &found, values, per_frame);
+        println!("{what}: {} detections; maps {maps:.1e}, proposals {proposed:.1e} px, {people}", found.len());
     }
     assert!(total >= MIN_DETECTIONS, "{what}: {total} detections compare nothing");
 }
@@ -213,8 +214,9 @@ fn compare_proposals(what: &str, image: usize, backbone: &BackboneOutput, values
     off
 }
 
-/// Largest differences of boxes, scores and keypoint scores, and how many keypoints are another pixel.
-fn compare_people(what: &str, image: usize, found: &[Detection], values: &Values) -> (f32, f32, f32, usize) {
+/// Says the largest differences of boxes, scores and keypoint scores, and how many keypoints are another pixel. `per_frame` are network
+/// pixels per frame pixel, across and down.
+fn compare_people(what: &str, image: usize, found: &[Detection], values: &Values, per_frame: [f32; 2]) -> String {
     let name = |field: &str| format!("{field}_{image}");
     let expected = values.rects(&name("boxes"));
     let rects: Vec<Rect> = found.iter().map(|detection| detection.rect).collect();
@@ -223,14 +225,28 @@ fn compare_people(what: &str, image: usize, found: &[Detection], values: &Values
     let (_, scores) = values.get(&name("scores"));
     let (_, keypoints) = values.get(&name("keypoints"));
     let (_, logits) = values.get(&name("keypoints_scores"));
-    let (mut score_off, mut logit_off, mut moved, mut points) = (0f32, 0f32, 0, 0);
+    let grid = |rect: Rect| [rect.width() * per_frame[0], rect.height() * per_frame[1]].map(f32::ceil);
+    let (mut score_off, mut logit_off, mut moved, mut points, mut other) = (0f32, 0f32, 0, 0, 0);
     for (index, &twin) in pairs.iter().enumerate() {
         let detection = &found[twin];
         score_off = score_off.max((detection.score - scores[index]).abs());
+        if grid(detection.rect) != grid(expected[index]) {
+            other += 1;
+            continue;
+        }
         let k = detection.keypoints.len();
         for (j, keypoint) in detection.keypoints.iter().enumerate() {
             let at = index * k + j;
-            logit_off = logit_off.max((keypoint.peak_logit - logits[at]).abs() / logits[at].abs().max(1.0));
+            let off = (keypoint.peak_logit - logits[at]).abs() / logits[at].abs().max(1.0);
+            assert!(
+                off <= SCORE_TOLERANCE,
+                "{what}: keypoint {j} of detection {index}, {:?}: score {}, torchvision {} in {:?}",
+                detection.rect,
+                keypoint.peak_logit,
+                logits[at],
+                expected[index]
+            );
+            logit_off = logit_off.max(off);
             let Point { x, y } = keypoint.point;
             let off = (x - keypoints[3 * at]).abs().max((y - keypoints[3 * at + 1]).abs());
             moved += usize::from(off > BOX_TOLERANCE_PX);
@@ -238,9 +254,11 @@ fn compare_people(what: &str, image: usize, found: &[Detection], values: &Values
         }
     }
     assert!(score_off <= SCORE_TOLERANCE, "{what}: a score differs by {score_off}");
-    assert!(logit_off <= SCORE_TOLERANCE, "{what}: a keypoint score differs by {logit_off}");
     assert!(moved as f32 <= MOVED_SHARE * points as f32, "{what}: {moved} of {points} keypoints are another pixel");
-    (boxes, score_off, logit_off, moved)
+    assert!(other as f32 <= OTHER_GRID_SHARE * found.len() as f32, "{what}: {other} of {} people are on another grid", found.len());
+    format!(
+        "boxes {boxes:.1e} px, scores {score_off:.1e}, keypoint scores {logit_off:.1e}, {moved} of {points} keypoints moved, {other} on another grid"
+    )
 }
 
 /// All pictures of a case in one pass of candle.
