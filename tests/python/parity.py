@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What torchvision's keypoint R-CNN makes of given pictures: the reference of models/runtime/tests/parity.rs.
+"""What torchvision's keypoint R-CNN makes of given pictures: the reference of models/runtime/tests/parity.
 
     parity.py PRESET DIR [--f64] [--detectron2]
 

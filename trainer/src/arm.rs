@@ -21,6 +21,7 @@ use omnilabel_rcnn::RcnnError;
 use omnilabel_rcnn::augment::Sample;
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::optim::learning_rate;
+use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, Losses, Run, TrainOptions};
 use omnilabel_runtime::RuntimeError;
 use rayon::prelude::*;
@@ -115,6 +116,9 @@ pub struct ArmConfig {
     /// Golden frames, taken from the manual samples.
     #[serde(skip)]
     pub golden: usize,
+    /// Precision of the weights in the bundle.
+    #[serde(default)]
+    pub weights: Precision,
 }
 
 /// Thresholds of a model that is not calibrated.
@@ -195,12 +199,18 @@ pub fn train_arm(
     Ok(ArmOutcome::Finished(Box::new(bundle)))
 }
 
+/// Whether the folder holds anything that was trained: a training that ended before its first step left nothing that another would harm.
+pub(crate) fn begun(out: &Path) -> bool {
+    let logged = std::fs::metadata(out.join("progress.jsonl")).is_ok_and(|file| file.len() > 0);
+    logged || out.join("checkpoint").exists() || out.join("bundle").exists()
+}
+
 /// Writes `arm.json`, or checks that it names the same arm.
 fn claim(arm: &ArmConfig, digest: &str) -> Result<(), ArmError> {
     let path = arm.out.join("arm.json");
     let json = |source| ArmError::Json { path: path.clone(), source };
     let ours = serde_json::to_value(ArmFile { arm: arm.clone(), dataset_sha256: digest.to_owned() }).map_err(json)?;
-    if path.exists() {
+    if path.exists() && begun(&arm.out) {
         let text = std::fs::read(&path).map_err(ArmError::io(&path))?;
         let theirs: serde_json::Value = serde_json::from_slice(&text).map_err(json)?;
         let other = |what: String| Err(ArmError::Other { path: arm.out.clone(), what });

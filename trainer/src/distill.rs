@@ -23,6 +23,7 @@ use crate::samples::{LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, TrainOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -254,6 +255,7 @@ impl Method<'_> {
             thresholds: provisional(),
             parent: None,
             golden: 2,
+            weights: Precision::F32,
         };
         match train_arm(&arm, manual, generated, &mut |report| (self.event)(Event::Step(report)), self.cancel)? {
             ArmOutcome::Finished(bundle) => Ok(Some(*bundle)),

@@ -3,6 +3,7 @@
 
 mod common;
 
+use candle_core::{Device, Tensor};
 use omnilabel_bundle::{AnchorRule, Bundle, Channels, Manifest, seal};
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::network::Network;
@@ -75,6 +76,12 @@ fn what_cannot_be_imported_is_named() {
     let (dir, network) = prepared();
     let from = format!("{IMPORT} --from weights.safetensors");
     fail(dir.path(), &format!("{from} --out data"), &["--out data", "not empty"]);
+    succeed(dir.path(), &format!("{from} --short-side 64 --out whole"));
+    fail(dir.path(), &format!("{from} --out whole/inner"), &["--out whole/inner", "inside of the bundle whole"]);
+    fail(dir.path(), &format!("{IMPORT} --from whole/weights.safetensors --out x"), &["a bundle's own weights"]);
+    fail(dir.path(), "train --data data --steps 1 --out x --preset resnet50 --init whole", &["--init", "backbone.body", "resnet50"]);
+    fail(dir.path(), "evaluate --model whole --data data --results-out data/annotations.json", &["--results-out", "not overwritten"]);
+    fail(dir.path(), "evaluate --model whole --data data --scales 1", &["--scales", "16 to 4096"]);
     fail(dir.path(), "import --arch nanno --from weights.safetensors --out x", &["--arch", "nanno", "resnext101_64x4d"]);
     // Seventeen keypoints are expected without --skeleton.
     let head = "roi_heads.keypoint_predictor.kps_score_lowres.bias";
@@ -115,15 +122,82 @@ fn conventions_are_kept_from_a_bundle_to_its_student() {
     (network.anchor_rule, network.keypoint_roi.aligned) = (AnchorRule::Exact, true);
     let teacher = seal(&dir.path().join("teacher"), manifest).unwrap();
     let train = "train --data data --steps 1 --batch 2 --golden 0 --json --init teacher";
-    for (flags, out, side) in [("", "same", 64), (" --short-side 96", "larger", 96)] {
+    for (flags, out, side) in [("", "same", 128), (" --short-side 96", "larger", 96)] {
         succeed(dir.path(), &format!("{train} --out {out}{flags}"));
         let student = Bundle::open(&dir.path().join(out).join("bundle")).unwrap();
         let (student, teacher) = (student.manifest(), teacher.manifest());
-        assert_eq!(student.network, teacher.network);
+        let [ours, theirs] = [student, teacher].map(|manifest| manifest.network.rcnn().unwrap());
+        assert_eq!((ours.anchor_rule, ours.box_roi, ours.keypoint_roi), (theirs.anchor_rule, theirs.box_roi, theirs.keypoint_roi));
         assert_eq!((student.input.channels, student.input.std), (Channels::Bgr, teacher.input.std));
         assert_eq!(student.input.short_side, side);
     }
     fail(dir.path(), "train --data data --steps 1 --out x --init data", &["data", "manifest.json"]);
+}
+
+/// `omnilabel-trainer presets | true`
+#[test]
+fn a_reader_that_has_gone_ends_the_program_quietly() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_omnilabel-trainer"));
+    let mut child = command.arg("presets").stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(141), ""));
+}
+
+/// Detectron2's conventions, what the file says of itself, and what flags say over both.
+#[test]
+fn detectron2_conventions_come_from_names_file_and_flags() {
+    let (dir, network) = prepared();
+    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+    for (name, var) in network.params().all() {
+        let mut tensor = var.as_detached_tensor();
+        let mut theirs = name.replace("backbone.body.conv1", "backbone.bottom_up.stem.conv1");
+        theirs = theirs.replace("backbone.body.bn1", "backbone.bottom_up.stem.conv1.norm");
+        for (index, number) in [(1, 2), (2, 3), (3, 4), (4, 5)] {
+            theirs = theirs.replace(&format!("backbone.body.layer{index}."), &format!("backbone.bottom_up.res{number}."));
+            theirs = theirs.replace(&format!(".bn{index}."), &format!(".conv{index}.norm."));
+        }
+        theirs = theirs.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm");
+        for level in 0..4 {
+            theirs = theirs.replace(&format!("fpn.inner_blocks.{level}.0"), &format!("fpn_lateral{}", level + 2));
+            theirs = theirs.replace(&format!("fpn.layer_blocks.{level}.0"), &format!("fpn_output{}", level + 2));
+            theirs = theirs.replace(&format!("keypoint_head.{}.", 2 * level), &format!("keypoint_head.conv_fcn{}.", level + 1));
+        }
+        for (ours, name) in [
+            ("rpn.head.conv.0.0", "proposal_generator.rpn_head.conv"),
+            ("rpn.head.cls_logits", "proposal_generator.rpn_head.objectness_logits"),
+            ("rpn.head.bbox_pred", "proposal_generator.rpn_head.anchor_deltas"),
+            ("box_head.fc6", "box_head.fc1"),
+            ("box_head.fc7", "box_head.fc2"),
+            ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres"),
+        ] {
+            theirs = theirs.replace(ours, name);
+        }
+        if theirs.contains("box_predictor.bbox_pred") {
+            tensor = tensor.narrow(0, 4, 4).unwrap();
+        }
+        tensors.push((theirs, tensor));
+    }
+    let three = |values: [f32; 3]| Tensor::from_slice(&values, (3, 1, 1), &Device::Cpu).unwrap();
+    write_tensors(&dir.path().join("plain.safetensors"), &tensors).unwrap();
+    tensors.push(("pixel_mean".into(), three([102.0, 51.0, 25.5])));
+    tensors.push(("pixel_std".into(), three([51.0, 51.0, 51.0])));
+    write_tensors(&dir.path().join("told.safetensors"), &tensors).unwrap();
+    let input = |line: &str, out: &str| {
+        succeed(dir.path(), &format!("{IMPORT} --short-side 64 --out {out} {line}"));
+        let bundle = Bundle::open(&dir.path().join(out)).unwrap();
+        (bundle.manifest().input.clone(), bundle.manifest().network.rcnn().unwrap().clone())
+    };
+    let (plain, network) = input("--from plain.safetensors", "a");
+    assert_eq!((plain.channels, plain.std), (Channels::Bgr, [1.0 / 255.0; 3]));
+    assert!((plain.mean[2] - 123.675 / 255.0).abs() < 1e-6 && network.stride_in_1x1 && network.box_roi.aligned);
+    let (told, _) = input("--from told.safetensors", "b");
+    assert_eq!((told.mean, told.std), ([0.4, 0.2, 0.1], [0.2; 3]));
+    let flags = "--pixel-std 255,255,255 --channels rgb --stride-in-1x1 false --roi-aligned false --sampling-ratio 2";
+    let (given, network) = input(&format!("--from plain.safetensors {flags}"), "c");
+    assert_eq!((given.channels, given.std), (Channels::Rgb, [1.0; 3]));
+    assert!((given.mean[0] - 123.675 / 255.0).abs() < 1e-6, "the mean's channels turn, too: {:?}", given.mean);
+    assert!(!network.stride_in_1x1 && !network.box_roi.aligned && network.keypoint_roi.sampling_ratio == 2);
 }
 
 #[test]

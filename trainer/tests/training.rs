@@ -40,6 +40,7 @@ fn arm(out: &Path, steps: u64) -> ArmConfig {
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         golden: 2,
+        weights: omnilabel_rcnn::params::Precision::F32,
     }
 }
 

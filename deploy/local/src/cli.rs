@@ -129,7 +129,7 @@ fn scenes(args: &ScenesArgs) -> anyhow::Result<()> {
     };
     let size = Size { width: args.width, height: args.height };
     let dataset = write_coco(&args.out, &looks, args.seed, args.count, size).context("rendering scenes")?;
-    println!("{}: {} pictures, {} people", args.out.display(), dataset.images.len(), dataset.annotations.len());
+    omnilabel_console::say!("{}: {} pictures, {} people", args.out.display(), dataset.images.len(), dataset.annotations.len());
     Ok(())
 }
 

@@ -5,14 +5,15 @@ use super::draw::Drawing;
 use crate::annotate;
 use crate::camera::images_of;
 use crate::config::TeacherConfig;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Dataset, ResultRecord, from_continuous, write_results};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::ensemble::Average;
+use omnilabel_keypoints::geometry::{Rect, Size};
 use omnilabel_keypoints::label::{Detection, Thresholds};
-use omnilabel_runtime::RuntimeError;
+use omnilabel_runtime::{RuntimeError, is_near};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -120,6 +121,13 @@ fn record(image_id: u64, category_id: u64, detection: &Detection) -> ResultRecor
     }
 }
 
+/// Why a box of `--boxes` is left out once its picture is known.
+fn far_away(image: u64, rect: Rect, size: Size) -> String {
+    let Rect { x1, y1, x2, y2 } = rect;
+    let Size { width, height } = size;
+    format!("box [{x1}, {y1}, {}, {}] of image {image}: it lies far outside of the picture of {width} x {height} px", x2 - x1, y2 - y1)
+}
+
 /// What is drawn: from `--min-score` on, else all given boxes, else what passes the model's τ.
 fn drawn_from(bundle: &Bundle, args: &LabelArgs) -> Thresholds {
     let thresholds = bundle.manifest().thresholds;
@@ -159,6 +167,7 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     if args.boxes.is_none() && !teacher.finds_people() {
         return Err(RuntimeError::NeedsBoxes { model: bundle.manifest().name.clone() }.into());
     }
+    omnilabel_coco::may_become_results(&args.out).context("--out")?;
     let (images, category) = images(&args.images)?;
     if images.is_empty() {
         bail!("{}: no image to label, expected .jpg, .jpeg or .png files", args.images.display());
@@ -182,7 +191,11 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         };
         let detections = match &boxes {
             Some(boxes) => match boxes.get(id) {
-                Some(boxes) => teacher.detect_in(&frame, boxes, &plan)?,
+                Some(boxes) => {
+                    let (near, far): (Vec<_>, Vec<_>) = boxes.iter().copied().partition(|&(rect, _)| is_near(rect, frame.size));
+                    summary.bad_boxes.extend(far.into_iter().map(|(rect, _)| far_away(*id, rect, frame.size)));
+                    teacher.detect_in(&frame, &near, &plan)?
+                }
                 None => Vec::new(),
             },
             None => teacher.detect(&frame, &plan)?,
@@ -200,19 +213,19 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     write_results(&args.out, &results)?;
     summary.drawn = drawing.map(|drawing| drawing.finish(&summary.bad)).transpose()?;
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        omnilabel_console::say!("{}", serde_json::to_string(&summary)?);
     } else {
-        println!("labelled {} of {} images, {} instances", summary.labelled, summary.images, summary.instances);
+        omnilabel_console::say!("labelled {} of {} images, {} instances", summary.labelled, summary.images, summary.instances);
         if !summary.bad.is_empty() {
-            println!("warning: {} images could not be read:", summary.bad.len());
-            summary.bad.iter().for_each(|reason| println!("  {reason}"));
+            omnilabel_console::say!("warning: {} images could not be read:", summary.bad.len());
+            summary.bad.iter().for_each(|reason| omnilabel_console::say!("  {reason}"));
         }
         if !summary.bad_boxes.is_empty() {
-            println!("warning: {} boxes could not be used:", summary.bad_boxes.len());
-            summary.bad_boxes.iter().for_each(|reason| println!("  {reason}"));
+            omnilabel_console::say!("warning: {} boxes could not be used:", summary.bad_boxes.len());
+            summary.bad_boxes.iter().for_each(|reason| omnilabel_console::say!("  {reason}"));
         }
         if let Some(page) = &summary.drawn {
-            println!("drawn: {}", page.display());
+            omnilabel_console::say!("drawn: {}", page.display());
         }
     }
     Ok(())

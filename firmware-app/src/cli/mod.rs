@@ -83,14 +83,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         Command::CheckConfig(args) => {
             let config = EdgeConfig::load(&args.config)?;
             let text = if args.json { serde_json::to_string_pretty(&config)? } else { toml::to_string_pretty(&config)? };
-            println!("{}", text.trim_end());
+            omnilabel_console::say!("{}", text.trim_end());
             Ok(())
         }
         Command::Label(args) => label::run(&args),
         Command::Model { command: ModelCommand::Wrap(args) } => wrap::run(&args),
         Command::Model { command: ModelCommand::Install { bundle, data_dir, root_key } } => {
             Slots::install(&data_dir, &bundle, root_key.as_deref())?;
-            println!("installed {} in {}", bundle.display(), data_dir.display());
+            omnilabel_console::say!("installed {} in {}", bundle.display(), data_dir.display());
             Ok(())
         }
     }
@@ -109,9 +109,9 @@ fn appliance(args: &ConfigArgs) -> anyhow::Result<()> {
     // A camera that waits for its stream holds a thread; nothing waits for it.
     runtime.shutdown_background();
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        omnilabel_console::say!("{}", serde_json::to_string(&summary)?);
     } else {
-        println!(
+        omnilabel_console::say!(
             "frames {} bad {} skipped {} dropped {} committed {} pending {} evicted {} model {}",
             summary.frames,
             summary.bad_frames,

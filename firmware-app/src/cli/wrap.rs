@@ -7,7 +7,6 @@ use omnilabel_bundle::{Channels, CropSpec, Letterbox, OneStageSpec, Refine, Valu
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Thresholds;
-use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_runtime::wrap::{WrapKind, WrapRequest, Wrapped, drawn_person, wrap};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -113,51 +112,51 @@ pub(super) struct WrapArgs {
     /// SimCC's output along y.
     #[arg(long, requires = "output_x")]
     output_y: Option<String>,
-    /// A top-down model's boxes grow by this factor before they are cut out.
-    #[arg(long, default_value_t = 1.25)]
-    padding: f32,
+    /// A top-down model's boxes grow by this factor before they are cut out; 1.25 when not given.
+    #[arg(long)]
+    padding: Option<f32>,
     /// Unbiased data processing: the model was trained with corner pixels upon each other (mmpose's UDPHeatmap, ViTPose).
     #[arg(long)]
     udp: bool,
-    /// What the values of heatmaps or bins are: confidences, or logits of a sigmoid or softmax.
-    #[arg(long, value_enum, default_value = "peak")]
-    values: ValuesArg,
-    /// How a heatmap's peak is placed between its cells.
-    #[arg(long, value_enum, default_value = "quarter")]
-    refine: RefineArg,
-    /// Side of DARK's Gaussian in cells: 11 for targets of σ = 2, 17 for σ = 3.
-    #[arg(long, default_value_t = DARK_BLUR)]
-    dark_blur: u32,
+    /// What the values of heatmaps or bins are: confidences, or logits of a sigmoid or softmax; `peak` when not given.
+    #[arg(long, value_enum)]
+    values: Option<ValuesArg>,
+    /// How a heatmap's peak is placed between its cells; `quarter` when not given.
+    #[arg(long, value_enum)]
+    refine: Option<RefineArg>,
+    /// Side of DARK's Gaussian in cells: 11 for targets of σ = 2, 17 for σ = 3; 11 when not given.
+    #[arg(long)]
+    dark_blur: Option<u32>,
     /// Shift the heatmaps of mirrored crops by a cell (SimpleBaseline's SHIFT_HEATMAP).
     #[arg(long)]
     shift_flipped: bool,
-    /// Classes of a one-stage model.
-    #[arg(long, default_value_t = 1)]
-    classes: u32,
-    /// The class of people.
-    #[arg(long, default_value_t = 0)]
-    class: u32,
+    /// Classes of a one-stage model; 1 when not given.
+    #[arg(long)]
+    classes: Option<u32>,
+    /// The class of people; 0 when not given.
+    #[arg(long)]
+    class: Option<u32>,
     /// An objectness stands before the class scores (YOLOv7-pose).
     #[arg(long)]
     objectness: bool,
-    /// Where a one-stage model's picture lies in its input.
-    #[arg(long, value_enum, default_value = "centre")]
-    letterbox: LetterboxArg,
-    /// Grey level around the picture.
-    #[arg(long, default_value_t = 114)]
-    fill: u8,
-    /// What sides of a one-stage model's dynamic input are multiples of.
-    #[arg(long, default_value_t = 32)]
-    stride: u32,
-    /// A one-stage model's people at or below this score are dropped.
-    #[arg(long, default_value_t = 0.05)]
-    score_threshold: f32,
-    /// IoU of a one-stage model's NMS.
-    #[arg(long, default_value_t = 0.7)]
-    nms_iou: f32,
-    /// The most people of a frame that a one-stage model finds.
-    #[arg(long, default_value_t = 100)]
-    max_detections: u32,
+    /// Where a one-stage model's picture lies in its input; `centre` when not given.
+    #[arg(long, value_enum)]
+    letterbox: Option<LetterboxArg>,
+    /// Grey level around the picture; 114 when not given.
+    #[arg(long)]
+    fill: Option<u8>,
+    /// What sides of a one-stage model's dynamic input are multiples of; 32 when not given.
+    #[arg(long)]
+    stride: Option<u32>,
+    /// A one-stage model's people at or below this score are dropped; 0.05 when not given.
+    #[arg(long)]
+    score_threshold: Option<f32>,
+    /// IoU of a one-stage model's NMS; 0.7 when not given.
+    #[arg(long)]
+    nms_iou: Option<f32>,
+    /// The most people of a frame that a one-stage model finds; 100 when not given.
+    #[arg(long)]
+    max_detections: Option<u32>,
     /// τ: instances from this score on are hard labels.
     #[arg(long, default_value_t = 0.5)]
     instance_threshold: f32,
@@ -209,21 +208,21 @@ impl WrapArgs {
             (None, Some(stem)) => stem.to_owned(),
             (None, None) => bail!("{}: expected an ONNX file", self.onnx.display()),
         };
-        let values = match self.values {
+        let values = match self.values.unwrap_or(ValuesArg::Peak) {
             ValuesArg::Peak => Values::Peak,
             ValuesArg::Sigmoid => Values::Sigmoid,
             ValuesArg::Softmax => Values::Softmax,
         };
-        let crop = CropSpec { padding: self.padding, udp: self.udp };
+        let crop = CropSpec { padding: self.padding.unwrap_or(1.25), udp: self.udp };
         let kind = match self.kind {
             Kind::Heatmap => WrapKind::Heatmap {
                 output: self.output.clone(),
                 crop,
                 values,
-                refine: match self.refine {
+                refine: match self.refine.unwrap_or(RefineArg::Quarter) {
                     RefineArg::None => Refine::None,
                     RefineArg::Quarter => Refine::Quarter,
-                    RefineArg::Dark => Refine::Dark { blur: self.dark_blur },
+                    RefineArg::Dark => Refine::Dark { blur: self.dark_blur.unwrap_or(DARK_BLUR) },
                 },
                 shift_flipped: self.shift_flipped,
             },
@@ -231,29 +230,30 @@ impl WrapArgs {
             Kind::OneStage => WrapKind::OneStage {
                 spec: OneStageSpec {
                     output: self.output.clone().unwrap_or_default(),
-                    classes: self.classes,
-                    class: self.class,
+                    classes: self.classes.unwrap_or(1),
+                    class: self.class.unwrap_or(0),
                     objectness: self.objectness,
-                    letterbox: match self.letterbox {
+                    letterbox: match self.letterbox.unwrap_or(LetterboxArg::Centre) {
                         LetterboxArg::Centre => Letterbox::Centre,
                         LetterboxArg::TopLeft => Letterbox::TopLeft,
                     },
-                    fill: self.fill,
-                    score_threshold: self.score_threshold,
-                    nms_iou: self.nms_iou,
-                    max_detections: self.max_detections,
+                    fill: self.fill.unwrap_or(114),
+                    score_threshold: self.score_threshold.unwrap_or(0.05),
+                    nms_iou: self.nms_iou.unwrap_or(0.7),
+                    max_detections: self.max_detections.unwrap_or(100),
                 },
-                stride: self.stride,
+                stride: self.stride.unwrap_or(32),
             },
         };
         if !top_down && let Some(detector) = &self.detector {
             bail!("--detector {}: a one-stage model finds people by itself", detector.display());
         }
+        self.check()?;
         Ok(WrapRequest {
             onnx: self.onnx.clone(),
             out: self.out.clone(),
             name,
-            skeleton: skeleton(&self.skeleton)?,
+            skeleton: omnilabel_coco::named_skeleton(&self.skeleton).context("--skeleton: expected `coco17` or COCO's `categories`")?,
             input: self.input.as_deref().map(size).transpose()?,
             mean,
             std,
@@ -275,6 +275,59 @@ impl WrapArgs {
         })
     }
 
+    /// Refuses a flag that the kind has no use for: whoever gave it takes the model for another. And numbers out of range, by their flag.
+    fn check(&self) -> anyhow::Result<()> {
+        let (heatmap, simcc, one_stage) = (self.kind == Kind::Heatmap, self.kind == Kind::Simcc, self.kind == Kind::OneStage);
+        let flags = [
+            ("--output", self.output.is_some(), heatmap || one_stage),
+            ("--output-x", self.output_x.is_some(), simcc),
+            ("--padding", self.padding.is_some(), !one_stage),
+            ("--udp", self.udp, !one_stage),
+            ("--values", self.values.is_some(), !one_stage),
+            ("--refine", self.refine.is_some(), heatmap),
+            ("--dark-blur", self.dark_blur.is_some(), heatmap),
+            ("--shift-flipped", self.shift_flipped, heatmap),
+            ("--boxes", self.boxes.is_some(), !one_stage),
+            ("--classes", self.classes.is_some(), one_stage),
+            ("--class", self.class.is_some(), one_stage),
+            ("--objectness", self.objectness, one_stage),
+            ("--letterbox", self.letterbox.is_some(), one_stage),
+            ("--fill", self.fill.is_some(), one_stage),
+            ("--stride", self.stride.is_some(), one_stage),
+            ("--score-threshold", self.score_threshold.is_some(), one_stage),
+            ("--nms-iou", self.nms_iou.is_some(), one_stage),
+            ("--max-detections", self.max_detections.is_some(), one_stage),
+        ];
+        if let Some((flag, ..)) = flags.into_iter().find(|&(_, given, fits)| given && !fits) {
+            let kind = self.kind.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+            bail!("{flag}: a model of --kind {kind} has no use for it");
+        }
+        if self.dark_blur.is_some() && self.refine != Some(RefineArg::Dark) {
+            bail!("--dark-blur is for --refine dark");
+        }
+        let shares = [
+            ("--instance-threshold", Some(self.instance_threshold)),
+            ("--keypoint-threshold", Some(self.keypoint_threshold)),
+            ("--floor", Some(self.floor)),
+            ("--score-threshold", self.score_threshold),
+            ("--nms-iou", self.nms_iou),
+        ];
+        if let Some((flag, Some(value))) = shares.into_iter().find(|(_, value)| value.is_some_and(|v| !(0.0..=1.0).contains(&v))) {
+            bail!("{flag} is {value}, expected 0 to 1");
+        }
+        if self.instance_threshold < self.floor {
+            bail!(
+                "--instance-threshold is {}, below --floor {}: what is not published cannot be a label",
+                self.instance_threshold,
+                self.floor
+            );
+        }
+        if let Some(value) = self.std.iter().flatten().find(|value| !(**value > 0.0)) {
+            bail!("--std has {value}, expected numbers above 0");
+        }
+        Ok(())
+    }
+
     /// Mean and deviation of pixels in `[0, 1]`.
     fn normalisation(&self, top_down: bool) -> anyhow::Result<([f32; 3], [f32; 3])> {
         let (mean, std) = if top_down { IMAGENET } else { ([0.0; 3], [1.0; 3]) };
@@ -283,16 +336,14 @@ impl WrapArgs {
         if let Some(value) = given.copied().find(|value| *value > 1.0).filter(|_| range == 1.0) {
             bail!("--mean and --std have {value}, which is no number of pixels from 0 to 1: say --range 255");
         }
+        // A deviation of 1 on pixels from 0 to 255 is usual, a mean of at most 1 beside it is not.
+        let small = |given: Option<[f32; 3]>| given.is_some_and(|given| given.iter().all(|value| *value <= 1.0) && given != [0.0; 3]);
+        if range != 1.0 && small(self.mean) && self.std.is_none_or(|std| small(Some(std))) {
+            bail!("--mean {:?} is of pixels from 0 to 1: say --range 1", self.mean.unwrap_or_default());
+        }
         let of = |given: Option<[f32; 3]>, default: [f32; 3]| given.map_or(default, |given| given.map(|value| value / range));
         Ok((of(self.mean, mean), of(self.std, std)))
     }
-}
-
-fn skeleton(text: &str) -> anyhow::Result<Skeleton> {
-    if text == "coco17" {
-        return Ok(Skeleton::coco17());
-    }
-    omnilabel_coco::read_skeleton(Path::new(text)).context("--skeleton: expected `coco17` or a JSON file with COCO's `categories`")
 }
 
 /// All boxes of the file, whatever their image: there is only one.
@@ -317,26 +368,26 @@ fn size(text: &str) -> anyhow::Result<(u32, u32)> {
 pub(super) fn run(args: &WrapArgs) -> anyhow::Result<()> {
     let wrapped = wrap(&args.request()?)?;
     if args.json {
-        println!("{}", serde_json::to_string(&summary(&wrapped))?);
+        omnilabel_console::say!("{}", serde_json::to_string(&summary(&wrapped))?);
         return Ok(());
     }
     let summary = summary(&wrapped);
-    println!("wrapped {} as {} ({})", args.onnx.display(), summary.bundle.display(), summary.kind);
+    omnilabel_console::say!("wrapped {} as {} ({})", args.onnx.display(), summary.bundle.display(), summary.kind);
     for input in &summary.graph.inputs {
-        println!("input   {input}");
+        omnilabel_console::say!("input   {input}");
     }
     for output in &summary.graph.outputs {
-        println!("output  {output}");
+        omnilabel_console::say!("output  {output}");
     }
     let [height, width] = summary.input;
-    println!("sees    {height} x {width} px (height x width){}", if summary.dynamic { ", other sizes too" } else { "" });
+    omnilabel_console::say!("sees    {height} x {width} px (height x width){}", if summary.dynamic { ", other sizes too" } else { "" });
     for Output { name, shape } in &summary.outputs {
-        println!("reads   {name} {shape:?}");
+        omnilabel_console::say!("reads   {name} {shape:?}");
     }
     let (verb, what) = if wrapped.finds_people { ("found", "people on") } else { ("tried", "boxes on") };
-    println!("{verb}   {} {what} the picture, which is the golden frame now", summary.instances);
+    omnilabel_console::say!("{verb}   {} {what} the picture, which is the golden frame now", summary.instances);
     for warning in summary.warnings {
-        println!("warning: {warning}");
+        omnilabel_console::say!("warning: {warning}");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use omnilabel_keypoints::wire::json;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Component, Path};
 
 #[derive(Deserialize)]
@@ -102,12 +102,28 @@ fn read(path: &Path) -> Result<Vec<u8>, CocoError> {
     std::fs::read(path).map_err(|source| CocoError::Io { path: path.to_owned(), source })
 }
 
+/// See [`crate::may_become_results`].
+pub(crate) fn may_become_results(path: &Path) -> Result<(), CocoError> {
+    let mut start = Vec::new();
+    match std::fs::File::open(path) {
+        Ok(file) => drop(file.take(64).read_to_end(&mut start).map_err(|source| CocoError::Io { path: path.to_owned(), source })?),
+        Err(_) => return Ok(()),
+    }
+    match start.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None | Some(b'[') => Ok(()),
+        Some(_) => {
+            let message = "the file is there and holds no COCO results: it is not overwritten";
+            Err(CocoError::Io { path: path.to_owned(), source: std::io::Error::new(std::io::ErrorKind::AlreadyExists, message) })
+        }
+    }
+}
+
 /// Writes beside the file first, so that a torn write never passes for a data set.
 pub(crate) fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), CocoError> {
     let check = Checker(path);
     let error = check.io();
     let mut part = path.as_os_str().to_owned();
-    part.push(".part");
+    part.push(format!(".{}.part", std::process::id()));
     let json = |source| CocoError::Json { path: path.to_owned(), source };
     let mut text = serde_json::to_vec(value).map_err(json)?;
     text.push(b'\n');

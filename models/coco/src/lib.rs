@@ -162,6 +162,14 @@ pub fn read_skeleton(path: &Path) -> Result<Skeleton, CocoError> {
     file::read_skeleton(path)
 }
 
+/// The skeleton that a command line names: `coco17`, or a JSON file with COCO's `categories`.
+///
+/// # Errors
+/// See [`read_skeleton`].
+pub fn named_skeleton(text: &str) -> Result<Skeleton, CocoError> {
+    if text == "coco17" { Ok(Skeleton::coco17()) } else { read_skeleton(Path::new(text)) }
+}
+
 /// Reads a results file.
 ///
 /// # Errors
@@ -170,11 +178,21 @@ pub fn read_results(path: &Path) -> Result<Vec<ResultRecord>, CocoError> {
     file::read_results(path)
 }
 
-/// Writes a results file that pycocotools' `loadRes` reads.
+/// Whether results may be written to `path`, for whoever wants to know before the work: a file that is there holds a list as results do,
+/// or nothing. Anything else, such as annotations or a picture, was named by mistake.
 ///
 /// # Errors
 /// [`CocoError::Io`].
+pub fn may_become_results(path: &Path) -> Result<(), CocoError> {
+    file::may_become_results(path)
+}
+
+/// Writes a results file that pycocotools' `loadRes` reads.
+///
+/// # Errors
+/// [`CocoError::Io`], also where [`may_become_results`] refuses.
 pub fn write_results(path: &Path, results: &[ResultRecord]) -> Result<(), CocoError> {
+    file::may_become_results(path)?;
     file::write_json(path, results)
 }
 

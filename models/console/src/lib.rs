@@ -1,4 +1,4 @@
-//! What the programs say on standard error: errors in one line, and the log.
+//! What the programs say: results on standard output, errors in one line and the log on standard error.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
@@ -20,6 +20,29 @@ pub fn line(error: &anyhow::Error) -> String {
         told if told.contains(&cause) => line,
         told => format!("{told}: {cause}"),
     })
+}
+
+/// As `println!`, but for a reader that has gone, such as `head`: then the program ends, quietly, with the status of one that a closed pipe
+/// ended. Where the output cannot be written, such as to a full disk, the program says so in a line and fails.
+#[macro_export]
+macro_rules! say {
+    ($($arguments:tt)*) => {
+        $crate::say_line(format_args!($($arguments)*))
+    };
+}
+
+/// See [`say!`].
+pub fn say_line(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let written = writeln!(std::io::stdout().lock(), "{line}");
+    if let Err(error) = written {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            // 128 and SIGPIPE, as a shell reports it.
+            std::process::exit(141);
+        }
+        eprintln!("error: standard output: {error}");
+        std::process::exit(1);
+    }
 }
 
 /// Sends the log to standard error; `RUST_LOG` chooses, else `default` does. Colours are for terminals, and for those who want them: none with

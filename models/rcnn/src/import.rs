@@ -18,12 +18,13 @@ pub use naming::Naming;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The configuration that a file's weights were trained with: `config` as it is, or with Detectron2's conventions where the names
-/// are Detectron2's or Caffe2's. The original ResNets stride on the first 1×1 and are not divided by a standard deviation; the
-/// ResNeXts, which came later, do neither.
+/// The configuration that a file's weights were trained with: `config` as it is, or with Detectron2's conventions where a whole detector
+/// has Detectron2's names or a body has Caffe2's. The original ResNets stride on the first 1×1 and are not divided by a standard deviation;
+/// the ResNeXts, which came later, do neither. A body alone in Detectron2's names is what its script makes of torchvision's, which stay as
+/// they were.
 pub fn conventions(config: Config, naming: Naming) -> Config {
     match naming {
-        Naming::Detectron2 | Naming::Detectron2Body | Naming::Caffe2Body => {
+        Naming::Detectron2 | Naming::Caffe2Body => {
             let resnext = config.groups > 1;
             let mut config = config.detectron2(!resnext);
             if resnext {
@@ -31,7 +32,7 @@ pub fn conventions(config: Config, naming: Naming) -> Config {
             }
             config
         }
-        Naming::Torchvision | Naming::TorchvisionBody | Naming::Bundle => config,
+        Naming::Torchvision | Naming::TorchvisionBody | Naming::Detectron2Body | Naming::Bundle => config,
     }
 }
 
@@ -45,9 +46,12 @@ const CAFFE_STD: [f32; 3] = [57.375, 57.12, 58.395];
 /// a body alone is refused, for a network needs its heads.
 pub fn network(config: Config, tensors: &BTreeMap<String, Tensor>, naming: Naming, path: &Path) -> Result<Network, RcnnError> {
     let network = Network::zeros(config, DType::F32)?;
+    let refuse = |message: String| Err(RcnnError::Weights { path: path.to_owned(), tensor: String::new(), message });
     if naming.body_only() {
-        let message = format!("{} holds a body without heads: it can start a training (--init), not label", naming.describe());
-        return Err(RcnnError::Weights { path: path.to_owned(), tensor: String::new(), message });
+        return refuse(format!("{} has no heads: it can start a training (--init), not label", naming.describe()));
+    }
+    if naming == Naming::Bundle {
+        return refuse("a bundle's own weights: the bundle that they lie in is what an import would make".to_owned());
     }
     let translated = naming::translate(&network, tensors, naming, path)?;
     network.params().load_tensors(&translated, path)?;

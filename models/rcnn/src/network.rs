@@ -93,16 +93,16 @@ impl Network {
     /// such as the heads of another skeleton.
     ///
     /// # Errors
-    /// See [`read_checkpoint`]; [`RcnnError::Weights`] when not one tensor matches, or names the tensor of a body that is missing,
-    /// surplus or of another shape.
+    /// See [`read_checkpoint`]; [`RcnnError::Weights`] names the tensor of the body that the file has not, or in another shape: part of
+    /// a body under random layers is no beginning.
     pub fn init_from(&self, path: &Path) -> Result<Vec<String>, RcnnError> {
         let tensors = read_checkpoint(path)?;
         let naming = Naming::of(tensors.keys().map(String::as_str)).unwrap_or(Naming::Torchvision);
         let tensors = self.unfolded(import::initial(self, tensors, naming, path)?)?;
         let skipped = self.params.assign(&tensors)?;
-        if skipped.len() == self.params.all().count() {
-            let message = format!("no tensor fits a `{}` network", self.config.name);
-            return Err(RcnnError::Weights { path: path.to_owned(), tensor: String::new(), message });
+        if let Some(name) = skipped.iter().find(|name| name.starts_with("backbone.body.")) {
+            let message = format!("missing or of another shape: these are not the weights of a `{}` body", self.config.name);
+            return Err(RcnnError::Weights { path: path.to_owned(), tensor: name.clone(), message });
         }
         Ok(skipped)
     }

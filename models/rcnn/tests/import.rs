@@ -26,7 +26,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 fn every_format_holds_the_same_tensors() {
     let expected: serde_json::Value = serde_json::from_slice(&std::fs::read(golden("expected.json")).unwrap()).unwrap();
     let expected = expected.as_object().unwrap();
-    for file in ["zip.pth", "legacy.pth", "wrapped.pth", "numpy2.pkl", "numpy4.pkl", "python2.pkl"] {
+    for file in ["zip.pth", "legacy.pth", "wrapped.pth", "numpy2.pkl", "numpy4.pkl", "numpy5.pkl", "python2.pkl"] {
         let found = read_checkpoint(&golden(file)).unwrap();
         assert_eq!(
             found.keys().collect::<Vec<_>>(),
@@ -64,6 +64,46 @@ fn files_that_are_no_checkpoints_say_what_was_expected() {
     assert!(matches!(read_checkpoint(&dir.path().join("nowhere.pth")), Err(RcnnError::Io { .. })));
 }
 
+/// A text that is remembered and turned into bytes over and over: small on disk, large in memory.
+#[test]
+fn a_pickle_that_grows_is_refused() {
+    let mut bytes = b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x10\x00".to_vec();
+    bytes.extend(vec![b'a'; 1 << 20]);
+    bytes.extend(b"X\x06\x00\x00\x00latin1\x86q\x010");
+    for _ in 0..100_000 {
+        bytes.extend(b"h\x00h\x01R");
+    }
+    bytes.push(b'.');
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bomb.pkl");
+    std::fs::write(&path, &bytes).unwrap();
+    let error = read_checkpoint(&path).unwrap_err().to_string();
+    assert!(error.contains("more bytes are made of texts"), "{error}");
+}
+
+#[test]
+fn numbers_that_are_none_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    let bad = Tensor::from_slice(&[1f32, f32::NAN], 2, &Device::Cpu).unwrap();
+    write_tensors(&path, &[("conv1.weight".to_owned(), bad)]).unwrap();
+    let error = read_checkpoint(&path).unwrap_err().to_string();
+    assert!(error.contains("conv1.weight") && error.contains("NaN"), "{error}");
+}
+
+/// The wrong architecture is no beginning, even where some tensors fit.
+#[test]
+fn part_of_another_body_is_no_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    let deeper = Config { blocks: vec![3, 4, 8, 3], ..small() };
+    for (from, to) in [(small(), deeper.clone()), (deeper, Config { widths: vec![4, 8, 16, 24], ..small() })] {
+        write_tensors(&path, &tensors(&from).into_iter().collect::<Vec<_>>()).unwrap();
+        let error = Network::new(to, 1).unwrap().init_from(&path).unwrap_err().to_string();
+        assert!(error.contains("backbone.body.layer") && error.contains("not the weights of"), "{error}");
+    }
+}
+
 /// A deterministic mutation fuzzer: no bytes make the reader panic or take memory without bounds.
 #[test]
 fn any_file_is_refused_or_read() {
@@ -71,7 +111,7 @@ fn any_file_is_refused_or_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weights");
     let seeds: Vec<Vec<u8>> =
-        ["legacy.pth", "numpy2.pkl", "numpy4.pkl", "zip.pth"].iter().map(|name| std::fs::read(golden(name)).unwrap()).collect();
+        ["legacy.pth", "numpy2.pkl", "numpy5.pkl", "zip.pth"].iter().map(|name| std::fs::read(golden(name)).unwrap()).collect();
     let mut state = 1u64;
     let mut below = |n: usize| {
         // Knuth's MMIX generator, upper bits.
@@ -301,6 +341,8 @@ fn detectron2_names_and_conventions() {
     let config = import::conventions(config, Naming::Detectron2);
     assert_eq!((config.input.channels, config.input.std, config.network.anchor_rule), (Channels::Bgr, [1.0 / 255.0; 3], AnchorRule::Exact));
     assert!(config.network.stride_in_1x1 && config.network.box_roi.aligned && config.network.keypoint_roi.sampling_ratio == 0);
+    // What Detectron2's script makes of a body of torchvision's stays torchvision's.
+    assert_eq!(import::conventions(small(), Naming::Detectron2Body), small());
     let resnext = import::conventions(Config::resnext101_32x4d(17), Naming::Detectron2);
     assert!(!resnext.network.stride_in_1x1 && resnext.input.std[0] > 0.2);
     // What they are is in the manifest, and a bundle's own conventions survive a round through it.

@@ -18,4 +18,4 @@ pub use golden::{
 pub use graphs::{BackboneOutput, Graphs, RuntimeError, TractGraphs};
 pub use plan::ViewPlan;
 pub use pose::{Dim, GraphInfo, PoseGraph, PoseTensor, TensorInfo, TractPose, inspect};
-pub use teacher::Teacher;
+pub use teacher::{Teacher, is_near};

@@ -63,7 +63,7 @@ impl Teacher {
             Network::Pose(pose) => {
                 let engine = Engine::new(threads)?;
                 let workers = workers(engine.pool());
-                let own = |name: &&String| !name.starts_with(DETECTOR);
+                let own = |name: &&String| !name.strip_prefix(DETECTOR).is_some_and(|rest| rest.starts_with('/'));
                 let bytes = bundle.manifest().files.iter().filter(|(name, _)| own(name)).map(|(_, file)| file.bytes).sum();
                 let graph = TractPose::load(&bundle.path(POSE_GRAPH), bytes, pose, engine)?;
                 let teacher = Self::pose(Box::new(graph), workers.clone(), pose.clone(), manifest, skeleton);
@@ -199,11 +199,7 @@ impl Teacher {
     /// frame's own side, or a one-stage model, which takes none.
     pub fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
         check(frame, plan)?;
-        let (w, h) = (frame.size.width as f32, frame.size.height as f32);
-        let bad = |(rect, score): &(Rect, f32)| {
-            let near = rect.x1 >= -w && rect.x2 <= 2.0 * w && rect.y1 >= -h && rect.y2 <= 2.0 * h;
-            !(rect.is_valid() && rect.area() > 0.0 && near && score.is_finite())
-        };
+        let bad = |(rect, score): &(Rect, f32)| !(rect.is_valid() && rect.area() > 0.0 && is_near(*rect, frame.size) && score.is_finite());
         if let Some(i) = boxes.iter().position(bad) {
             let expected = "a box with an area near the frame, and a score";
             return Err(RuntimeError::Request(format!("box {i}: expected {expected}, found {:?}", boxes[i])));
@@ -258,4 +254,10 @@ fn check(frame: &Frame, plan: &ViewPlan) -> Result<(), RuntimeError> {
         return Err(RuntimeError::Request("a view whose short side is 0 px".to_owned()));
     }
     Ok(())
+}
+
+/// Whether a box lies near enough to a frame to be labelled in: it reaches out by at most the frame's own side.
+pub fn is_near(rect: Rect, size: Size) -> bool {
+    let (w, h) = (size.width as f32, size.height as f32);
+    rect.x1 >= -w && rect.x2 <= 2.0 * w && rect.y1 >= -h && rect.y2 <= 2.0 * h
 }

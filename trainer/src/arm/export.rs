@@ -4,7 +4,7 @@ use super::{ArmConfig, ArmError};
 use crate::samples::{Item, SampleSet};
 use omnilabel_bundle::{Bundle, Manifest, hex, seal};
 use omnilabel_detect::frame::Frame;
-use omnilabel_rcnn::export::{ExportMeta, write_bundle};
+use omnilabel_rcnn::export::{ExportMeta, write_bundle_as};
 use omnilabel_rcnn::network::Network;
 use omnilabel_runtime::write_golden;
 use sha2::{Digest, Sha256};
@@ -44,7 +44,7 @@ pub(super) fn write(arm: &ArmConfig, network: &Network, manual: &SampleSet, dige
         dataset_sha256: Some(digest.to_owned()),
         ap: None,
     };
-    let bundle = write_bundle(network, &meta, &part)?;
+    let bundle = write_bundle_as(network, &meta, &part, arm.weights)?;
     let every = (manual.items.len() / arm.golden.max(1)).max(1);
     let items: Vec<&Item> = manual.items.iter().step_by(every).take(arm.golden).collect();
     let names: Vec<String> = items.iter().map(|item| format!("frame-{}", item.id)).collect();

@@ -16,6 +16,6 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = ServiceConfig::load(&args.config)?;
     let text = if args.json { serde_json::to_string_pretty(&config)? } else { toml::to_string_pretty(&config)? };
-    println!("{}", text.trim_end());
+    omnilabel_console::say!("{}", text.trim_end());
     Ok(())
 }

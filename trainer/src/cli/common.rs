@@ -2,7 +2,7 @@
 
 use crate::evaluate::Views;
 use crate::service::config::SHORT_SIDES;
-use crate::start;
+use crate::start::{self, Start};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use figment::Figment;
@@ -62,13 +62,25 @@ pub(super) struct ViewFlags {
 }
 
 impl ViewFlags {
-    pub(super) fn views(self) -> Views {
+    /// # Errors
+    /// A scale out of range.
+    pub(super) fn views(self) -> anyhow::Result<Views> {
+        if let Some(scale) = self.scales.iter().find(|scale| !SHORT_SIDES.contains(scale)) {
+            bail!("--scales has {scale}, expected short sides of 16 to 4096 px");
+        }
         let average = match self.average {
             AverageFlag::Logits => Average::Logits,
             AverageFlag::Probabilities => Average::Probabilities,
         };
-        Views { scales: self.scales, flip: self.flip, average, box_voting: self.box_voting }
+        Ok(Views { scales: self.scales, flip: self.flip, average, box_voting: self.box_voting })
     }
+}
+
+/// Precision of the weights in a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Weights {
+    F32,
+    F16,
 }
 
 /// Network, schedule and first weights. Flags win over `--config`.
@@ -131,19 +143,23 @@ impl TrainFlags {
         }
         let preset = self.preset.clone().or(file.preset).unwrap_or_else(|| "nano".to_owned());
         let network = start::preset(&preset, keypoints)?;
-        let (mut network, init) = parse_init(network, self.init.as_deref().or(file.init.as_deref()).unwrap_or("seed:1"), options.seed)?;
+        let Start { mut network, init, taken } =
+            parse_init(network, self.init.as_deref().or(file.init.as_deref()).unwrap_or("seed:1"), options.seed)?;
         if let Some(side) = self.short_side.or(file.short_side) {
             if !SHORT_SIDES.contains(&side) {
                 bail!("--short-side is {side}, expected 16 to 4096 px");
             }
             start::resize(&mut network, side);
         }
+        if let Some(taken) = taken {
+            eprintln!("{taken}");
+        }
         Ok(Training { network, options, init })
     }
 }
 
 /// `seed:N` or a file; the heads that a file lacks are drawn from `seed`.
-fn parse_init(network: Config, text: &str, seed: u64) -> anyhow::Result<(Config, Init)> {
+fn parse_init(network: Config, text: &str, seed: u64) -> anyhow::Result<Start> {
     if let Some(number) = text.strip_prefix("seed:") {
         let seed = number.parse().with_context(|| format!("--init {text}: expected a number after `seed:`"))?;
         return Ok(start::from_seed(network, seed));

@@ -112,7 +112,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         teacher_options: steps(args.teacher_steps),
         student_options: steps(args.student_steps),
         init: training.init,
-        views: args.views.views(),
+        views: args.views.views()?,
         mode: args.tau,
         ignore_from: args.ignore_from,
         out: args.out,
@@ -140,9 +140,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     match distill(&config, &show, &stop)? {
-        Outcome::Finished(report) if args.json => println!("{}", serde_json::to_string(&report)?),
-        Outcome::Finished(report) => print!("{}", report.table()),
-        Outcome::Stopped => println!("stopped; the same command continues"),
+        Outcome::Finished(report) if args.json => omnilabel_console::say!("{}", serde_json::to_string(&report)?),
+        Outcome::Finished(report) => omnilabel_console::say!("{}", report.table().trim_end()),
+        Outcome::Stopped => omnilabel_console::say!("stopped; the same command continues"),
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::common::{ViewFlags, bar, load, stop_flag};
 use crate::evaluate::{Views, compare, evaluate};
 use crate::gallery::Gallery;
+use anyhow::Context;
 use omnilabel_bundle::Bundle;
 use omnilabel_keypoints::ensemble::Average;
 use std::num::NonZeroUsize;
@@ -47,10 +48,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let bundle = Bundle::open(&args.model)?;
     let detector = args.detector.as_deref().map(Bundle::open).transpose()?;
     let teacher = crate::evaluate::load_detected(&bundle, detector.as_ref())?;
-    let views = Some(args.views.views()).filter(|views| args.compare || *views != Views::default());
+    let views = Some(args.views.views()?).filter(|views| args.compare || *views != Views::default());
     let passes = 1 + usize::from(views.is_some()) + 3 * usize::from(args.compare);
     let open = |folder: &PathBuf| Gallery::open(folder, &bundle.manifest().name, &dataset, bundle.manifest().thresholds);
     let gallery = args.draw.as_ref().map(open).transpose()?;
+    if let Some(path) = &args.results_out {
+        omnilabel_coco::may_become_results(path).context("--results-out")?;
+    }
     let stop = stop_flag()?;
     let progress = bar((dataset.images.len() * passes) as u64, "images")?.with_prefix("evaluate");
     let (mut evaluation, detections) = evaluate(&teacher, &dataset, views.as_ref(), &|n| progress.set_position(n as u64), &stop)?;
@@ -73,10 +77,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         if let Some(page) = &page {
             told["drawn"] = serde_json::to_value(page)?;
         }
-        println!("{told}");
+        omnilabel_console::say!("{told}");
         return Ok(());
     }
-    println!("{} images, model {}", evaluation.images, bundle.manifest().name);
+    omnilabel_console::say!("{} images, model {}", evaluation.images, bundle.manifest().name);
     let mut columns = vec![("single", &evaluation.single)];
     match &evaluation.ensemble {
         Some(_) if args.compare => columns.extend(evaluation.compared.iter().map(|e| (name(&e.views), &e.scores))),
@@ -85,7 +89,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     super::score::print(&columns);
     if let Some(page) = &page {
-        println!("drawn: {}", page.display());
+        omnilabel_console::say!("drawn: {}", page.display());
     }
     Ok(())
 }

@@ -1,14 +1,15 @@
 //! `omnilabel-trainer import`
 
+use super::common::Weights;
 use crate::arm::provisional;
 use crate::service::config::SHORT_SIDES;
 use crate::start;
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use omnilabel_bundle::{MANIFEST, hex};
+use omnilabel_bundle::{Bundle, Channels, MANIFEST, hex};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
-use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::export::{ExportMeta, write_bundle_as};
 use omnilabel_rcnn::import::{self, Naming, read_checkpoint};
 use omnilabel_rcnn::params::Precision;
@@ -41,6 +42,15 @@ pub(super) struct Args {
     /// Detectron2's MODEL.RESNETS.STRIDE_IN_1X1; by default true for ResNets and false for ResNeXts
     #[arg(long)]
     stride_in_1x1: Option<bool>,
+    /// Order of the channels that the model was trained with (Detectron2's INPUT.FORMAT); by default `bgr` for Detectron2's names
+    #[arg(long, value_enum)]
+    channels: Option<ChannelsArg>,
+    /// RoIAlign with the half-pixel shift (Detectron2's POOLER_TYPE ROIAlignV2: true); by default true for Detectron2's names
+    #[arg(long)]
+    roi_aligned: Option<bool>,
+    /// Samples per cell and axis of RoIAlign, 0: as many as the RoI needs (Detectron2's POOLER_SAMPLING_RATIO)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=8))]
+    sampling_ratio: Option<u32>,
     /// Mean pixel in the order of the network's channels, of values from 0 to 255 (Detectron2's MODEL.PIXEL_MEAN)
     #[arg(long, value_delimiter = ',')]
     pixel_mean: Vec<f32>,
@@ -56,13 +66,40 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Weights {
-    F32,
-    F16,
+enum ChannelsArg {
+    Rgb,
+    Bgr,
+}
+
+impl Args {
+    /// The conventions of `config` where flags say otherwise.
+    fn change(&self, config: &mut Config) -> anyhow::Result<()> {
+        if let Some(side) = self.short_side {
+            ensure!(SHORT_SIDES.contains(&side), "--short-side is {side}, expected 16 to 4096 px");
+            start::resize(config, side);
+        }
+        config.network.stride_in_1x1 = self.stride_in_1x1.unwrap_or(config.network.stride_in_1x1);
+        for roi in [&mut config.network.box_roi, &mut config.network.keypoint_roi] {
+            roi.aligned = self.roi_aligned.unwrap_or(roi.aligned);
+            roi.sampling_ratio = self.sampling_ratio.unwrap_or(roi.sampling_ratio);
+        }
+        let channels = match self.channels {
+            Some(ChannelsArg::Rgb) => Channels::Rgb,
+            Some(ChannelsArg::Bgr) => Channels::Bgr,
+            None => config.input.channels,
+        };
+        if channels != config.input.channels {
+            config.input.channels = channels;
+            config.input.mean.reverse();
+            config.input.std.reverse();
+        }
+        pixels("--pixel-mean", &self.pixel_mean, 0.0, &mut config.input.mean)?;
+        pixels("--pixel-std", &self.pixel_std, 1e-3, &mut config.input.std)
+    }
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let skeleton = skeleton(&args.skeleton)?;
+    let skeleton = omnilabel_coco::named_skeleton(&args.skeleton).context("--skeleton: expected `coco17` or COCO's `categories`")?;
     let config = start::preset(&args.arch, skeleton.len()).context("--arch")?;
     claim(&args.out)?;
     let picture = match &args.image {
@@ -75,13 +112,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         format!("{}: tensors like `{first}` are neither torchvision's nor Detectron2's", args.from.display())
     })?;
     let mut config = import::conventions(config, naming);
-    if let Some(side) = args.short_side {
-        ensure!(SHORT_SIDES.contains(&side), "--short-side is {side}, expected 16 to 4096 px");
-        start::resize(&mut config, side);
-    }
-    config.network.stride_in_1x1 = args.stride_in_1x1.unwrap_or(config.network.stride_in_1x1);
-    pixels("--pixel-mean", &args.pixel_mean, 0.0, &mut config.input.mean)?;
-    pixels("--pixel-std", &args.pixel_std, 1e-3, &mut config.input.std)?;
+    args.change(&mut config)?;
     if naming == Naming::Detectron2 {
         // What the file says of itself wins over the preset, not over the flags.
         for (flag, name, value) in
@@ -103,8 +134,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         ap: None,
     };
     let precision = if args.weights == Weights::F16 { Precision::F16 } else { Precision::F32 };
-    write_bundle_as(&network, &meta, &args.out, precision)?;
-    let bundle = write_golden(&args.out, &[("import", picture.clone())])?;
+    let bundle = made_beside(&args.out, |part| {
+        write_bundle_as(&network, &meta, part, precision)?;
+        write_golden(part, &[("import", picture.clone())])?;
+        Ok(())
+    })?;
     let people = Teacher::load(&bundle, 1)?.detect(&picture, &ViewPlan::single(bundle.manifest()))?.len();
     let bytes: u64 = bundle.manifest().files.values().map(|file| file.bytes).sum();
     let parameters = network.params().parameters();
@@ -113,29 +147,44 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             "bundle": bundle.root(), "sha256": hex(&bundle.sha256()), "names": naming.describe(), "tensors": tensors.len(),
             "parameters": parameters, "macs": macs, "bytes": bytes, "people": people,
         });
-        println!("{report}");
+        omnilabel_console::say!("{report}");
         return Ok(());
     }
-    println!("imported {} ({}) as {}", args.from.display(), naming.describe(), bundle.root().display());
-    println!("{} tensors, {parameters} parameters, {:.1} GMAC at 800 x 800 px", tensors.len(), macs as f64 / 1e9);
-    println!("{bytes} bytes, sha256 {}", &hex(&bundle.sha256())[..12]);
-    println!("found {people} people on the golden frame");
+    omnilabel_console::say!("imported {} ({}) as {}", args.from.display(), naming.describe(), bundle.root().display());
+    omnilabel_console::say!("{} tensors, {parameters} parameters, {:.1} GMAC at 800 x 800 px", tensors.len(), macs as f64 / 1e9);
+    omnilabel_console::say!("{bytes} bytes, sha256 {}", &hex(&bundle.sha256())[..12]);
+    omnilabel_console::say!("found {people} people on the golden frame");
     if people == 0 {
-        println!("warning: a golden frame without people proves little on a device; --image takes one with people");
+        omnilabel_console::say!("warning: a golden frame without people proves little on a device; --image takes one with people");
     }
-    println!("thresholds are provisional; `omnilabel-trainer distill` calibrates them");
+    omnilabel_console::say!("thresholds are provisional; `omnilabel-trainer distill` calibrates them");
     Ok(())
 }
 
-fn skeleton(text: &str) -> anyhow::Result<Skeleton> {
-    if text == "coco17" {
-        return Ok(Skeleton::coco17());
+/// Makes a bundle in a folder of its own and gives it its name when it is complete.
+fn made_beside(out: &Path, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Bundle> {
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).with_context(|| format!("--out {}", out.display()))?;
+    let part = parent.join(format!(".omnilabel-import-{}", std::process::id()));
+    let made = make(&part).and_then(|()| {
+        if out.exists() {
+            std::fs::remove_dir(out)?;
+        }
+        std::fs::rename(&part, out).with_context(|| format!("--out {}", out.display()))
+    });
+    if let Err(error) = made {
+        // The reason matters more than what could not be tidied up behind it.
+        let _ = std::fs::remove_dir_all(&part);
+        return Err(error);
     }
-    omnilabel_coco::read_skeleton(Path::new(text)).context("--skeleton: expected `coco17` or a JSON file with COCO's `categories`")
+    Ok(Bundle::open(out)?)
 }
 
-/// Whatever else lies in the folder would become part of the bundle.
+/// Whatever else lies in the folder would become part of the bundle, and the bundle part of one around it.
 fn claim(out: &Path) -> anyhow::Result<()> {
+    if let Some(outer) = out.ancestors().skip(1).find(|folder| !folder.as_os_str().is_empty() && folder.join(MANIFEST).is_file()) {
+        bail!("--out {}: it lies inside of the bundle {}, which would be damaged", out.display(), outer.display());
+    }
     match std::fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
         Ok(true) if out.join(MANIFEST).exists() => bail!("--out {}: the folder holds a bundle; choose another or remove it", out.display()),
         Ok(true) => bail!("--out {}: the folder is not empty", out.display()),

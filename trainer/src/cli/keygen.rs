@@ -12,7 +12,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let (private, public) = keygen(&args.out)?;
-    println!("private key: {} (mode 0600; who has it can change what the fleet runs)", private.display());
-    println!("public key:  {} (provision it on every device as {PUBLIC})", public.display());
+    omnilabel_console::say!("private key: {} (mode 0600; who has it can change what the fleet runs)", private.display());
+    omnilabel_console::say!("public key:  {} (provision it on every device as {PUBLIC})", public.display());
     Ok(())
 }

@@ -79,14 +79,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     ensure!((1..=256).contains(&threads), "--threads is {threads}, expected 1 to 256");
     ensure!((1..=1000).contains(&args.runs), "--runs is {}, expected 1 to 1000", args.runs);
     if let Some(bundle) = &args.run {
-        println!("{}", serde_json::to_string(&label(bundle, threads, args.runs)?)?);
+        omnilabel_console::say!("{}", serde_json::to_string(&label(bundle, threads, args.runs)?)?);
         return Ok(());
     }
     if let Some(side) = args.short_side {
         ensure!(SHORT_SIDES.contains(&side), "--short-side is {side}, expected 16 to 4096 px");
     }
     if !args.json {
-        println!("preset             parameters   GMAC at      bundle f32   bundle f16  s/image  peak memory");
+        omnilabel_console::say!("preset             parameters   GMAC at      bundle f32   bundle f16  s/image  peak memory");
     }
     for name in PRESETS {
         let mut config = start::preset(name, Skeleton::coco17().len())?;
@@ -103,7 +103,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             measured: if args.measure.iter().any(|m| m == name) { Some(measure(config, threads, args.runs)?) } else { None },
         };
         if args.json {
-            println!("{}", serde_json::to_string(&row)?);
+            omnilabel_console::say!("{}", serde_json::to_string(&row)?);
         } else {
             print(&row);
         }
@@ -114,12 +114,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 fn print(row: &Row) {
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let Row { preset, parameters, side, macs, measured } = row;
-    print!("{preset:<17} {parameters:>11} {:>7.2} {side:>4} px", *macs as f64 / 1e9);
+    let mut line = format!("{preset:<17} {parameters:>11} {:>7.2} {side:>4} px", *macs as f64 / 1e9);
     if let Some(m) = measured {
         let peak = m.run.peak_bytes.map_or("unknown".to_owned(), |bytes| format!("{:.0} MB", mb(bytes)));
-        print!("  {:>9.1} MB {:>9.1} MB {:>8.2}  {peak:>11}", mb(m.bundle_bytes_f32), mb(m.bundle_bytes_f16), m.run.seconds);
+        line += &format!("  {:>9.1} MB {:>9.1} MB {:>8.2}  {peak:>11}", mb(m.bundle_bytes_f32), mb(m.bundle_bytes_f16), m.run.seconds);
     }
-    println!();
+    omnilabel_console::say!("{line}");
 }
 
 /// Exports to a folder that goes with the measurement.

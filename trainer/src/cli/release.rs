@@ -50,11 +50,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         let counter = release_bundle(&config, &store, &key, Publish { bundle: &kept, name: &name, round: None }).await?;
         let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
         events.emit(Event::Released { round: None, counter, name: name.clone(), reason: "by hand".to_owned() });
-        println!("release {counter} ({name}) for channel {}", config.release.channel);
+        omnilabel_console::say!("release {counter} ({name}) for channel {}", config.release.channel);
         if args.serve {
             serve_release(config, store, events, stop_signal()?).await?;
         } else {
-            println!("the running centre publishes it; without one, use --serve");
+            omnilabel_console::say!("the running centre publishes it; without one, use --serve");
         }
         Ok(())
     })

@@ -22,7 +22,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let results = omnilabel_coco::read_results(&args.results)?;
     let scores = score(&truth, &results).with_context(|| args.results.display().to_string())?;
     if args.json {
-        println!("{}", serde_json::to_string(&scores)?);
+        omnilabel_console::say!("{}", serde_json::to_string(&scores)?);
     } else {
         print(&[("", &scores)]);
     }
@@ -32,9 +32,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 /// One column per named set of scores.
 pub(super) fn print(columns: &[(&str, &CocoScores)]) {
     if columns.len() > 1 {
-        println!("{:<6}{}", "", columns.iter().map(|(name, _)| format!(" {name:>11}")).collect::<String>());
+        omnilabel_console::say!("{:<6}{}", "", columns.iter().map(|(name, _)| format!(" {name:>11}")).collect::<String>());
     }
     for (row, (name, _)) in columns.first().map(|(_, s)| s.named()).into_iter().flatten().enumerate() {
-        println!("{name:<6}{}", columns.iter().map(|(_, s)| format!(" {:>11.4}", s.named()[row].1)).collect::<String>());
+        omnilabel_console::say!("{name:<6}{}", columns.iter().map(|(_, s)| format!(" {:>11.4}", s.named()[row].1)).collect::<String>());
     }
 }

@@ -1,13 +1,14 @@
 //! `omnilabel-trainer train`
 
-use super::common::{TrainFlags, bar, load, stop_flag};
-use crate::arm::{ArmConfig, ArmOutcome, amend, provisional, train_arm};
+use super::common::{TrainFlags, Weights, bar, load, stop_flag};
+use crate::arm::{ArmConfig, ArmOutcome, amend, begun, provisional, train_arm};
 use crate::distill::calibrate_on;
 use crate::evaluate::{evaluate, labelled};
 use crate::samples::SampleSet;
 use anyhow::{Context, bail};
 use omnilabel_bundle::{Bundle, hex};
 use omnilabel_coco::Dataset;
+use omnilabel_rcnn::params::Precision;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -41,6 +42,9 @@ pub(super) struct Args {
     /// Golden frames of the bundle
     #[arg(long, default_value_t = 2)]
     golden: usize,
+    /// Precision of the weights in the bundle; either way the graphs compute in f32
+    #[arg(long, value_enum, default_value = "f32")]
+    weights: Weights,
     /// Continue what OUT holds
     #[arg(long)]
     resume: bool,
@@ -50,7 +54,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    if args.out.join("arm.json").exists() && !args.resume {
+    if args.out.join("arm.json").exists() && !args.resume && begun(&args.out) {
         bail!("{} holds a training run; --resume continues it, another --out begins anew", args.out.display());
     }
     let dataset = load(&args.data, args.limit_fraction, args.images)?;
@@ -74,6 +78,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         thresholds: provisional(),
         parent: None,
         golden: args.golden,
+        weights: if args.weights == Weights::F16 { Precision::F16 } else { Precision::F32 },
     };
     let stop = stop_flag()?;
     let progress = bar(arm.options.steps, "steps")?.with_prefix("train");
@@ -90,7 +95,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     progress.finish_and_clear();
     let bundle = match outcome {
         ArmOutcome::Stopped { step } => {
-            println!("stopped after step {step} of {}; --resume continues", arm.options.steps);
+            omnilabel_console::say!("stopped after step {step} of {}; --resume continues", arm.options.steps);
             return Ok(());
         }
         ArmOutcome::Finished(bundle) => *bundle,
@@ -123,10 +128,10 @@ fn finish(
         let report = serde_json::json!({
             "bundle": sealed.root(), "sha256": hex(&sealed.sha256()), "left_out": left_out, "evaluation": evaluation,
         });
-        println!("{report}");
+        omnilabel_console::say!("{report}");
         return Ok(());
     }
-    println!("bundle {} ({})", sealed.root().display(), &hex(&sealed.sha256())[..12]);
+    omnilabel_console::say!("bundle {} ({})", sealed.root().display(), &hex(&sealed.sha256())[..12]);
     if let Some(evaluation) = &evaluation {
         super::score::print(&[("", &evaluation.single)]);
     }

@@ -5,12 +5,13 @@ use crate::calibrate::{Judged, judge_boxes};
 use crate::evaluate::{EvaluateError, evaluate, load};
 use crate::samples::SampleSet;
 use crate::service::config::{RoundConfig, ServiceConfig};
-use crate::start;
+use crate::start::{self, Start};
 use anyhow::Context;
 use omnilabel_bundle::{Bundle, Manifest};
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::{Detection, Thresholds};
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, Losses, TrainOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -86,6 +87,7 @@ pub struct Arm {
     options: TrainOptions,
     init: Init,
     checkpoint_every: u64,
+    weights: Precision,
 }
 
 impl Arm {
@@ -96,7 +98,7 @@ impl Arm {
     /// A preset that does not exist, an `init` file that is not there.
     pub fn new(config: &ServiceConfig, running: &Manifest) -> anyhow::Result<Self> {
         let network = start::preset(&config.model.preset, running.skeleton.keypoints.len()).context("`model.preset`")?;
-        let (mut network, init) = match &config.model.init {
+        let Start { mut network, init, taken } = match &config.model.init {
             Some(path) => start::from_file(network, path, config.model.seed).context("`model.init`")?,
             None => start::from_seed(network, config.model.seed),
         };
@@ -107,8 +109,11 @@ impl Arm {
         if let Some(side) = config.model.short_side {
             start::resize(&mut network, side);
         }
+        if let Some(taken) = taken {
+            tracing::info!("{taken}");
+        }
         let RoundConfig { train, checkpoint_every, .. } = &config.round;
-        Ok(Self { network, options: train.clone(), init, checkpoint_every: *checkpoint_every })
+        Ok(Self { network, options: train.clone(), init, checkpoint_every: *checkpoint_every, weights: config.model.weights })
     }
 }
 
@@ -140,6 +145,7 @@ impl TrainArm for Arm {
             thresholds: job.thresholds,
             parent: Some(job.parent.clone()),
             golden: GOLDEN,
+            weights: self.weights,
         };
         let manual = SampleSet::load(&Dataset::load(&job.manual)?)?;
         let generated = SampleSet::load(&Dataset::load(&job.generated)?)?;

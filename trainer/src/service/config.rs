@@ -5,6 +5,7 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use omnilabel_keypoints::wire::topic;
 use omnilabel_link::LinkConfig;
+use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::TrainOptions;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -121,6 +122,9 @@ pub struct ModelConfig {
     /// What every student starts from: a bundle or a checkpoint, a body trained on ImageNet among them; random without it.
     #[serde(default)]
     pub init: Option<PathBuf>,
+    /// Precision of the weights in a student's bundle: `f32`, or `f16` at half the bytes.
+    #[serde(default)]
+    pub weights: Precision,
     /// Seed of what `init` does not give.
     #[serde(default = "default_seed")]
     pub seed: u64,

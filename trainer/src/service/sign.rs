@@ -3,7 +3,7 @@
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use omnilabel_bundle::Bundle;
-use omnilabel_keypoints::release::{DOMAIN, MAX_BLOCKS, MAX_FILES, MAX_MANIFEST, ReleaseFile, ReleaseManifest, is_inside};
+use omnilabel_keypoints::release::{DOMAIN, MAX_BLOCK_BYTES, MAX_BLOCKS, MAX_FILES, MAX_MANIFEST, ReleaseFile, ReleaseManifest, is_inside};
 use omnilabel_keypoints::wire::{ReleaseMsg, VERSION};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -141,13 +141,14 @@ pub fn build_manifest(bundle: &Bundle, naming: Naming<'_>) -> Result<ReleaseMani
     let text = |what: &str, value: &str| {
         heapless::String::try_from(value).map_err(|_| refuse(bundle.root(), format!("the {what} {value:?} is longer than 64 bytes")))
     };
+    let block_bytes = block_bytes(bundle, naming.block_bytes);
     let mut manifest = ReleaseManifest {
         format: 1,
         site: text("site", naming.site)?,
         channel: text("channel", naming.channel)?,
         counter: naming.counter,
         name: text("name", naming.name)?,
-        block_bytes: naming.block_bytes,
+        block_bytes,
         files: heapless::Vec::new(),
         blocks: heapless::Vec::new(),
     };
@@ -157,17 +158,29 @@ pub fn build_manifest(bundle: &Bundle, naming: Naming<'_>) -> Result<ReleaseMani
         if !is_inside(name) {
             return Err(refuse(&path, "its path leaves the bundle".to_owned()));
         }
-        let (mut entry, blocks) = hash_file(&path, naming.block_bytes as usize)?;
+        let (mut entry, blocks) = hash_file(&path, block_bytes as usize)?;
         for block in blocks {
             manifest.blocks.push(block).map_err(|_| {
-                let bytes = naming.block_bytes;
-                refuse(bundle.root(), format!("more than {MAX_BLOCKS} blocks of {bytes} bytes: raise `release.block_bytes`"))
+                let message = format!("more than {MAX_BLOCKS} blocks of {block_bytes} bytes: weights of 16 bits take half the room");
+                refuse(bundle.root(), message)
             })?;
         }
         entry.path = heapless::String::try_from(name).map_err(|_| refuse(&path, "its path is longer than 96 bytes".to_owned()))?;
         manifest.files.push(entry).map_err(|_| refuse(bundle.root(), format!("more than {MAX_FILES} files")))?;
     }
     Ok(manifest)
+}
+
+/// `least`, doubled until the bundle has no more blocks than a release may name, or a block cannot be larger.
+fn block_bytes(bundle: &Bundle, least: u32) -> u32 {
+    let manifest = std::fs::metadata(bundle.path("manifest.json")).map_or(0, |file| file.len());
+    let sizes = || bundle.manifest().files.values().map(|file| file.bytes).chain([manifest]);
+    let fits = |block: u32| sizes().map(|bytes| bytes.div_ceil(u64::from(block))).sum::<u64>() <= MAX_BLOCKS as u64;
+    let mut block = least.max(1);
+    while !fits(block) && block < MAX_BLOCK_BYTES {
+        block = block.saturating_mul(2).min(MAX_BLOCK_BYTES);
+    }
+    block
 }
 
 fn hash_file(path: &Path, block_bytes: usize) -> Result<(ReleaseFile, Vec<heapless::String<64>>), SignError> {

@@ -180,9 +180,9 @@ fn conclude(state: &State, zoo: &Zoo, args: &DemoArgs) -> anyhow::Result<()> {
     let pictures = pictures::pictures(&context, &outcome)?;
     let page = report::write(&state.root().join("report"), &outcome, &pictures)?;
     if args.json {
-        println!("{}", serde_json::to_string(&outcome)?);
+        omnilabel_console::say!("{}", serde_json::to_string(&outcome)?);
     } else {
-        println!("\n{}\nreport: {}", outcome.table()?, page.display());
+        omnilabel_console::say!("\n{}\nreport: {}", outcome.table()?, page.display());
     }
     Ok(())
 }

@@ -35,6 +35,9 @@ pub fn read_checkpoint(path: &Path) -> Result<BTreeMap<String, Tensor>, RcnnErro
     };
     let mut tensors = BTreeMap::new();
     for (name, array) in arrays.map_err(|Refused { tensor, message }| refuse(&tensor, message))? {
+        if let Some(value) = array.values.iter().find(|value| !value.is_finite()) {
+            return Err(refuse(&name, format!("it holds {value}: a training that went wrong")));
+        }
         tensors.insert(name, Tensor::from_vec(array.values, array.shape, &Device::Cpu)?);
     }
     let wrapper = WRAPPERS.iter().find(|prefix| !tensors.is_empty() && tensors.keys().all(|name| name.starts_with(**prefix)));
@@ -141,7 +144,7 @@ fn storage_kind(global: &str) -> Result<Option<Kind>, String> {
 
 /// `torch.save` since 1.6: a zip of `*/data.pkl` and one member per storage, stored without compression.
 fn zipped(bytes: &[u8]) -> Result<Arrays, Refused> {
-    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("not a zip that torch wrote: {e}"))?;
+    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("cut off, or not a zip that torch wrote: {e}"))?;
     let is_index = |name: &std::borrow::Cow<'_, str>| name.ends_with("/data.pkl") || *name == "data.pkl";
     let index = archive.file_names().flatten().find(is_index).map(std::borrow::Cow::into_owned);
     let index = index.ok_or_else(|| "a zip without data.pkl: TorchScript or no checkpoint".to_owned())?;
@@ -223,7 +226,8 @@ fn storages(pickle: &Pickle) -> HashMap<String, usize> {
 fn state(pickle: &Pickle, mut budget: usize, storage: &mut dyn FnMut(&str) -> Result<Vec<u8>, String>) -> Result<Arrays, Refused> {
     let root = pickle.root();
     let inner = STATE_KEYS.iter().find_map(|key| pickle.get(root, key).filter(|&id| pickle.entries(id).is_some()));
-    let entries = pickle.entries(inner.unwrap_or(root)).ok_or_else(|| "expected a dictionary of tensors".to_owned())?;
+    let entries =
+        pickle.entries(inner.unwrap_or(root)).ok_or_else(|| "expected a dictionary of tensors: save a model's state_dict()".to_owned())?;
     let mut reader = Reader { pickle, storage, loaded: None };
     let mut arrays = Vec::new();
     for &(key, value) in entries {
@@ -258,6 +262,7 @@ impl Reader<'_> {
                 None => Err("a parameter without a tensor".to_owned()),
             },
             "numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct" => self.numpy(id),
+            "numpy.core.numeric._frombuffer" | "numpy._core.numeric._frombuffer" => self.buffer(args),
             _ => Ok(None),
         }
     }
@@ -285,16 +290,27 @@ impl Reader<'_> {
         Ok(Some(Array { values: strided(values, offset, &shape, &stride)?, shape }))
     }
 
+    /// An `ndarray` by protocol 5: `(data, dtype, shape, order)`.
+    fn buffer(&self, args: &[Id]) -> Result<Option<Array>, String> {
+        let [data, dtype, shape, order] = args else { return Err("an array of an unknown version".to_owned()) };
+        self.ndarray(*shape, *dtype, self.pickle.text(*order).as_deref() == Some("F"), *data)
+    }
+
     /// State of an `ndarray`: `(version, shape, dtype, fortran order, data)`.
     fn numpy(&self, id: Id) -> Result<Option<Array>, String> {
         let pickle = self.pickle;
         let Node::Object { state: Some(state), .. } = pickle.node(id) else { return Err("an array without data".to_owned()) };
         let Some([_, shape, dtype, fortran, data]) = pickle.items(*state) else { return Err("an array of an unknown version".to_owned()) };
-        let (Some(shape), Node::Bytes(data)) = (pickle.sizes(*shape), pickle.node(*data)) else {
+        self.ndarray(*shape, *dtype, pickle.int(*fortran) == Some(1), *data)
+    }
+
+    fn ndarray(&self, shape: Id, dtype: Id, fortran: bool, data: Id) -> Result<Option<Array>, String> {
+        let pickle = self.pickle;
+        let (Some(shape), Node::Bytes(data)) = (pickle.sizes(shape), pickle.node(data)) else {
             return Err("an array without shape or data".to_owned());
         };
-        let name = pickle.call(*dtype).and_then(|(_, args)| pickle.text(*args.first()?)).unwrap_or_default();
-        let big_endian = match pickle.node(*dtype) {
+        let name = pickle.call(dtype).and_then(|(_, args)| pickle.text(*args.first()?)).unwrap_or_default();
+        let big_endian = match pickle.node(dtype) {
             Node::Object { state: Some(state), .. } => {
                 pickle.items(*state).and_then(|items| pickle.text(*items.get(1)?)).is_some_and(|order| order == ">")
             }
@@ -308,7 +324,7 @@ impl Reader<'_> {
         };
         let mut strides = vec![1usize; shape.len()];
         let mut step = 1usize;
-        let order: Vec<usize> = if pickle.int(*fortran) == Some(1) { (0..shape.len()).collect() } else { (0..shape.len()).rev().collect() };
+        let order: Vec<usize> = if fortran { (0..shape.len()).collect() } else { (0..shape.len()).rev().collect() };
         for axis in order {
             strides[axis] = step;
             step = step.checked_mul(shape[axis]).ok_or("a shape that overflows")?;

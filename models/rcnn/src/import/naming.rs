@@ -230,7 +230,9 @@ pub(super) fn translate(
     let mut given: BTreeMap<String, &str> = BTreeMap::new();
     for name in tensors.keys() {
         let present = if naming == Naming::Torchvision { modern(name) } else { bottom_up(name, naming) };
-        given.insert(present.unwrap_or_else(|| name.clone()), name);
+        if let Some(other) = given.insert(present.unwrap_or_else(|| name.clone()), name) {
+            return Err(refuse(name, format!("the same as `{other}` by another name")));
+        }
     }
     let mut found = BTreeMap::new();
     for (name, var) in network.params().all() {

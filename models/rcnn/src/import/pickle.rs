@@ -19,7 +19,7 @@ pub(super) enum Node {
     Int(i64),
     Float(f64),
     Text(String),
-    /// Bytes, and the strings of Python 2: `start..end` of the input, or decoded.
+    /// Bytes, and the strings of Python 2.
     Bytes(Vec<u8>),
     List(Vec<Id>),
     Tuple(Vec<Id>),
@@ -38,6 +38,23 @@ pub(super) enum Node {
     Persistent(Id),
 }
 
+impl Node {
+    /// For messages.
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Bool(_) => "a truth value",
+            Self::Int(_) | Self::Float(_) => "a number",
+            Self::Text(_) | Self::Bytes(_) => "a text",
+            Self::List(_) | Self::Tuple(_) => "a list",
+            Self::Dict(_) => "a dictionary",
+            Self::Global(_) => "a name",
+            Self::Object { .. } => "an object",
+            Self::Persistent(_) => "a reference",
+        }
+    }
+}
+
 /// A value and everything it consists of.
 #[derive(Debug)]
 pub(super) struct Pickle {
@@ -51,7 +68,8 @@ pub(super) type Refusal = String;
 impl Pickle {
     /// Reads one pickle from the front of `bytes` and returns it with the number of bytes read.
     pub(super) fn read(bytes: &[u8]) -> Result<(Self, usize), Refusal> {
-        let mut machine = Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+        let mut machine =
+            Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), budget: bytes.len() };
         let root = machine.run().map_err(|message| format!("pickle, byte {}: {message}", machine.at))?;
         Ok((Self { nodes: machine.nodes, root }, machine.at))
     }
@@ -138,6 +156,8 @@ struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
+    /// Bytes that calls may still make of texts: all of them once.
+    budget: usize,
 }
 
 impl Machine<'_> {
@@ -207,7 +227,7 @@ impl Machine<'_> {
         match &mut self.nodes[target] {
             Node::List(items) => items.extend(values),
             Node::Object { items, .. } => items.extend(values.into_iter().map(|value| (value, value))),
-            other => return Err(format!("something is appended to {other:?}")),
+            other => return Err(format!("something is appended to {}", other.kind())),
         }
         Ok(())
     }
@@ -220,7 +240,7 @@ impl Machine<'_> {
         let pairs = values.chunks_exact(2).map(|pair| (pair[0], pair[1]));
         match &mut self.nodes[target] {
             Node::Dict(entries) | Node::Object { items: entries, .. } => entries.extend(pairs),
-            other => return Err(format!("an item is set on {other:?}")),
+            other => return Err(format!("an item is set on {}", other.kind())),
         }
         Ok(())
     }
@@ -237,7 +257,11 @@ impl Machine<'_> {
             && let Node::Text(text) = &self.nodes[text]
         {
             let bytes = text.chars().map(|c| u8::try_from(u32::from(c))).collect::<Result<Vec<u8>, _>>();
-            return self.push(Node::Bytes(bytes.map_err(|_| "text that is not Latin-1 stands for bytes")?));
+            let bytes = bytes.map_err(|_| "text that is not Latin-1 stands for bytes")?;
+            // A text that was remembered could be encoded again and again.
+            let left = self.budget.checked_sub(bytes.len());
+            self.budget = left.ok_or("more bytes are made of texts than there are")?;
+            return self.push(Node::Bytes(bytes));
         }
         if matches!(&self.nodes[callable], Node::Global(name) if name == "__builtin__.bytes") && args_of(self).is_empty() {
             return self.push(Node::Bytes(Vec::new()));
@@ -301,7 +325,7 @@ impl Machine<'_> {
                     let node = match line.trim_end_matches('L') {
                         "01" if opcode == b'I' => Node::Bool(true),
                         "00" if opcode == b'I' => Node::Bool(false),
-                        digits => Node::Int(digits.parse().map_err(|_| format!("{line:?} is no whole number"))?),
+                        digits => Node::Int(digits.parse().map_err(|_| "a whole number is expected")?),
                     };
                     self.push(node)?;
                 }
@@ -312,7 +336,7 @@ impl Machine<'_> {
                 }
                 b'F' => {
                     let line = self.line()?;
-                    self.push(Node::Float(line.parse().map_err(|_| format!("{line:?} is no number"))?))?;
+                    self.push(Node::Float(line.parse().map_err(|_| "a number is expected")?))?;
                 }
                 b'G' => {
                     let mut bytes = [0; 8];
@@ -390,7 +414,7 @@ impl Machine<'_> {
                 }
                 b'p' => {
                     let line = self.line()?;
-                    self.memoize(line.parse().map_err(|_| format!("{line:?} is no memo"))?)?;
+                    self.memoize(line.parse().map_err(|_| "the number of a memo is expected")?)?;
                 }
                 b'q' | b'r' => {
                     let key = self.number(if opcode == b'q' { 1 } else { 4 })?;
@@ -399,7 +423,7 @@ impl Machine<'_> {
                 0x94 => self.memoize(self.memo.len() as u64)?,
                 b'g' => {
                     let line = self.line()?;
-                    self.recall(line.parse().map_err(|_| format!("{line:?} is no memo"))?)?;
+                    self.recall(line.parse().map_err(|_| "the number of a memo is expected")?)?;
                 }
                 b'h' | b'j' => {
                     let key = self.number(if opcode == b'h' { 1 } else { 4 })?;

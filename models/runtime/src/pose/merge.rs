@@ -13,8 +13,10 @@ use omnilabel_keypoints::skeleton::Skeleton;
 const SAME: f32 = 0.5;
 /// Boxes that vote overlap by at least this much (spec §3.1).
 const VOTING_IOU: f32 = 0.8;
-/// Bounds of a probability whose logit is taken.
+/// The least weight of a person or keypoint in a mean.
 const LEAST: f32 = 1e-6;
+/// Bounds of a probability whose logit is taken: nearer to 0 or 1 a logit would hang on the last bits, which differ between CPUs.
+const LEAST_SURE: f32 = 1e-3;
 
 /// People of all views, pooled before NMS, with boxes voted (spec §3.1).
 pub(super) fn pooled(views: &[Vec<Candidate>], spec: &OneStageSpec) -> Vec<Candidate> {
@@ -45,7 +47,7 @@ pub(super) fn merge(people: &[Candidate], views: &[Vec<Candidate>], skeleton: &S
             } else {
                 1.0
             };
-            let sure = probability.clamp(LEAST, 1.0 - LEAST);
+            let sure = probability.clamp(LEAST_SURE, 1.0 - LEAST_SURE);
             let keypoint = Keypoint { point, peak_logit: (sure / (1.0 - sure)).ln(), probability, agreement };
             // A skeleton has at most as many keypoints as the list holds.
             if detection.keypoints.push(keypoint).is_err() {

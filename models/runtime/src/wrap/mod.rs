@@ -154,11 +154,16 @@ pub fn wrap(request: &WrapRequest) -> Result<Wrapped, WrapError> {
     if !empty {
         return Err(io(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "the folder is not empty")));
     }
-    let part = beside(&request.out);
-    if part.exists() {
-        std::fs::remove_dir_all(&part).map_err(io)?;
+    if let Some(outer) = request.out.ancestors().skip(1).find(|folder| !folder.as_os_str().is_empty() && folder.join(MANIFEST).is_file()) {
+        let message = format!("it lies inside of the bundle {}, which would be damaged", outer.display());
+        return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, message)));
     }
-    std::fs::create_dir_all(&part).map_err(io)?;
+    let part = beside(&request.out);
+    if let Some(parent) = part.parent() {
+        std::fs::create_dir_all(parent).map_err(io)?;
+    }
+    // A name that is taken is somebody else's.
+    std::fs::create_dir(&part).map_err(io)?;
     let wrapped = write(request, &part).inspect_err(|_| {
         // The reason of the refusal matters more than what could not be tidied up behind it.
         let _ = std::fs::remove_dir_all(&part);
@@ -172,9 +177,7 @@ pub fn wrap(request: &WrapRequest) -> Result<Wrapped, WrapError> {
 
 /// Where a bundle is made before it takes its name.
 fn beside(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    out.with_file_name(name)
+    out.with_file_name(format!(".omnilabel-wrap-{}", std::process::id()))
 }
 
 fn write(request: &WrapRequest, root: &Path) -> Result<Wrapped, WrapError> {

@@ -87,6 +87,12 @@ impl OnnxRuntime {
         shapes.into_iter().map(&mut read).collect()
     }
 
+    /// FPN maps of several images `[n, 3, rows, columns]` in one run, each `[n, c, h, w]`.
+    pub(crate) fn batch(&self, images: &[f32], n: usize, rows: usize, columns: usize) -> Vec<(Vec<usize>, Vec<f32>)> {
+        let outputs: Vec<String> = (0..self.levels).map(|level| format!("features_{level}")).collect();
+        self.run("backbone.onnx", "image", &[n, 3, rows, columns], images, &outputs)
+    }
+
     fn head(&self, graph: &str, rois: &[f32], r: usize, outputs: &[&str]) -> Vec<Vec<f32>> {
         let side = ((rois.len() / r / self.channels) as f64).sqrt() as usize;
         let outputs: Vec<String> = outputs.iter().map(|name| (*name).to_owned()).collect();

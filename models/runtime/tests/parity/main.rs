@@ -2,7 +2,7 @@
 //! boxes, scores, keypoints on candle, tract and ONNX Runtime; in training mode the losses and the gradient of every parameter.
 //!
 //! The reference (`tests/python/parity.py`) needs the venv of `tests/setup --torch`; without it the tests say so and are skipped. The
-//! large presets take minutes each and run with `OMNILABEL_LONG=1` (`tests/parity`).
+//! large presets take minutes each and run with `OMNILABEL_LONG=1` (`tests/run --parity`).
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -124,9 +124,11 @@ fn check(preset: &str, expected: Naming) {
             compare_detections(&format!("{preset}, {runtime}, {case}"), case, &outcome.values(case), &teacher, &bundle, &seen);
         }
     }
+    let onnxruntime = OnnxRuntime::start(folder.path());
     for case in &outcome.detect {
-        compare_batch(&format!("{preset}, {case}"), case, &outcome.values(case), &network, &bundle);
+        compare_batch(&format!("{preset}, {case}"), case, &outcome.values(case), &network, &onnxruntime, &bundle);
     }
+    drop(onnxruntime);
     if reference.f64 {
         let exact = Network::zeros(config, candle_core::DType::F64).unwrap();
         exact.params().load_tensors(&tensors, &path).unwrap();
@@ -261,12 +263,18 @@ fn compare_people(what: &str, image: usize, found: &[Detection], values: &Values
     )
 }
 
-/// All pictures of a case in one pass of candle.
-fn compare_batch(what: &str, case: &Case, values: &Values, network: &Network, bundle: &Bundle) {
+/// All pictures of a case in one pass of candle and of ONNX Runtime. tract runs one picture at a time: its plans are for one.
+fn compare_batch(what: &str, case: &Case, values: &Values, network: &Network, onnxruntime: &OnnxRuntime, bundle: &Bundle) {
     let images: Vec<_> =
         case.frames.iter().map(|frame| transform(frame, &bundle.manifest().input, View { short_side: case.side, flip: false })).collect();
     let (rows, columns) = (images[0].rows, images[0].columns);
     let data: Vec<f32> = images.iter().flat_map(|image| image.data.iter().copied()).collect();
+    for (level, (shape, found)) in onnxruntime.batch(&data, images.len(), rows, columns).into_iter().enumerate() {
+        let (expected_shape, expected) = values.get(&format!("features_{level}"));
+        assert_eq!(shape, expected_shape, "{what}: shape of map {level} on ONNX Runtime");
+        let off = worst(&found, expected) / scale(expected);
+        assert!(off <= MAP_TOLERANCE, "{what}: map {level} of the batch differs by {off} of its largest value on ONNX Runtime");
+    }
     let batch = candle_core::Tensor::from_vec(data, (images.len(), 3, rows, columns), &candle_core::Device::Cpu).unwrap();
     let levels = network.forward_backbone(&batch).unwrap();
     for (level, map) in levels.features.iter().enumerate() {

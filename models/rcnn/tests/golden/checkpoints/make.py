@@ -44,7 +44,7 @@ arrays = {k: v.detach().numpy() for k, v in state.items() if v.dtype != torch.bf
 arrays["brain"] = state["brain"].float().numpy()
 arrays["transposed"] = np.asfortranarray(arrays["transposed"])
 arrays["double"] = arrays["double"].astype(">f8")
-for protocol in (2, 4):
+for protocol in (2, 4, 5):
     (here / f"numpy{protocol}.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "test", "matching_heuristics": True}, protocol))
 
 
