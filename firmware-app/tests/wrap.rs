@@ -209,5 +209,49 @@ fn refusals_name_the_flag() {
     let yolo = "model wrap --onnx yolo.onnx --kind one-stage --input 192x192 --skeleton skeleton.json --out out";
     fail(dir.path(), &format!("{yolo} --detector elsewhere"), &["--detector", "by itself"]);
     fail(dir.path(), &format!("{yolo} --stride 50"), &["multiple of input.size_divisor 50"]);
+    // A flag that the kind has no use for was meant for another model; numbers are named by their flag.
+    for (line, parts) in [
+        (format!("{wrap} {RAW} --letterbox top-left"), ["--letterbox", "--kind heatmap"]),
+        (format!("{wrap} {RAW} --output-x a --output-y b"), ["--output-x", "--kind heatmap"]),
+        (format!("{wrap} {RAW} --dark-blur 17"), ["--dark-blur", "--refine dark"]),
+        (format!("{yolo} --refine dark"), ["--refine", "--kind one-stage"]),
+        (format!("{yolo} --nms-iou 7"), ["--nms-iou is 7", "0 to 1"]),
+        (format!("{yolo} --instance-threshold 0.01"), ["--instance-threshold", "--floor"]),
+        (format!("{yolo} --std 0,1,1"), ["--std has 0", "above 0"]),
+        (format!("{wrap} --skeleton skeleton.json --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --range 255"), ["--mean", "--range 1"]),
+    ] {
+        fail(dir.path(), &line, &parts);
+    }
     assert!(!dir.path().join("out").exists());
+}
+
+#[test]
+fn nothing_that_is_somebody_elses_is_touched() {
+    let dir = folder();
+    let wrap = format!("model wrap --onnx heatmap.onnx --kind heatmap --input 128x96 {RAW}");
+    std::fs::create_dir(dir.path().join("mine.part")).unwrap();
+    std::fs::write(dir.path().join("mine.part/note.txt"), "mine").unwrap();
+    succeed(dir.path(), &format!("{wrap} --out mine"));
+    assert_eq!(std::fs::read_to_string(dir.path().join("mine.part/note.txt")).unwrap(), "mine");
+    fail(dir.path(), &format!("{wrap} --out mine/inner"), &["inside of the bundle mine"]);
+    Bundle::open(&dir.path().join("mine")).unwrap();
+    let picture = std::fs::read(dir.path().join("images/7.png")).unwrap();
+    let label = "label --model mine --images images --boxes boxes.json --out";
+    fail(dir.path(), &format!("{label} images/7.png"), &["--out", "7.png", "not overwritten"]);
+    assert_eq!(std::fs::read(dir.path().join("images/7.png")).unwrap(), picture);
+    let others: Vec<String> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    assert!(others.is_empty(), "{others:?}");
+
+    // A box far from its picture is left out; the others are labelled.
+    std::fs::write(
+        dir.path().join("far.json"),
+        r#"[{"image_id": 7, "bbox": [90000, 10, 50, 60]}, {"image_id": 7, "bbox": [20, 20, 60, 80]}]"#,
+    )
+    .unwrap();
+    let told = succeed(dir.path(), "label --model mine --images images --boxes far.json --out far-results.json");
+    assert!(told.contains("1 instances") && told.contains("of image 7: it lies far outside"), "{told}");
 }

@@ -322,7 +322,7 @@ impl WrapArgs {
                 self.floor
             );
         }
-        if let Some(value) = self.std.iter().flatten().find(|value| !(**value > 0.0)) {
+        if let Some(value) = self.std.iter().flatten().find(|value| value.is_nan() || **value <= 0.0) {
             bail!("--std has {value}, expected numbers above 0");
         }
         Ok(())
