@@ -178,6 +178,7 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     bad_boxes.iter().for_each(|reason| tracing::warn!("{reason}"));
     let open = |folder: &PathBuf| Drawing::open(folder, &args.images, &images, bundle.skeleton(), drawn_from(&bundle, args));
     let mut drawing = args.draw.as_ref().map(open).transpose()?;
+    let mut undrawn = None;
     let mut results = Vec::new();
     let mut summary = LabelSummary { images: images.len(), labelled: 0, instances: 0, bad: Vec::new(), bad_boxes, drawn: None };
     for (id, path) in &images {
@@ -202,8 +203,9 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         };
         summary.labelled += 1;
         summary.instances += detections.len();
-        if let Some(drawing) = &mut drawing {
-            drawing.add(*id, path, &frame, &detections)?;
+        if let Some(Err(error)) = drawing.as_mut().map(|drawing| drawing.add(*id, path, &frame, &detections)) {
+            undrawn = Some(error);
+            drawing = None;
         }
         results.extend(detections.iter().map(|detection| record(*id, category, detection)));
     }
@@ -211,6 +213,10 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         bail!("{}: none of the {} images could be read; the first: {}", args.images.display(), images.len(), summary.bad[0]);
     }
     write_results(&args.out, &results)?;
+    // A full disk of pictures costs no results.
+    if let Some(error) = undrawn {
+        return Err(error).with_context(|| format!("{} is written; drawing was given up", args.out.display()));
+    }
     summary.drawn = drawing.map(|drawing| drawing.finish(&summary.bad)).transpose()?;
     if args.json {
         omnilabel_console::say!("{}", serde_json::to_string(&summary)?);

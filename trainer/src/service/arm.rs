@@ -7,7 +7,7 @@ use crate::samples::SampleSet;
 use crate::service::config::{RoundConfig, ServiceConfig};
 use crate::start::{self, Start};
 use anyhow::Context;
-use omnilabel_bundle::{Bundle, Manifest};
+use omnilabel_bundle::{Bundle, DETECTOR, MANIFEST, Manifest};
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::{Detection, Thresholds};
 use omnilabel_rcnn::config::Config;
@@ -95,8 +95,11 @@ impl Arm {
     /// `model.short_side` says otherwise, and normalised as its first weights are used to.
     ///
     /// # Errors
-    /// A preset that does not exist, an `init` file that is not there.
+    /// A preset that does not exist, first weights that do not fit it, a running model that finds nobody by itself.
     pub fn new(config: &ServiceConfig, running: &Manifest) -> anyhow::Result<Self> {
+        if running.network.takes_boxes() && !running.files.contains_key(&format!("{DETECTOR}/{MANIFEST}")) {
+            anyhow::bail!("`model.running`: `{}` labels people whom another model finds: wrap it with its --detector", running.name);
+        }
         let network = start::preset(&config.model.preset, running.skeleton.keypoints.len()).context("`model.preset`")?;
         let Start { mut network, init, taken } = match &config.model.init {
             Some(path) => start::from_file(network, path, config.model.seed).context("`model.init`")?,
