@@ -104,6 +104,12 @@ fn a_wrapped_teacher_is_evaluated_and_distilled() {
         folder(&root.join(name), ids);
     }
     fail(root, "evaluate --model top_down --data val", &["`top_down`", "--detector"]);
+    // The centre, too, before it begins: it could not judge it.
+    let centre = "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"labelled\"\nheldout = \"val\"\n\
+                  [model]\nrunning = \"top_down\"\n[release]\nkey = \"keys/release.key\"\n";
+    assert!(trainer(root, "keygen --out keys").status.success());
+    std::fs::write(root.join("trainer.toml"), centre).unwrap();
+    fail(root, "run --config trainer.toml", &["`model.running`", "`top_down`", "--detector"]);
     fail(root, "evaluate --model finder --detector finder --data val", &["`finder`", "takes no detector"]);
     let told = succeed(root, "evaluate --model top_down --detector finder --data val --flip --scales 80,96 --json");
     for scores in [&told["single"], &told["ensemble"]["scores"]] {

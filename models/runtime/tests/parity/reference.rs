@@ -46,6 +46,8 @@ impl Reference<'_> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let python = std::env::var_os("OMNILABEL_TORCH_PYTHON").map_or_else(|| root.join(".venv-torch/bin/python"), PathBuf::from);
         if !python.exists() {
+            // Who asks for all of it is not content with none of it.
+            assert!(std::env::var_os("OMNILABEL_LONG").is_none(), "no Python at {}: run tests/setup --torch", python.display());
             println!("skipped: no Python at {} (tests/setup --torch makes it, or set OMNILABEL_TORCH_PYTHON)", python.display());
             return None;
         }
