@@ -6,6 +6,7 @@ use omnilabel_rcnn::config::{Config, PRESETS};
 use omnilabel_rcnn::export::WEIGHTS;
 use omnilabel_rcnn::import::{self, Naming, read_checkpoint};
 use omnilabel_rcnn::network::Network;
+use omnilabel_rcnn::params::DType;
 use omnilabel_rcnn::train::Init;
 use std::path::Path;
 
@@ -44,14 +45,16 @@ pub fn from_file(mut network: Config, path: &Path, seed: u64) -> anyhow::Result<
     }
     let beside = || path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
     let folder = if path.is_dir() { Some(path) } else { beside().filter(|_| path.file_name().is_some_and(|name| name == WEIGHTS)) };
-    let weights = match folder.filter(|folder| folder.join(MANIFEST).is_file()) {
+    let (weights, tensors) = match folder.filter(|folder| folder.join(MANIFEST).is_file()) {
         Some(folder) => {
             let bundle = Bundle::open(folder)?;
             let Some(spec) = bundle.manifest().network.rcnn() else {
                 bail!("{}: a wrapped pose model has no weights to train on; expected a keypoint R-CNN", folder.display())
             };
             adopt(&mut network, &bundle.manifest().input, spec);
-            folder.join(WEIGHTS)
+            let weights = folder.join(WEIGHTS);
+            let tensors = read_checkpoint(&weights)?;
+            (weights, tensors)
         }
         None if path.is_dir() => bail!("{}: a folder without {MANIFEST}; expected a bundle or a checkpoint file", path.display()),
         None => {
@@ -59,12 +62,12 @@ pub fn from_file(mut network: Config, path: &Path, seed: u64) -> anyhow::Result<
             if let Some(naming) = Naming::of(tensors.keys().map(String::as_str)) {
                 network = import::conventions(network, naming);
             }
-            path.to_owned()
+            (path.to_owned(), tensors)
         }
     };
     // Tried at once: a training that cannot begin leaves nothing behind.
-    let tried = Network::new(network.clone(), seed)?;
-    let anew = tried.init_from(&weights)?;
+    let tried = Network::zeros(network.clone(), DType::F32)?;
+    let anew = tried.init_with(tensors, &weights)?;
     let all = tried.params().all().count();
     let mut taken = format!("{} of {all} tensors start as in {}", all - anew.len(), path.display());
     if !anew.is_empty() {

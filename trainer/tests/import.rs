@@ -75,9 +75,9 @@ fn imported_weights_are_a_bundle_that_runs() {
 fn what_cannot_be_imported_is_named() {
     let (dir, network) = prepared();
     let from = format!("{IMPORT} --from weights.safetensors");
-    fail(dir.path(), &format!("{from} --out data"), &["--out data", "not empty"]);
+    fail(dir.path(), &format!("{from} --out data"), &["--out: data: ", "not empty"]);
     succeed(dir.path(), &format!("{from} --short-side 64 --out whole"));
-    fail(dir.path(), &format!("{from} --out whole/inner"), &["--out whole/inner", "inside of the bundle whole"]);
+    fail(dir.path(), &format!("{from} --out whole/inner"), &["--out: whole/inner: ", "inside of the bundle whole"]);
     fail(dir.path(), &format!("{IMPORT} --from whole/weights.safetensors --out x"), &["a bundle's own weights"]);
     fail(dir.path(), "train --data data --steps 1 --out x --preset resnet50 --init whole", &["--init", "backbone.body", "resnet50"]);
     fail(dir.path(), "evaluate --model whole --data data --results-out data/annotations.json", &["--results-out", "not overwritten"]);

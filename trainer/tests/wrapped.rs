@@ -57,17 +57,7 @@ fn folder(root: &Path, ids: std::ops::Range<u64>) {
 }
 
 fn models(root: &Path) {
-    let spec = OneStageSpec {
-        output: String::new(),
-        classes: 1,
-        class: 0,
-        objectness: false,
-        letterbox: Letterbox::Centre,
-        fill: 114,
-        score_threshold: 0.2,
-        nms_iou: 0.5,
-        max_detections: 10,
-    };
+    let spec = onnx::one_stage_spec();
     let crop = CropSpec { padding: 1.25, udp: false };
     let heatmap = WrapKind::Heatmap { output: None, crop, values: Values::Peak, refine: Refine::None, shift_flipped: false };
     let one_stage = WrapKind::OneStage { spec, stride: 8 };

@@ -3,7 +3,7 @@
 use crate::cli::boxes;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use omnilabel_bundle::{Channels, CropSpec, Letterbox, OneStageSpec, Refine, Values};
+use omnilabel_bundle::{Channels, CropSpec, IMAGENET, Letterbox, OneStageSpec, Refine, Values};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Thresholds;
@@ -11,8 +11,6 @@ use omnilabel_runtime::wrap::{WrapKind, WrapRequest, Wrapped, drawn_person, wrap
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// ImageNet's, which nearly all top-down models were trained with.
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 /// Kernel of DARK for heatmap targets of σ = 2.
 const DARK_BLUR: u32 = 11;
 

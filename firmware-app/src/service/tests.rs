@@ -6,7 +6,7 @@ mod onnx;
 use super::*;
 use crate::config::{CameraConfig, FramePolicy, OutboxConfig, PublishConfig, TeacherConfig, UpdateConfig};
 use crate::testing::{bundle, key, model, release, release_in_blocks, sign};
-use omnilabel_bundle::{CropSpec, Letterbox, OneStageSpec, Refine, Values};
+use omnilabel_bundle::{CropSpec, Refine, Values};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::release::ReleaseManifest;
@@ -434,17 +434,7 @@ async fn a_wrapped_model_comes_as_a_release_with_its_detector() {
     let Some(broker) = Broker::start() else { return };
     let device = Device::provisioned(&broker, 4, 200.0, false);
     let at = |name: &str| device.folder.path().join(name);
-    let spec = OneStageSpec {
-        output: String::new(),
-        classes: 1,
-        class: 0,
-        objectness: false,
-        letterbox: Letterbox::Centre,
-        fill: 114,
-        score_threshold: 0.2,
-        nms_iou: 0.5,
-        max_detections: 10,
-    };
+    let spec = onnx::one_stage_spec();
     let finder = wrapped(&at("finder"), &onnx::one_stage(true, false), WrapKind::OneStage { spec, stride: 8 }, None);
     std::fs::remove_dir_all(&device.config.state_dir).unwrap();
     Slots::install(&device.config.state_dir, finder.root(), Some(&at("public"))).unwrap();

@@ -145,6 +145,9 @@ pub struct InputSpec {
     pub channels: Channels,
 }
 
+/// ImageNet's mean and standard deviation, red first, of values in `[0, 1]`: what most weights are used to.
+pub const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+
 /// One FPN level.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LevelSpec {

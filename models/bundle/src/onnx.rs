@@ -1,6 +1,7 @@
 //! Where an ONNX file's external data lies. A minimal protobuf scan (onnx.proto3's field numbers), so that a bundle can be checked
 //! without a graph library. Weights inside the file are skipped, not read: it may be as large as a wrapped model is.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
 
 /// One tensor that is stored outside of its ONNX file.
@@ -99,12 +100,17 @@ impl<R: Read + Seek> Scan<R> {
     fn tensor(&mut self, end: u64) -> Result<(), String> {
         let mut data = ExternalData::default();
         let mut external = false;
+        let mut keys = BTreeSet::new();
         while let Some((number, value)) = self.field(end)? {
             match (number, value) {
                 (8, Value::Bytes(end)) => data.tensor = self.text(end)?,
                 (13, Value::Bytes(end)) => {
                     external = true;
                     let (key, value) = self.entry(end)?;
+                    // Readers differ in which of two they take: what is checked would not be what is read.
+                    if !keys.insert(key.clone()) {
+                        return Err(format!("external data of {:?}: {key} stands there twice", data.tensor));
+                    }
                     let number = || value.parse::<u64>().map_err(|_| format!("external data of {:?}: {key} is {value:?}", data.tensor));
                     match key.as_str() {
                         "location" => data.location = value,

@@ -213,6 +213,48 @@ pub fn sha256_file(path: &Path) -> Result<[u8; 32], BundleError> {
     }
 }
 
+/// Makes a bundle in a folder of its own, which gets the name `out` when `make` is done: nothing half-made ever stands
+/// there. Returns the bundle and what `make` did.
+///
+/// # Errors
+/// Those of `make`; [`BundleError`] where `out` is not an empty place outside of other bundles, or what was made is no bundle.
+pub fn build<T, E: From<BundleError>>(out: &Path, make: impl FnOnce(&Path) -> Result<T, E>) -> Result<(Bundle, T), E> {
+    may_become_bundle(out)?;
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(io(parent))?;
+    let part = parent.join(format!(".omnilabel-{}.part", std::process::id()));
+    // A name that is taken is somebody else's.
+    fs::create_dir(&part).map_err(io(&part))?;
+    let made = make(&part).and_then(|made| {
+        if out.exists() {
+            fs::remove_dir(out).map_err(io(out))?;
+        }
+        fs::rename(&part, out).map_err(io(out))?;
+        Ok((Bundle::open(out)?, made))
+    });
+    if made.is_err() {
+        // The reason matters more than what could not be tidied up behind it.
+        let _ = fs::remove_dir_all(&part);
+    }
+    made
+}
+
+/// Whether a bundle may be made at `out`, for whoever wants to know before the work: whatever else lies in a bundle's folder would become
+/// part of it, and it would become part of a bundle around it.
+///
+/// # Errors
+/// [`BundleError::Content`] says what stands in the way.
+pub fn may_become_bundle(out: &Path) -> Result<(), BundleError> {
+    if let Some(outer) = out.ancestors().skip(1).find(|folder| !folder.as_os_str().is_empty() && folder.join(MANIFEST).is_file()) {
+        return Err(content(out, format!("it lies inside of the bundle {}, which would be damaged", outer.display())));
+    }
+    match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => Err(content(out, "the folder is not empty".to_owned())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(out)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Lowercase hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()

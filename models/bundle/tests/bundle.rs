@@ -220,6 +220,48 @@ fn numbers_and_shapes() {
     assert!(!dir.path().join("manifest.json").exists());
 }
 
+/// Readers differ in which of two they take, so that what is checked would not be what is read.
+#[test]
+fn external_data_that_says_something_twice() {
+    let once = graph("weights.safetensors", "8", "16");
+    assert_eq!(onnx::external_data(std::io::Cursor::new(&once)).unwrap().len(), 1);
+    let entry = |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
+    for (key, value) in [("location", "a"), ("offset", "0"), ("length", "4")] {
+        let twice = field(7, &field(5, &[field(8, b"w"), entry(key, value), entry(key, value)].concat()));
+        let message = onnx::external_data(std::io::Cursor::new(&twice)).unwrap_err();
+        assert!(message.contains("\"w\"") && message.contains(key) && message.contains("twice"), "{message}");
+    }
+}
+
+#[test]
+fn a_bundle_is_made_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("there/bundle");
+    let make = |part: &Path| -> Result<u8, BundleError> {
+        write(part);
+        seal(part, manifest())?;
+        Ok(7)
+    };
+    let (bundle, made) = build(&out, make).unwrap();
+    assert_eq!((bundle.root(), made), (out.as_path(), 7));
+    // Not over what is there, nor inside of a bundle; an empty folder is nobody's.
+    for taken in [out.clone(), out.join("golden/inner")] {
+        assert!(build(&taken, make).is_err(), "{}", taken.display());
+    }
+    Bundle::open(&out).unwrap();
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    build(&dir.path().join("empty"), make).unwrap();
+    // What fails leaves nothing behind.
+    let failed = build(&dir.path().join("failed"), |part| -> Result<(), BundleError> {
+        write(part);
+        Err(BundleError::Content { path: part.to_owned(), message: "made up".into() })
+    });
+    assert!(failed.unwrap_err().to_string().contains("made up"));
+    let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, ["empty", "there"]);
+}
+
 #[test]
 fn external_data_that_leaves_or_overruns() {
     for (location, offset, length, expected) in [

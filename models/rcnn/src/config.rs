@@ -5,7 +5,7 @@ mod cost;
 pub use cost::Macs;
 
 use crate::RcnnError;
-use omnilabel_bundle::{AnchorRule, Channels, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
+use omnilabel_bundle::{AnchorRule, Channels, IMAGENET, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use serde::{Deserialize, Serialize};
 
 /// The kind of a residual block.
@@ -69,9 +69,6 @@ pub struct Config {
     /// The most foreground RoIs per image whose keypoints are trained; spec: all. A preset for small machines may limit it.
     pub keypoint_rois: Option<usize>,
 }
-
-/// ImageNet's mean and standard deviation, of values in `[0, 1]`.
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
 /// The mean pixel of Caffe's ImageNet weights, blue first, which Detectron's models subtract from values in `[0, 255]`.
 const CAFFE_MEAN: [f32; 3] = [103.53, 116.28, 123.675];

@@ -96,7 +96,14 @@ impl Network {
     /// See [`read_checkpoint`]; [`RcnnError::Weights`] names the tensor of the body that the file has not, or in another shape: part of
     /// a body under random layers is no beginning.
     pub fn init_from(&self, path: &Path) -> Result<Vec<String>, RcnnError> {
-        let tensors = read_checkpoint(path)?;
+        self.init_with(read_checkpoint(path)?, path)
+    }
+
+    /// As [`Network::init_from`], from tensors that were read from `path`.
+    ///
+    /// # Errors
+    /// As [`Network::init_from`].
+    pub fn init_with(&self, tensors: BTreeMap<String, Tensor>, path: &Path) -> Result<Vec<String>, RcnnError> {
         let naming = Naming::of(tensors.keys().map(String::as_str)).unwrap_or(Naming::Torchvision);
         let tensors = self.unfolded(import::initial(self, tensors, naming, path)?)?;
         let skipped = self.params.assign(&tensors)?;

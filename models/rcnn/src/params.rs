@@ -1,7 +1,8 @@
 //! Named parameters: torchvision's names, ordered by name, in and out of safetensors files.
 
 use crate::RcnnError;
-use candle_core::{DType, Device, Tensor, Var};
+pub use candle_core::DType;
+use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, TensorView};

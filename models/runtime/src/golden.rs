@@ -32,9 +32,7 @@ pub struct GoldenMismatch {
 pub fn check_golden(bundle: &Bundle, teacher: &Teacher) -> Result<Result<(), GoldenMismatch>, RuntimeError> {
     let manifest = bundle.manifest();
     for golden in &manifest.golden {
-        let path = bundle.path(&golden.detections);
-        let bytes = std::fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
-        let expected: Vec<Detection> = serde_json::from_slice(&bytes).map_err(|source| BundleError::Json { path, source })?;
+        let expected = golden_detections(bundle, golden)?;
         let frame = Frame::open(&bundle.path(&golden.image))?;
         let plan = ViewPlan::single(manifest);
         let found = if teacher.is_self_contained() {
@@ -51,6 +49,16 @@ pub fn check_golden(bundle: &Bundle, teacher: &Teacher) -> Result<Result<(), Gol
         }
     }
     Ok(Ok(()))
+}
+
+/// What must be found on a golden frame.
+///
+/// # Errors
+/// [`RuntimeError::Bundle`] names the file.
+pub fn golden_detections(bundle: &Bundle, golden: &GoldenFrame) -> Result<Vec<Detection>, RuntimeError> {
+    let path = bundle.path(&golden.detections);
+    let bytes = std::fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
+    Ok(serde_json::from_slice(&bytes).map_err(|source| BundleError::Json { path, source })?)
 }
 
 /// Every expected detection above the threshold is found once, and no other.

@@ -13,7 +13,8 @@ mod workers;
 pub mod wrap;
 
 pub use golden::{
-    GOLDEN_BOX_TOLERANCE_PX, GOLDEN_SCORE_TOLERANCE, GOLDEN_TIES, GoldenMismatch, NewGolden, check_golden, write_golden, write_golden_in,
+    GOLDEN_BOX_TOLERANCE_PX, GOLDEN_SCORE_TOLERANCE, GOLDEN_TIES, GoldenMismatch, NewGolden, check_golden, golden_detections, write_golden,
+    write_golden_in,
 };
 pub use graphs::{BackboneOutput, Graphs, RuntimeError, TractGraphs};
 pub use plan::ViewPlan;

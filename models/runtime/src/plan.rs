@@ -5,6 +5,9 @@ use omnilabel_keypoints::ensemble::Average;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::view::View;
 
+/// Boxes that vote overlap by at least this much (spec §3.1).
+pub(crate) const VOTING_IOU: f32 = 0.8;
+
 /// Which views are ensembled, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ViewPlan {

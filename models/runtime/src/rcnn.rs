@@ -1,6 +1,7 @@
 //! Multi-transform inference with keypoint R-CNN (spec §3).
 
 use crate::pass::{Pass, Pyramid};
+use crate::plan::VOTING_IOU;
 use crate::workers::Workers;
 use crate::{Graphs, RuntimeError, ViewPlan};
 use omnilabel_bundle::{InputSpec, NetworkSpec};
@@ -13,9 +14,6 @@ use omnilabel_keypoints::heatmap::{MapKind, decode};
 use omnilabel_keypoints::label::{Detection, Keypoint};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::view::{View, ViewGeometry};
-
-/// Boxes that vote overlap by at least this much (spec §3.1).
-const VOTING_IOU: f32 = 0.8;
 
 /// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
 const KEPT_FEATURES: usize = 64 << 20;

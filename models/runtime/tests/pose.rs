@@ -38,18 +38,7 @@ fn heatmap(refine: Refine, udp: bool, shift_flipped: bool) -> WrapKind {
 }
 
 fn one_stage() -> WrapKind {
-    let spec = OneStageSpec {
-        output: String::new(),
-        classes: 1,
-        class: 0,
-        objectness: false,
-        letterbox: Letterbox::Centre,
-        fill: 114,
-        score_threshold: 0.2,
-        nms_iou: 0.5,
-        max_detections: 10,
-    };
-    WrapKind::OneStage { spec, stride: onnx::STRIDE as u32 }
+    WrapKind::OneStage { spec: onnx::one_stage_spec(), stride: onnx::STRIDE as u32 }
 }
 
 fn request(dir: &Path, kind: WrapKind) -> WrapRequest {

@@ -135,17 +135,7 @@ fn published_inference_finds_the_same_keypoints() {
         let kind = WrapKind::Simcc { outputs: None, crop: crop(false), values: Values::Peak };
         add(name, &onnx::simcc(eyes(mean, std)), kind, case);
     }
-    let spec = OneStageSpec {
-        output: String::new(),
-        classes: 1,
-        class: 0,
-        objectness: false,
-        letterbox: Letterbox::Centre,
-        fill: 114,
-        score_threshold: 0.2,
-        nms_iou: 0.5,
-        max_detections: 50,
-    };
+    let spec = OneStageSpec { max_detections: 50, ..onnx::one_stage_spec() };
     let kind = WrapKind::OneStage { spec, stride: onnx::STRIDE as u32 };
     add("one_stage", &onnx::one_stage(true, false), kind, of(Refine::None, false, false, false));
 

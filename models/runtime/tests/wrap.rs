@@ -25,18 +25,7 @@ fn simcc() -> WrapKind {
 }
 
 fn one_stage() -> WrapKind {
-    let spec = OneStageSpec {
-        output: String::new(),
-        classes: 1,
-        class: 0,
-        objectness: false,
-        letterbox: Letterbox::Centre,
-        fill: 114,
-        score_threshold: 0.2,
-        nms_iou: 0.5,
-        max_detections: 10,
-    };
-    WrapKind::OneStage { spec, stride: 32 }
+    WrapKind::OneStage { spec: onnx::one_stage_spec(), stride: 32 }
 }
 
 fn request(dir: &Path, kind: WrapKind) -> WrapRequest {

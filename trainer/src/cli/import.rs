@@ -6,15 +6,15 @@ use crate::service::config::SHORT_SIDES;
 use crate::start;
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use omnilabel_bundle::{Bundle, Channels, MANIFEST, hex};
+use omnilabel_bundle::{Channels, build, hex, may_become_bundle};
 use omnilabel_detect::frame::Frame;
-use omnilabel_keypoints::geometry::Size;
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::export::{ExportMeta, write_bundle_as};
 use omnilabel_rcnn::import::{self, Naming, read_checkpoint};
 use omnilabel_rcnn::params::Precision;
-use omnilabel_runtime::{Teacher, ViewPlan, write_golden};
-use std::path::{Path, PathBuf};
+use omnilabel_runtime::wrap::drawn_person;
+use omnilabel_runtime::{golden_detections, write_golden};
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -101,10 +101,10 @@ impl Args {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let skeleton = omnilabel_coco::named_skeleton(&args.skeleton).context("--skeleton: expected `coco17` or COCO's `categories`")?;
     let config = start::preset(&args.arch, skeleton.len()).context("--arch")?;
-    claim(&args.out)?;
+    may_become_bundle(&args.out).context("--out")?;
     let picture = match &args.image {
         Some(path) => Frame::open(path)?,
-        None => drawn(),
+        None => drawn_person(),
     };
     let tensors = read_checkpoint(&args.from)?;
     let naming = Naming::of(tensors.keys().map(String::as_str)).with_context(|| {
@@ -134,12 +134,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         ap: None,
     };
     let precision = if args.weights == Weights::F16 { Precision::F16 } else { Precision::F32 };
-    let bundle = made_beside(&args.out, |part| {
+    let (bundle, ()) = build(&args.out, |part| -> anyhow::Result<()> {
         write_bundle_as(&network, &meta, part, precision)?;
-        write_golden(part, &[("import", picture.clone())])?;
+        write_golden(part, &[("import", picture)])?;
         Ok(())
     })?;
-    let people = Teacher::load(&bundle, 1)?.detect(&picture, &ViewPlan::single(bundle.manifest()))?.len();
+    let mut people = 0;
+    for golden in &bundle.manifest().golden {
+        people += golden_detections(&bundle, golden)?.len();
+    }
     let bytes: u64 = bundle.manifest().files.values().map(|file| file.bytes).sum();
     let parameters = network.params().parameters();
     if args.json {
@@ -161,38 +164,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a bundle in a folder of its own and gives it its name when it is complete.
-fn made_beside(out: &Path, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Bundle> {
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).with_context(|| format!("--out {}", out.display()))?;
-    let part = parent.join(format!(".omnilabel-import-{}", std::process::id()));
-    let made = make(&part).and_then(|()| {
-        if out.exists() {
-            std::fs::remove_dir(out)?;
-        }
-        std::fs::rename(&part, out).with_context(|| format!("--out {}", out.display()))
-    });
-    if let Err(error) = made {
-        // The reason matters more than what could not be tidied up behind it.
-        let _ = std::fs::remove_dir_all(&part);
-        return Err(error);
-    }
-    Ok(Bundle::open(out)?)
-}
-
-/// Whatever else lies in the folder would become part of the bundle, and the bundle part of one around it.
-fn claim(out: &Path) -> anyhow::Result<()> {
-    if let Some(outer) = out.ancestors().skip(1).find(|folder| !folder.as_os_str().is_empty() && folder.join(MANIFEST).is_file()) {
-        bail!("--out {}: it lies inside of the bundle {}, which would be damaged", out.display(), outer.display());
-    }
-    match std::fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
-        Ok(true) if out.join(MANIFEST).exists() => bail!("--out {}: the folder holds a bundle; choose another or remove it", out.display()),
-        Ok(true) => bail!("--out {}: the folder is not empty", out.display()),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("--out {}: {error}", out.display()),
-        _ => Ok(()),
-    }
-}
-
 /// Values from 0 to 255 as values from 0 to 1.
 fn pixels(name: &str, given: &[f32], least: f32, target: &mut [f32; 3]) -> anyhow::Result<()> {
     match *given {
@@ -203,15 +174,4 @@ fn pixels(name: &str, given: &[f32], least: f32, target: &mut [f32; 3]) -> anyho
         }
         _ => bail!("{name} is {given:?}, expected three numbers from {least} to 255"),
     }
-}
-
-/// Overlapping soft and hard shapes.
-fn drawn() -> Frame {
-    let (width, height) = (320u32, 240u32);
-    let value = |x: f32, y: f32, c: f32| {
-        let wave = 127.0 + 100.0 * (x / 13.0 + c).sin() * (y / 19.0).cos();
-        if (x as u32 / 37 + y as u32 / 29 + c as u32).is_multiple_of(3) { 255.0 - wave } else { wave }
-    };
-    let pixel = |i: u32| [0.0, 1.0, 2.0].map(|c| value((i % width) as f32, (i / width) as f32, c) as u8);
-    Frame { size: Size { width, height }, rgb: (0..width * height).flat_map(pixel).collect() }
 }

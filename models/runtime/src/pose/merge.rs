@@ -1,5 +1,6 @@
 //! One-stage detections of several views become one.
 
+use crate::plan::VOTING_IOU;
 use omnilabel_bundle::OneStageSpec;
 use omnilabel_detect::nms::{nms, vote};
 use omnilabel_detect::pose::Candidate;
@@ -11,8 +12,6 @@ use omnilabel_keypoints::skeleton::Skeleton;
 
 /// A view's detection is of the same person when boxes overlap, or keypoints resemble, by at least this much.
 const SAME: f32 = 0.5;
-/// Boxes that vote overlap by at least this much (spec §3.1).
-const VOTING_IOU: f32 = 0.8;
 /// The least weight of a person or keypoint in a mean.
 const LEAST: f32 = 1e-6;
 /// Bounds of a probability whose logit is taken: nearer to 0 or 1 a logit would hang on the last bits, which differ between CPUs.

@@ -8,7 +8,7 @@ pub use drawn::drawn_person;
 
 use crate::pose::{GraphInfo, TractPose, inspect};
 use crate::tract::Engine;
-use crate::{NewGolden, RuntimeError, Teacher, check_golden, write_golden_in};
+use crate::{NewGolden, RuntimeError, Teacher, check_golden, golden_detections, write_golden_in};
 use omnilabel_bundle::*;
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
@@ -149,35 +149,8 @@ const HIGH_PEAK: f32 = 2.0;
 /// # Errors
 /// See [`WrapError`].
 pub fn wrap(request: &WrapRequest) -> Result<Wrapped, WrapError> {
-    let io = |source| WrapError::Io { path: request.out.clone(), source };
-    let empty = !request.out.exists() || std::fs::read_dir(&request.out).map_err(io)?.next().is_none();
-    if !empty {
-        return Err(io(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "the folder is not empty")));
-    }
-    if let Some(outer) = request.out.ancestors().skip(1).find(|folder| !folder.as_os_str().is_empty() && folder.join(MANIFEST).is_file()) {
-        let message = format!("it lies inside of the bundle {}, which would be damaged", outer.display());
-        return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, message)));
-    }
-    let part = beside(&request.out);
-    if let Some(parent) = part.parent() {
-        std::fs::create_dir_all(parent).map_err(io)?;
-    }
-    // A name that is taken is somebody else's.
-    std::fs::create_dir(&part).map_err(io)?;
-    let wrapped = write(request, &part).inspect_err(|_| {
-        // The reason of the refusal matters more than what could not be tidied up behind it.
-        let _ = std::fs::remove_dir_all(&part);
-    })?;
-    if request.out.exists() {
-        std::fs::remove_dir(&request.out).map_err(io)?;
-    }
-    std::fs::rename(&part, &request.out).map_err(io)?;
-    Ok(Wrapped { bundle: Bundle::open(&request.out)?, ..wrapped })
-}
-
-/// Where a bundle is made before it takes its name.
-fn beside(out: &Path) -> PathBuf {
-    out.with_file_name(format!(".omnilabel-wrap-{}", std::process::id()))
+    let (bundle, wrapped) = build(&request.out, |part| write(request, part))?;
+    Ok(Wrapped { bundle, ..wrapped })
 }
 
 fn write(request: &WrapRequest, root: &Path) -> Result<Wrapped, WrapError> {
@@ -223,7 +196,10 @@ fn write(request: &WrapRequest, root: &Path) -> Result<Wrapped, WrapError> {
     if let Err(mismatch) = check_golden(&bundle, &teacher)? {
         return Err(unsuitable(format!("it does not give the same twice: {mismatch}")));
     }
-    let detections = golden(&bundle)?;
+    let detections = match bundle.manifest().golden.first() {
+        Some(golden) => golden_detections(&bundle, golden)?,
+        None => Vec::new(),
+    };
     let warnings = warnings(&pose, &detections, without_detector);
     Ok(Wrapped {
         bundle,
@@ -234,14 +210,6 @@ fn write(request: &WrapRequest, root: &Path) -> Result<Wrapped, WrapError> {
         detections,
         warnings,
     })
-}
-
-/// What the golden frame says.
-fn golden(bundle: &Bundle) -> Result<Vec<Detection>, WrapError> {
-    let Some(frame) = bundle.manifest().golden.first() else { return Ok(Vec::new()) };
-    let path = bundle.path(&frame.detections);
-    let bytes = std::fs::read(&path).map_err(|source| WrapError::Io { path: path.clone(), source })?;
-    Ok(serde_json::from_slice(&bytes).map_err(|source| BundleError::Json { path, source })?)
 }
 
 fn manifest(request: &WrapRequest, pose: PoseSpec, size_divisor: u32) -> Manifest {

@@ -2,6 +2,7 @@
 //! hand is the left one follows from its side of the body, so that the models are equivariant under mirroring, as trained ones are.
 #![allow(dead_code, clippy::unwrap_used, reason = "shared by tests, each of which uses a part")]
 
+use omnilabel_bundle::{Letterbox, OneStageSpec};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_keypoints::skeleton::Skeleton;
@@ -11,6 +12,21 @@ use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::*;
+
+/// What the one-stage model of [`one_stage`] is wrapped with.
+pub(crate) fn one_stage_spec() -> OneStageSpec {
+    OneStageSpec {
+        output: String::new(),
+        classes: 1,
+        class: 0,
+        objectness: false,
+        letterbox: Letterbox::Centre,
+        fill: 114,
+        score_threshold: 0.2,
+        nms_iou: 0.5,
+        max_detections: 10,
+    }
+}
 
 /// A dimension of an input or output.
 #[derive(Clone, Copy, Debug)]

@@ -1,48 +1,11 @@
-//! The graphs on candle and on ONNX Runtime, and a look at what a backbone gave.
+//! The graphs on ONNX Runtime, and a look at what a backbone gave.
 
-use candle_core::{Device, Tensor};
-use omnilabel_rcnn::network::Network;
+use omnilabel_rcnn::config::Config;
 use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
-
-/// The network that was exported.
-pub(crate) struct Candle(pub(crate) Arc<Network>);
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-impl Candle {
-    fn rois(&self, rois: Vec<f32>, r: usize, side: u32) -> Tensor {
-        let side = side as usize;
-        Tensor::from_vec(rois, (r, self.0.config().fpn_channels, side, side), &Device::Cpu).unwrap()
-    }
-}
-
-impl Graphs for Candle {
-    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
-        let image = Tensor::from_slice(image, (1, 3, rows, columns), &Device::Cpu).unwrap();
-        let levels = self.0.forward_backbone(&image).unwrap();
-        let shape = |t: &Tensor| t.dims4().unwrap();
-        Ok(BackboneOutput {
-            features: levels.features.iter().map(|t| (values(t), shape(t).1, shape(t).2, shape(t).3)).collect(),
-            objectness: levels.objectness.iter().map(|t| (values(t), shape(t).2, shape(t).3)).collect(),
-            deltas: levels.deltas.iter().map(values).collect(),
-        })
-    }
-
-    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
-        let (logits, deltas) = self.0.box_head(&self.rois(rois, r, self.0.config().network.box_roi.resolution)).unwrap();
-        Ok((values(&logits), values(&deltas)))
-    }
-
-    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
-        Ok(values(&self.0.keypoint_head(&self.rois(rois, r, self.0.config().network.keypoint_roi.resolution)).unwrap()))
-    }
-}
 
 /// The bundle's graphs on ONNX Runtime, in a process of `tests/python/onnx_server.py`.
 pub(crate) struct OnnxRuntime {
@@ -52,7 +15,7 @@ pub(crate) struct OnnxRuntime {
 }
 
 impl OnnxRuntime {
-    pub(crate) fn start(bundle: &Path) -> Self {
+    pub(crate) fn start(bundle: &Path, config: &Config) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut child = Command::new(root.join(".venv-test/bin/python"))
             .arg(root.join("tests/python/onnx_server.py"))
@@ -62,9 +25,7 @@ impl OnnxRuntime {
             .spawn()
             .expect("tests/setup makes .venv-test");
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let manifest: omnilabel_bundle::Manifest = serde_json::from_slice(&std::fs::read(bundle.join("manifest.json")).unwrap()).unwrap();
-        let channels = if manifest.architecture == "nano" { 32 } else { 256 };
-        Self { channels, levels: manifest.network.rcnn().unwrap().levels.len(), process: Mutex::new((child, stdin, stdout)) }
+        Self { channels: config.fpn_channels, levels: config.network.levels.len(), process: Mutex::new((child, stdin, stdout)) }
     }
 
     fn run(&self, graph: &str, input: &str, shape: &[usize], data: &[f32], outputs: &[String]) -> Vec<(Vec<usize>, Vec<f32>)> {

@@ -6,10 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "../candle_graphs/mod.rs"]
+mod candle_graphs;
 mod graphs;
 mod reference;
 
-use graphs::{Candle, OnnxRuntime, RecordingBackbone};
+use candle_graphs::Candle;
+use graphs::{OnnxRuntime, RecordingBackbone};
 use omnilabel_bundle::Bundle;
 use omnilabel_detect::frame::transform;
 use omnilabel_detect::proposals::{LevelOutput, proposals};
@@ -114,7 +117,7 @@ fn check(preset: &str, expected: Naming) {
     let runtimes: [(&str, Box<dyn Graphs>); 3] = [
         ("candle", Box::new(Candle(network.clone()))),
         ("tract", Box::new(TractGraphs::load(&bundle, 2).unwrap())),
-        ("onnxruntime", Box::new(OnnxRuntime::start(folder.path()))),
+        ("onnxruntime", Box::new(OnnxRuntime::start(folder.path(), &config))),
     ];
     for (runtime, graphs) in runtimes {
         let graphs = RecordingBackbone::new(graphs);
@@ -124,7 +127,7 @@ fn check(preset: &str, expected: Naming) {
             compare_detections(&format!("{preset}, {runtime}, {case}"), case, &outcome.values(case), &teacher, &bundle, &seen);
         }
     }
-    let onnxruntime = OnnxRuntime::start(folder.path());
+    let onnxruntime = OnnxRuntime::start(folder.path(), &config);
     for case in &outcome.detect {
         compare_batch(&format!("{preset}, {case}"), case, &outcome.values(case), &network, &onnxruntime, &bundle);
     }

@@ -1,7 +1,8 @@
 //! A run of `tests/python/parity.py` and what it wrote.
 
+use crate::candle_graphs::drawn;
 use omnilabel_detect::frame::Frame;
-use omnilabel_keypoints::geometry::{Rect, Size};
+use omnilabel_keypoints::geometry::Rect;
 use omnilabel_rcnn::config::Config;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -108,18 +109,6 @@ fn pictures() -> Vec<Frame> {
     sizes.sort_by_key(Vec::len);
     let pair = sizes.pop().unwrap();
     vec![sizes.pop().unwrap().remove(0), pair[0].clone(), pair[1].clone()]
-}
-
-/// Overlapping smooth and hard shapes.
-fn drawn(width: u32, height: u32, seed: u32) -> Frame {
-    let s = seed as f32;
-    let colour = |x: f32, y: f32, c: f32| {
-        let wave = 127.0 + 100.0 * (x / (11.0 + s) + c).sin() * (y / 17.0 + s).cos();
-        let block = ((x + 7.0 * s) as u32 / 31 + (y as u32) / 23 + c as u32).is_multiple_of(3);
-        if block { 255.0 - wave } else { wave }
-    };
-    let pixel = |i: u32| [0.0, 1.0, 2.0].map(|c| colour((i % width) as f32, (i / width) as f32, c) as u8);
-    Frame { size: Size { width, height }, rgb: (0..width * height).flat_map(pixel).collect() }
 }
 
 /// Tensors by name.
