@@ -22,9 +22,10 @@ const LOCAL: &str = "omnilabel";
 const SYSTEM_TESTS: &str = "omnilabel-tests";
 /// The domain: no `std`, so nothing that needs it.
 const DOMAIN: &str = "omnilabel-keypoints";
-const MODELS: [&str; 9] = [
+const MODELS: [&str; 10] = [
     "omnilabel-keypoints",
     "omnilabel-coco",
+    "omnilabel-conv",
     "omnilabel-bundle",
     "omnilabel-detect",
     "omnilabel-rcnn",

@@ -1,7 +1,8 @@
 //! Differentiable operations with their own forward and backward on the CPU, f32 and f64 (f64 is for gradient checks).
 //!
 //! candle 0.11 lacks or miscomputes the gradients of several operations that a feature pyramid needs, and its convolution's
-//! backward runs at a tenth of its matrix product's speed. Everything here is a `CustomOp`, so it takes part in candle's graph.
+//! backward runs at a tenth of its matrix product's speed. Everything here is a `CustomOp`, so it takes part in candle's graph; convolutions
+//! and fully connected layers are `omnilabel_conv`'s.
 //! No operation here depends on the number of threads: work is partitioned by the shapes alone.
 //!
 //! | function | shapes |
@@ -18,9 +19,6 @@
 mod conv;
 mod element;
 mod elementwise;
-mod gemm;
-mod im2col;
-mod kernels;
 mod linear;
 mod pool;
 mod roi;

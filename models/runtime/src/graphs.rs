@@ -1,6 +1,6 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
-use crate::tract::{Engine, Plan, Plans, graph_error, parse, values_of};
+use crate::tract::{Engine, Plan, Plans, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -210,7 +210,7 @@ impl Head {
             let side = roi.resolution as usize;
             let n = if single { 1.to_dim() } else { model.symbols.sym("rois").to_dim() };
             model.set_input_fact(0, f32::fact(dims!(n, channels, side, side)).into())?;
-            Ok((model.into_optimized()?.into_runnable()?, [channels, side, side]))
+            Ok((optimized(model)?.into_runnable()?, [channels, side, side]))
         };
         let (plan, input) = load().map_err(graph_error(file))?;
         Ok(Self { file, plan, input, outputs: outputs.iter().map(|(_, shape)| shape.clone()).collect() })

@@ -1,6 +1,7 @@
 //! What every graph on tract shares: loading, plans for input shapes, workers.
 
 use crate::RuntimeError;
+use crate::fused::fuse_convolutions;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
@@ -69,7 +70,7 @@ impl Plans {
         drop(plans);
         let mut model = self.model.clone();
         model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
-        let plan = model.into_optimized()?.into_runnable()?;
+        let plan = optimized(model)?.into_runnable()?;
         let mut plans = lock();
         plans.retain(|(shape, _)| *shape != (rows, columns));
         if plans.len() >= self.max {
@@ -78,6 +79,13 @@ impl Plans {
         plans.push(((rows, columns), plan.clone()));
         Ok(plan)
     }
+}
+
+/// The graph with its convolutions on `omnilabel_conv` and all else as tract does it best.
+pub(crate) fn optimized(model: InferenceModel) -> TractResult<TypedModel> {
+    let mut model = model.into_typed()?;
+    fuse_convolutions(&mut model)?;
+    model.into_decluttered()?.into_optimized()
 }
 
 /// A graph with one input, and of its outputs those that are named, in their order.

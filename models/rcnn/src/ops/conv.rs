@@ -1,10 +1,9 @@
 //! Convolution and transposed convolution with fused bias and ReLU.
 
-use super::element::{Element, dispatch, elements, slice, tensor};
-use super::im2col::Geometry;
-use super::kernels::{Wanted, backward, forward, positive, relu_backward};
+use super::element::{dispatch, elements, optional, slice};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use omnilabel_conv::{Finish, Geometry, Scalar, Threads, Wanted, backward, forward, positive, relu_backward};
 
 /// How a convolution moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,11 +63,10 @@ fn geometry(x: &[usize], weight: &[usize], spec: ConvSpec) -> Result<Geometry> {
         bail!("conv2d: input {x:?} and weight {weight:?}, both need four dimensions");
     };
     let ConvSpec { stride, padding, groups, .. } = spec;
-    if stride == 0 || groups == 0 || c != inner * groups || o % groups != 0 || h + 2 * padding < kh || w + 2 * padding < kw {
-        bail!("conv2d: weight {weight:?} with {spec:?} does not fit input {x:?}");
+    match Geometry::new([n, c, h, w], [o, inner, kh, kw], stride, padding, groups) {
+        Some(geometry) => Ok(geometry),
+        None => bail!("conv2d: weight {weight:?} with {spec:?} does not fit input {x:?}"),
     }
-    let (oh, ow) = ((h + 2 * padding - kh) / stride + 1, (w + 2 * padding - kw) / stride + 1);
-    Ok(Geometry { n, c, h, w, o, kh, kw, stride, padding, groups, oh, ow })
 }
 
 /// The geometry of the convolution whose input gradient the transposed convolution is.
@@ -96,10 +94,6 @@ struct ConvTranspose {
 
 type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
 
-fn optional<T: Element>(wanted: bool, data: Vec<T>, like: &Tensor) -> Result<Option<Tensor>> {
-    if wanted { tensor(data, like.shape()).map(Some) } else { Ok(None) }
-}
-
 impl CustomOp3 for Conv {
     fn name(&self) -> &'static str {
         "conv2d"
@@ -117,7 +111,8 @@ impl CustomOp3 for Conv {
         let g = geometry(xl.dims(), wl.dims(), self.spec)?;
         let name = self.name();
         dispatch!(name, x.dtype(), T => {
-            let y = forward::<T>(&g, slice(name, x, xl)?, slice(name, w, wl)?, slice(name, b, bl)?, self.spec.relu);
+            let finish = Finish { bias: Some(slice(name, b, bl)?), add: None, relu: self.spec.relu };
+            let y = forward::<T>(&g, slice(name, x, xl)?, slice(name, w, wl)?, finish, Threads::All);
             Ok((T::to_cpu_storage_owned(y), Shape::from((g.n, g.o, g.oh, g.ow))))
         })
     }
@@ -183,7 +178,7 @@ impl CustomOp3 for ConvTranspose {
             let dy = if self.spec.relu { &masked } else { incoming };
             let (x_data, w_data): (&[T], &[T]) = (elements(name, &xg, xl)?, elements(name, &wg, wl)?);
             // The operation is the adjoint of a convolution, so its input gradient is that convolution of the gradient.
-            let dx = if x.track_op() { forward::<T>(&g, dy, w_data, &vec![T::ZERO; g.o], false) } else { Vec::new() };
+            let dx = if x.track_op() { forward::<T>(&g, dy, w_data, Finish::default(), Threads::All) } else { Vec::new() };
             let wanted = Wanted { input: false, weight: w.track_op(), bias: false };
             let (_, dw, _) = backward::<T>(&g, dy, w_data, x_data, wanted);
             let mut db = vec![T::ZERO; g.c];

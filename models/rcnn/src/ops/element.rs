@@ -1,22 +1,14 @@
 //! From candle's storages to slices and back.
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
+use omnilabel_conv::Scalar;
 
-/// The scalars that the operations run on.
-pub(crate) trait Element: WithDType + std::ops::AddAssign + std::iter::Sum + Send + Sync {
-    const ZERO: Self;
-    const ONE: Self;
-}
+/// The scalars that the operations run on: f32 and f64.
+pub(crate) trait Element: WithDType + Scalar {}
 
-impl Element for f32 {
-    const ZERO: f32 = 0.0;
-    const ONE: f32 = 1.0;
-}
+impl Element for f32 {}
 
-impl Element for f64 {
-    const ZERO: f64 = 0.0;
-    const ONE: f64 = 1.0;
-}
+impl Element for f64 {}
 
 /// The elements of a contiguous operand of operation `op`.
 pub(crate) fn slice<'a, T: Element>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
@@ -43,6 +35,11 @@ pub(crate) fn elements<'a, T: Element>(
 pub(crate) fn tensor<T: Element>(data: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     let shape: Shape = shape.into();
     Tensor::from_vec(data, shape, &candle_core::Device::Cpu)
+}
+
+/// A gradient of the shape of `like`, where it was wanted.
+pub(crate) fn optional<T: Element>(wanted: bool, data: Vec<T>, like: &Tensor) -> Result<Option<Tensor>> {
+    if wanted { tensor(data, like.shape()).map(Some) } else { Ok(None) }
 }
 
 /// Runs `$body` with `$T` bound to the scalar type of `$dtype`.

@@ -1,9 +1,10 @@
 //! Sums with ReLU, and the scaling of rows (a frozen batch-norm folded into a weight).
 
 use super::element::{Element, dispatch, elements, slice, tensor};
-use super::kernels::{positive, relu_backward};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
+use omnilabel_conv::{positive, relu_backward};
+use rayon::prelude::*;
 
 /// `max(a + b, 0)` of two tensors of one shape.
 ///
@@ -27,6 +28,9 @@ pub fn scale_rows(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&scale.contiguous()?, ScaleRows)
 }
 
+/// Numbers that a thread takes at least.
+const CHUNK: usize = 1 << 15;
+
 struct AddRelu;
 
 struct ScaleRows;
@@ -40,7 +44,7 @@ impl CustomOp2 for AddRelu {
         let name = self.name();
         dispatch!(name, a.dtype(), T => {
             let (a, b): (&[T], &[T]) = (slice(name, a, al)?, slice(name, b, bl)?);
-            let y: Vec<T> = a.iter().zip(b).map(|(a, b)| positive(*a + *b)).collect();
+            let y: Vec<T> = a.par_iter().zip(b).with_min_len(CHUNK).map(|(a, b)| positive(*a + *b)).collect();
             Ok((T::to_cpu_storage_owned(y), al.shape().clone()))
         })
     }

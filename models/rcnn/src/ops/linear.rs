@@ -1,10 +1,9 @@
 //! The fully connected layer with fused bias and ReLU.
 
-use super::element::{Element, dispatch, elements, slice, tensor};
-use super::gemm::{Mat, Threads, gemm};
-use super::kernels::{positive, relu_backward};
+use super::element::{dispatch, elements, optional, slice};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use omnilabel_conv::{Finish, Threads, Wanted, dense, dense_backward, relu_backward};
 
 /// `y = x · wᵀ + b`, through ReLU when `relu`: `[r, i]`, `[o, i]`, `[o]` → `[r, o]`.
 ///
@@ -26,18 +25,6 @@ struct Linear {
     relu: bool,
 }
 
-fn forward<T: Element>(r: usize, i: usize, o: usize, x: &[T], w: &[T], b: &[T], relu: bool) -> Vec<T> {
-    let mut y = vec![T::ZERO; r * o];
-    gemm(r, o, i, Mat::rows(x, i), Mat::rows(w, i).t(), &mut y, o, false, Threads::All);
-    for row in y.chunks_exact_mut(o) {
-        row.iter_mut().zip(b).for_each(|(v, bias)| *v += *bias);
-        if relu {
-            row.iter_mut().for_each(|v| *v = positive(*v));
-        }
-    }
-    y
-}
-
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -55,7 +42,8 @@ impl CustomOp3 for Linear {
         let (r, i, o) = dims(xl.dims(), wl.dims(), bl.dims())?;
         let name = self.name();
         dispatch!(name, x.dtype(), T => {
-            let y = forward::<T>(r, i, o, slice(name, x, xl)?, slice(name, w, wl)?, slice(name, b, bl)?, self.relu);
+            let finish = Finish { bias: Some(slice(name, b, bl)?), add: None, relu: self.relu };
+            let y = dense::<T>((r, i, o), slice(name, x, xl)?, slice(name, w, wl)?, finish, Threads::All);
             Ok((T::to_cpu_storage_owned(y), Shape::from((r, o))))
         })
     }
@@ -77,23 +65,10 @@ impl CustomOp3 for Linear {
             let incoming = elements::<T>(name, &gg, gl)?;
             let masked = if self.relu { relu_backward(elements(name, &yg, yl)?, incoming) } else { Vec::new() };
             let dy = if self.relu { &masked } else { incoming };
-            let (x_data, w_data): (&[T], &[T]) = (elements(name, &xg, xl)?, elements(name, &wg, wl)?);
-            let (mut dx, mut dw) = (None, None);
-            if x.track_op() {
-                let mut data = vec![T::ZERO; r * i];
-                gemm(r, i, o, Mat::rows(dy, o), Mat::rows(w_data, i), &mut data, i, false, Threads::All);
-                dx = Some(tensor(data, (r, i))?);
-            }
-            if w.track_op() {
-                let mut data = vec![T::ZERO; o * i];
-                gemm(o, i, r, Mat::rows(dy, o).t(), Mat::rows(x_data, i), &mut data, i, false, Threads::All);
-                dw = Some(tensor(data, (o, i))?);
-            }
-            let mut db = vec![T::ZERO; o];
-            for row in dy.chunks_exact(o) {
-                db.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
-            }
-            Ok((dx, dw, Some(tensor(db, o)?)))
+            let wanted = Wanted { input: x.track_op(), weight: w.track_op(), bias: b.track_op() };
+            let (x_data, w_data) = (elements(name, &xg, xl)?, elements(name, &wg, wl)?);
+            let (dx, dw, db) = dense_backward::<T>((r, i, o), x_data, w_data, dy, wanted, Threads::All);
+            Ok((optional(wanted.input, dx, x)?, optional(wanted.weight, dw, w)?, optional(wanted.bias, db, b)?))
         })
     }
 }

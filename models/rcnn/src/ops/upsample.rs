@@ -67,7 +67,7 @@ fn sources(o: usize, size: usize) -> (usize, usize) {
 impl Bilinear {
     fn forward<T: Element>(&self, x: &[T], dims: &[usize]) -> (Vec<T>, Vec<usize>) {
         let (h, w) = (dims[2], dims[3]);
-        let (a, b) = (T::from_f64(0.75), T::from_f64(0.25));
+        let (a, b) = (T::of(0.75), T::of(0.25));
         let mut y = vec![T::ZERO; 4 * x.len()];
         y.par_chunks_mut((4 * h * w).max(1)).zip(x.par_chunks((h * w).max(1))).for_each(|(y, x)| {
             let mut mixed = vec![T::ZERO; w];
@@ -87,7 +87,7 @@ impl Bilinear {
 
     fn backward<T: Element>(&self, x: &[T], _: &[T], grad: &[T], dims: &[usize]) -> Vec<T> {
         let (h, w) = (dims[2], dims[3]);
-        let (a, b) = (T::from_f64(0.75), T::from_f64(0.25));
+        let (a, b) = (T::of(0.75), T::of(0.25));
         let mut dx = vec![T::ZERO; x.len()];
         dx.par_chunks_mut((h * w).max(1)).zip(grad.par_chunks((4 * h * w).max(1))).for_each(|(dx, grad)| {
             let mut mixed = vec![T::ZERO; w];

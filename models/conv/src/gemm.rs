@@ -1,6 +1,6 @@
 //! The matrix product: a bounds-checked face of the `gemm` crate.
 
-use super::element::Element;
+use crate::{Scalar, Threads};
 
 /// A matrix inside a slice: element `(i, j)` lies at `i · row + j · column`.
 #[derive(Clone, Copy)]
@@ -22,20 +22,13 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// Whether one product is shared among threads.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    One,
-    All,
-}
-
 /// `c = a · b`, or `c += a · b` with `accumulate`; `a` is `[m, k]`, `b` is `[k, n]`, `c` is `[m, n]` row-major with stride `ldc`.
 ///
 /// # Panics
 /// When a matrix does not lie inside its slice.
 #[expect(unsafe_code, reason = "the gemm crate takes raw pointers; every access is checked to lie inside the slices first")]
 #[expect(clippy::too_many_arguments, reason = "the shape of a matrix product")]
-pub(crate) fn gemm<T: Element>(
+pub(crate) fn gemm<T: Scalar>(
     m: usize,
     n: usize,
     k: usize,
@@ -63,7 +56,7 @@ pub(crate) fn gemm<T: Element>(
         Threads::All => gemm::Parallelism::Rayon(0),
     };
     // SAFETY: all strides are non-negative, so the largest offset of each operand is the one checked above; `c` is borrowed
-    // mutably, hence aliases neither `a` nor `b`; `Element` is f32 or f64, which gemm supports.
+    // mutably, hence aliases neither `a` nor `b`; `Scalar` is f32 or f64, which gemm supports.
     unsafe {
         gemm::gemm(
             m,

@@ -1,0 +1,53 @@
+//! Which way a convolution takes, and what follows its sums.
+
+use crate::winograd::{self, Taps};
+use crate::{Geometry, Scalar, Threads, grouped, patches, positive};
+
+/// What follows the sums, while they are in the cache: `y = relu(sums + bias + add)`, each where wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Finish<'a, T> {
+    /// `[o]`.
+    pub bias: Option<&'a [T]>,
+    /// Of the output's shape: the other branch of a residual block.
+    pub add: Option<&'a [T]>,
+    /// Whether ReLU comes last.
+    pub relu: bool,
+}
+
+impl<T: Scalar> Finish<'_, T> {
+    /// Writes `sums` of output channel `channel` to `y`, which begins at index `at` of the whole output.
+    #[inline(always)]
+    pub(crate) fn write(&self, channel: usize, at: usize, sums: &[T], y: &mut [T]) {
+        let bias = self.bias.map_or(T::ZERO, |bias| bias[channel]);
+        match (self.add, self.relu) {
+            (None, false) => y.iter_mut().zip(sums).for_each(|(y, s)| *y = *s + bias),
+            (None, true) => y.iter_mut().zip(sums).for_each(|(y, s)| *y = positive(*s + bias)),
+            (Some(add), relu) => {
+                for ((y, s), a) in y.iter_mut().zip(sums).zip(&add[at..]) {
+                    let sum = *s + bias + *a;
+                    *y = if relu { positive(sum) } else { sum };
+                }
+            }
+        }
+    }
+}
+
+/// `y = x ⋆ w`, then `finish`: `[n, c, h, w]`, `[o, c/groups, kh, kw]` → `[n, o, oh, ow]`.
+///
+/// # Panics
+/// When a slice has not the length that `g` says.
+pub fn forward<T: Scalar>(g: &Geometry, x: &[T], w: &[T], finish: Finish<'_, T>, threads: Threads) -> Vec<T> {
+    assert_eq!((x.len(), w.len()), (g.n * g.input_len(), g.o * g.patch()), "input and weight of {g:?}");
+    assert!(finish.bias.is_none_or(|bias| bias.len() == g.o), "bias of {g:?}");
+    assert!(finish.add.is_none_or(|add| add.len() == g.n * g.output_len()), "addend of {g:?}");
+    let mut y = vec![T::ZERO; g.n * g.output_len()];
+    if y.is_empty() {
+    } else if winograd::pays(g) {
+        winograd::forward(g, x, &Taps::straight(g, w), finish, &mut y, threads);
+    } else if grouped::pays(g) {
+        grouped::forward(g, x, w, finish, &mut y, threads);
+    } else {
+        patches::forward(g, x, w, finish, &mut y, threads);
+    }
+    y
+}

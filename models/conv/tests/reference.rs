@@ -1,0 +1,174 @@
+//! Every way of computing a convolution against its definition, in f64, where ways differ by rounding alone.
+
+use omnilabel_conv::{Finish, Geometry, Threads, Wanted, backward, dense, dense_backward, forward};
+use proptest::prelude::*;
+
+/// Relative to the largest value; f64 rounding through at most some thousand terms and Winograd's transforms.
+const TOLERANCE: f64 = 1e-11;
+
+fn noise(len: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(worst <= TOLERANCE * largest, "{what}: off by {worst} of {largest}");
+}
+
+/// Calls `visit(output, input, weight)` with the indices of every product of the definition.
+fn products(g: &Geometry, mut visit: impl FnMut(usize, usize, usize)) {
+    let (inner, channels) = (g.c / g.groups, g.o / g.groups);
+    for image in 0..g.n {
+        for o in 0..g.o {
+            for (oy, ox) in (0..g.oh).flat_map(|oy| (0..g.ow).map(move |ox| (oy, ox))) {
+                for c in 0..inner {
+                    for (ky, kx) in (0..g.kh).flat_map(|ky| (0..g.kw).map(move |kx| (ky, kx))) {
+                        let (y, x) = (oy * g.stride + ky, ox * g.stride + kx);
+                        if y >= g.padding && x >= g.padding && y - g.padding < g.h && x - g.padding < g.w {
+                            let channel = o / channels * inner + c;
+                            visit(
+                                ((image * g.o + o) * g.oh + oy) * g.ow + ox,
+                                ((image * g.c + channel) * g.h + y - g.padding) * g.w + x - g.padding,
+                                ((o * inner + c) * g.kh + ky) * g.kw + kx,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check(g: Geometry, seed: u64) {
+    let x = noise(g.n * g.input_len(), seed);
+    let w = noise(g.o * g.c / g.groups * g.kh * g.kw, seed + 1);
+    let (bias, add) = (noise(g.o, seed + 2), noise(g.n * g.output_len(), seed + 3));
+    let mut sums = vec![0.0; g.n * g.output_len()];
+    products(&g, |y, i, k| sums[y] += x[i] * w[k]);
+    for threads in [Threads::One, Threads::All] {
+        assert_close(&format!("{g:?}"), &forward(&g, &x, &w, Finish::default(), threads), &sums);
+    }
+    let plane = (g.oh * g.ow).max(1);
+    let finished: Vec<f64> = sums.iter().enumerate().map(|(i, s)| (s + bias[i / plane % g.o] + add[i]).max(0.0)).collect();
+    let finish = Finish { bias: Some(&bias), add: Some(&add), relu: true };
+    assert_close(&format!("finished {g:?}"), &forward(&g, &x, &w, finish, Threads::All), &finished);
+    let dy = noise(g.n * g.output_len(), seed + 4);
+    let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; g.o]);
+    products(&g, |y, i, k| {
+        dx[i] += dy[y] * w[k];
+        dw[k] += dy[y] * x[i];
+    });
+    dy.iter().enumerate().for_each(|(i, v)| db[i / plane % g.o] += v);
+    let found = backward(&g, &x, &w, &dy, Wanted { input: true, weight: true, bias: true });
+    assert_close(&format!("input gradient of {g:?}"), &found.0, &dx);
+    assert_close(&format!("weight gradient of {g:?}"), &found.1, &dw);
+    assert_close(&format!("bias gradient of {g:?}"), &found.2, &db);
+}
+
+fn geometry(x: [usize; 4], o: usize, kernel: usize, stride: usize, padding: usize, groups: usize) -> Geometry {
+    Geometry::new(x, [o, x[1] / groups, kernel, kernel], stride, padding, groups).expect("a convolution that fits")
+}
+
+#[test]
+fn every_way_agrees_with_the_definition() {
+    for (x, o, kernel, stride, padding, groups) in [
+        // Winograd: whole tiles, cut tiles, several images in a block, other paddings, more than a block.
+        ([1, 16, 8, 8], 16, 3, 1, 1, 1),
+        ([2, 17, 13, 9], 19, 3, 1, 1, 1),
+        ([5, 16, 6, 7], 32, 3, 1, 0, 1),
+        ([3, 20, 14, 14], 16, 3, 1, 2, 1),
+        ([1, 16, 40, 70], 24, 3, 1, 1, 1),
+        // Patches: strides, a large kernel, few channels, whole planes of several images.
+        ([2, 3, 21, 18], 16, 7, 2, 3, 1),
+        ([2, 8, 10, 12], 5, 3, 2, 1, 1),
+        ([9, 12, 4, 4], 20, 3, 2, 1, 1),
+        ([2, 6, 9, 9], 7, 3, 1, 1, 1),
+        ([1, 4, 5, 6], 3, 2, 2, 0, 1),
+        // The input is the patch matrix, with one block and with several.
+        ([2, 24, 10, 10], 40, 1, 1, 0, 1),
+        ([1, 300, 23, 31], 18, 1, 1, 0, 1),
+        ([2, 12, 9, 8], 10, 1, 2, 0, 1),
+        // Groups.
+        ([2, 16, 9, 11], 16, 3, 1, 1, 4),
+        ([1, 24, 12, 10], 36, 3, 2, 1, 6),
+        ([2, 8, 9, 40], 24, 5, 3, 2, 2),
+        ([1, 128, 6, 6], 160, 3, 1, 1, 2),
+        ([2, 6, 7, 7], 6, 1, 1, 0, 3),
+    ] {
+        check(geometry(x, o, kernel, stride, padding, groups), 7);
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_threads() {
+    let f32s = |len, seed| noise(len, seed).into_iter().map(|v| v as f32).collect::<Vec<_>>();
+    for g in
+        [geometry([2, 32, 30, 30], 48, 3, 1, 1, 1), geometry([2, 32, 30, 30], 48, 3, 2, 1, 1), geometry([1, 64, 28, 28], 64, 1, 1, 0, 1)]
+    {
+        let (x, w) = (f32s(g.n * g.input_len(), 1), f32s(g.o * g.c * g.kh * g.kw, 2));
+        let dy = f32s(g.n * g.output_len(), 3);
+        let wanted = Wanted { input: true, weight: true, bias: true };
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            pool.install(|| (forward(&g, &x, &w, Finish::default(), Threads::All), backward(&g, &x, &w, &dy, wanted)))
+        };
+        assert_eq!(on(1), on(3), "{g:?}");
+    }
+}
+
+#[test]
+fn a_nan_is_seen() {
+    let g = geometry([1, 16, 8, 8], 16, 3, 1, 1, 1);
+    let mut x = vec![0.0f32; g.input_len()];
+    x[17] = f32::NAN;
+    let y = forward(&g, &x, &vec![1.0; 9 * 16 * 16], Finish { relu: true, ..Finish::default() }, Threads::All);
+    assert!(y.iter().any(|v| v.is_nan()));
+}
+
+#[test]
+fn a_fully_connected_layer_agrees_with_its_definition() {
+    for (r, i, o) in [(1, 5, 3), (17, 40, 33), (64, 31, 2), (0, 4, 4)] {
+        let (x, w, b, dy) = (noise(r * i, 1), noise(o * i, 2), noise(o, 3), noise(r * o, 4));
+        let (mut y, mut dx, mut dw, mut db) = (vec![0.0; r * o], vec![0.0; r * i], vec![0.0; o * i], vec![0.0; o]);
+        for row in 0..r {
+            for out in 0..o {
+                let sum: f64 = (0..i).map(|k| x[row * i + k] * w[out * i + k]).sum();
+                y[row * o + out] = (sum + b[out]).max(0.0);
+                db[out] += dy[row * o + out];
+                for k in 0..i {
+                    dx[row * i + k] += dy[row * o + out] * w[out * i + k];
+                    dw[out * i + k] += dy[row * o + out] * x[row * i + k];
+                }
+            }
+        }
+        let finish = Finish { bias: Some(&b), add: None, relu: true };
+        assert_close("dense", &dense((r, i, o), &x, &w, finish, Threads::All), &y);
+        let found = dense_backward((r, i, o), &x, &w, &dy, Wanted { input: true, weight: true, bias: true }, Threads::All);
+        assert_close("input gradient", &found.0, &dx);
+        assert_close("weight gradient", &found.1, &dw);
+        assert_close("bias gradient", &found.2, &db);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_shape_agrees_with_the_definition(
+        n in 1usize..4, inner in 1usize..20, channels in 1usize..20, groups in 1usize..4, h in 1usize..16, w in 1usize..16,
+        kernel in 1usize..5, stride in 1usize..4, padding in 0usize..4, seed in 1u64..1000,
+    ) {
+        if let Some(g) = Geometry::new([n, inner * groups, h, w], [channels * groups, inner, kernel, kernel], stride, padding, groups) {
+            check(g, seed);
+        }
+    }
+}
