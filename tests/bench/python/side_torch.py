@@ -76,7 +76,7 @@ class Train:
         self.model.zero_grad()
         path = self.folder / "check.safetensors"
         save_file({k: v.detach().contiguous() for k, v in found.items()}, path)
-        return {"losses": {k[5:]: float(v) for k, v in found.items() if k.startswith("loss.")}, "tensors": str(path)}
+        return {"losses": {k[5:]: v.item() for k, v in found.items() if k.startswith("loss.")}, "tensors": str(path)}
 
     def run(self):
         pictures = [picture(f) for f in self.frames]

@@ -116,6 +116,41 @@ pub fn same_step(ours: &Value, theirs: &Value) -> Result<String> {
     Ok(format!("losses within {largest:.0e}, gradients {gradient:.0e} of their norm; {foreground} foreground RoIs"))
 }
 
+/// COCO's numbers: sums in another order, no other difference.
+pub const COCO_TOLERANCE: f64 = 1e-9;
+
+/// Says how far apart COCO's ten numbers are.
+///
+/// # Errors
+/// Farther than the tolerance.
+pub fn same_scores(ours: &Value, theirs: &Value) -> Result<String> {
+    let scores = |answer: &Value| -> Result<BTreeMap<String, f64>> {
+        Ok(serde_json::from_value(answer.get("scores").context("expected `scores`")?.clone())?)
+    };
+    let (found, expected) = (scores(ours)?, scores(theirs)?);
+    ensure!(expected.len() == 10, "{} numbers, expected COCO's ten", expected.len());
+    let mut largest = 0f64;
+    for (name, expected) in &expected {
+        let off = (found.get(name).with_context(|| format!("{name} is missing"))? - expected).abs();
+        ensure!(off <= COCO_TOLERANCE, "{name} differs by {off}, at most {COCO_TOLERANCE} expected");
+        largest = largest.max(off);
+    }
+    Ok(format!("AP {:.4}; ten numbers within {largest:.0e}", expected.get("AP").copied().unwrap_or_default()))
+}
+
+/// Says whether the same labels came through.
+///
+/// # Errors
+/// They are others.
+pub fn same_labels(ours: &Value, theirs: &Value) -> Result<String> {
+    for name in ["labels", "sum"] {
+        let (found, expected) = (ours.get(name), theirs.get(name));
+        ensure!(found.is_some() && found == expected, "`{name}` is {found:?}, {expected:?} expected");
+    }
+    let number = |answer: &Value, name: &str| answer.get(name).and_then(Value::as_u64).unwrap_or(0);
+    Ok(format!("{} labels, {} bytes, the reference {}", number(ours, "labels"), number(ours, "bytes"), number(theirs, "bytes")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

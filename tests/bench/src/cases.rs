@@ -1,6 +1,6 @@
 //! What is compared with what.
 
-use crate::fixture::{Fixture, root};
+use crate::fixture::{Fixture, Source, root};
 use crate::side::{Kind, Program, Task};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -12,6 +12,14 @@ pub enum Peer {
     Torch,
     /// ONNX Runtime on the exported graphs.
     Onnx,
+    /// pycocotools.
+    Pycocotools,
+    /// cbor2.
+    Cbor2,
+    /// `serde_json` on the same types.
+    SerdeJson,
+    /// A collector of paho-mqtt, cbor2 and sqlite3.
+    Paho,
 }
 
 impl Peer {
@@ -23,6 +31,10 @@ impl Peer {
         let (name, variable, venv, script, setup) = match self {
             Self::Torch => ("PyTorch", "OMNILABEL_TORCH_PYTHON", ".venv-torch", "side_torch.py", "tests/setup --torch"),
             Self::Onnx => ("ONNX Runtime", "OMNILABEL_PYTHON", ".venv-test", "side_onnx.py", "tests/setup"),
+            Self::Pycocotools => ("pycocotools", "OMNILABEL_PYTHON", ".venv-test", "side_tools.py", "tests/setup"),
+            Self::Cbor2 => ("cbor2", "OMNILABEL_PYTHON", ".venv-test", "side_tools.py", "tests/setup"),
+            Self::SerdeJson => return own("serde_json", &["side", "--role", "serde-json"]),
+            Self::Paho => return own("paho + sqlite3", &["side", "--role", "paho"]),
         };
         let python = std::env::var_os(variable).map_or_else(|| root().join(venv).join("bin/python"), PathBuf::from);
         if !python.exists() {
@@ -37,8 +49,12 @@ impl Peer {
 /// # Errors
 /// The system does not say where this program is.
 pub fn ours() -> Result<Program> {
-    let own = std::env::current_exe().context("the path of this program")?;
-    Ok(Program { name: "omnilabel", command: vec![own, "side".into()] })
+    own("omnilabel", &["side"])
+}
+
+fn own(name: &'static str, arguments: &[&str]) -> Result<Program> {
+    let file = std::env::current_exe().context("the path of this program")?;
+    Ok(Program { name, command: std::iter::once(file).chain(arguments.iter().map(PathBuf::from)).collect() })
 }
 
 /// One comparison.
@@ -49,7 +65,7 @@ pub struct Case {
     /// For people.
     pub what: String,
     /// What all sides read.
-    pub fixture: Fixture,
+    pub source: Source,
     /// What they do; `folder` and `threads` are filled in.
     pub task: Task,
     /// Whom it is compared with; the first says what is right.
@@ -62,14 +78,14 @@ pub struct Case {
 const SCALES: [u32; 9] = [4, 5, 6, 7, 8, 9, 10, 11, 12];
 
 fn task(kind: Kind) -> Task {
-    Task { kind, folder: PathBuf::new(), threads: 0, base: 0, scales: Vec::new(), flip: false, boxes: None }
+    Task { kind, folder: PathBuf::new(), threads: 0, base: 0, scales: Vec::new(), flip: false, boxes: None, devices: 0, labels: 0 }
 }
 
 fn train(preset: &'static str, side: u32, batch: usize, aspect: (u32, u32)) -> Case {
     Case {
         name: format!("train-{preset}"),
         what: format!("training step, {preset}, {side} px, batch {batch}"),
-        fixture: Fixture { preset, side, pictures: batch, aspect },
+        source: Source::Network(Fixture { preset, side, pictures: batch, aspect }),
         task: task(Kind::Train),
         peers: vec![Peer::Torch],
         quick: preset == "nano",
@@ -82,22 +98,34 @@ fn detect(preset: &'static str, side: u32, aspect: (u32, u32), many: bool) -> Ca
     Case {
         name: format!("{}-{preset}", if many { "label" } else { "detect" }),
         what: format!("{}, {preset}, {side} px", if many { format!("labelling by {views} views") } else { "one view".to_owned() }),
-        fixture: Fixture { preset, side, pictures: 1, aspect },
+        source: Source::Network(Fixture { preset, side, pictures: 1, aspect }),
         task: Task { base: side, scales, flip: many, ..task(Kind::Detect) },
-        peers: vec![Peer::Torch],
+        peers: vec![Peer::Torch, Peer::Onnx],
         quick: preset == "nano",
     }
 }
 
-/// All comparisons; `side` is the short side of `resnet50` at inference.
-pub fn all(side: u32) -> Vec<Case> {
+fn other(name: &str, what: &str, source: Source, task: Task, peers: &[Peer]) -> Case {
+    Case { name: name.to_owned(), what: what.to_owned(), source, task, peers: peers.to_vec(), quick: true }
+}
+
+/// All comparisons; `side` is the short side of `resnet50` at inference, `quick` leaves out what is large.
+pub fn all(side: u32, quick: bool) -> Vec<Case> {
     let (nano, photo) = ((5, 4), (4, 3));
-    vec![
+    let images = if quick { 200 } else { 5000 };
+    let score = format!("score, {} images, {} people", images, images * 36 / 5);
+    let ingest = Task { devices: 8, labels: if quick { 200 } else { 2000 }, ..task(Kind::Ingest) };
+    let cases = vec![
         train("nano", 144, 16, nano),
         train("resnet50", 256, 2, photo),
         detect("nano", 128, nano, false),
         detect("resnet50", side, photo, false),
         detect("nano", 128, nano, true),
         detect("resnet50", side, photo, true),
-    ]
+        other("score", &score, Source::Results(images), task(Kind::Score), &[Peer::Pycocotools]),
+        other("wire-encode", "256 labels to bytes", Source::Labels, task(Kind::Encode), &[Peer::Cbor2, Peer::SerdeJson]),
+        other("wire-decode", "256 labels from bytes", Source::Labels, task(Kind::Decode), &[Peer::Cbor2, Peer::SerdeJson]),
+        other("ingest", &format!("ingest of {} labels of 8 devices", ingest.labels), Source::Labels, ingest, &[Peer::Paho]),
+    ];
+    cases.into_iter().filter(|case| !quick || case.quick).collect()
 }

@@ -1,7 +1,8 @@
 //! The driver: prepares the sides of a case, compares what they give, then asks them in turn how long they take.
 
-use crate::agree::{people, same_people, same_step};
+use crate::agree::{people, same_labels, same_people, same_scores, same_step};
 use crate::cases::{Case, ours};
+use crate::load::Load;
 use crate::side::{Kind, Memory, Request, Side, Task};
 use crate::stats::Spread;
 use anyhow::{Context, Result};
@@ -27,6 +28,8 @@ pub struct Effort {
     pub work: PathBuf,
 }
 
+/// A round in which others took more than this share of the processor is left out where there are enough quiet ones.
+const QUIET: f64 = 0.1;
 /// Rounds that are not counted.
 const WARM_UP: usize = 2;
 /// The most repetitions of a run.
@@ -62,17 +65,27 @@ pub struct CaseReport {
     pub what: String,
     /// Why its times say nothing.
     pub invalid: Option<String>,
+    /// The share of the processor that others took, the median over the rounds that count.
+    pub others: f64,
+    /// Rounds that count.
+    pub rounds: usize,
+    /// Rounds that were left out because others took too much.
+    pub disturbed: usize,
     /// Ours first; empty when it is invalid.
     pub sides: Vec<SideReport>,
 }
 
 /// Runs a case. A side that fails, or gives something else than the reference, makes it invalid.
 pub fn run(case: &Case, effort: &Effort) -> CaseReport {
-    let report = |invalid, sides| CaseReport { case: case.name.clone(), what: case.what.clone(), invalid, sides };
-    match sides(case, effort) {
-        Ok(sides) => report(None, sides),
-        Err(error) => report(Some(omnilabel_console::line(&error)), Vec::new()),
-    }
+    measure(case, effort).unwrap_or_else(|error| CaseReport {
+        case: case.name.clone(),
+        what: case.what.clone(),
+        invalid: Some(omnilabel_console::line(&error)),
+        others: 0.0,
+        rounds: 0,
+        disturbed: 0,
+        sides: Vec::new(),
+    })
 }
 
 struct Running {
@@ -82,9 +95,69 @@ struct Running {
     seconds: Vec<f64>,
 }
 
-fn sides(case: &Case, effort: &Effort) -> Result<Vec<SideReport>> {
+fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
+    let mut running = ready(case, effort)?;
+    for round in 0..WARM_UP {
+        for one in &mut running {
+            let seconds = one.side.seconds(one.repeat)?;
+            if round + 1 == WARM_UP {
+                one.repeat = (effort.run.as_secs_f64() / seconds).ceil().clamp(1.0, MAX_REPEAT) as u32;
+            }
+        }
+    }
+    // Brokers and collectors are processes of their own, whose share cannot be told from that of others.
+    let alone = case.task.kind != Kind::Ingest;
+    let (start, mut shares) = (Instant::now(), Vec::new());
+    for round in 0..effort.most {
+        let quiet = shares.iter().filter(|share| **share <= QUIET).count();
+        let over = start.elapsed() > effort.budget && quiet >= effort.least;
+        if over || (start.elapsed() > 2 * effort.budget && round >= effort.least) {
+            break;
+        }
+        let load = Load::start(running.iter().map(|one| one.side.id()).collect());
+        // Each round begins with another side, so that none always follows the same one.
+        for turn in 0..running.len() {
+            let index = (round + turn) % running.len();
+            let one = &mut running[index];
+            let seconds = one.side.seconds(one.repeat)?;
+            one.seconds.push(seconds);
+        }
+        shares.push(if alone { load.share() } else { 0.0 });
+    }
+    let quiet: Vec<usize> = (0..shares.len()).filter(|&round| shares[round] <= QUIET).collect();
+    let counted = if quiet.len() >= effort.least { quiet } else { (0..shares.len()).collect() };
+    let of = |values: &[f64]| counted.iter().map(|&round| values[round]).collect::<Vec<f64>>();
+    let own = of(&running[0].seconds);
+    let mut sides = Vec::new();
+    for (index, one) in running.iter_mut().enumerate() {
+        let seconds = of(&one.seconds);
+        let ratios: Vec<f64> = if index == 0 { Vec::new() } else { seconds.iter().zip(&own).map(|(theirs, ours)| theirs / ours).collect() };
+        sides.push(SideReport {
+            side: one.side.name.to_owned(),
+            spread: Spread::of(&seconds).context("no rounds")?,
+            repeat: one.repeat,
+            memory: one.side.memory()?,
+            ratio: Spread::of(&ratios),
+            ratios,
+            agreement: one.agreement.take(),
+            seconds,
+        });
+    }
+    Ok(CaseReport {
+        case: case.name.clone(),
+        what: case.what.clone(),
+        invalid: None,
+        others: Spread::of(&of(&shares)).map_or(0.0, |share| share.median),
+        rounds: counted.len(),
+        disturbed: shares.len() - counted.len(),
+        sides,
+    })
+}
+
+/// The sides of a case, prepared and agreed.
+fn ready(case: &Case, effort: &Effort) -> Result<Vec<Running>> {
     let torch = crate::cases::Peer::Torch.program().ok();
-    let folder = case.fixture.make(&effort.work, torch.as_ref())?;
+    let folder = case.source.make(&effort.work, torch.as_ref())?;
     let task = Task { folder, threads: effort.threads, ..case.task.clone() };
     let mut running = Vec::new();
     let programs = std::iter::once(ours()).chain(case.peers.iter().map(|peer| peer.program()));
@@ -102,51 +175,14 @@ fn sides(case: &Case, effort: &Effort) -> Result<Vec<SideReport>> {
                 Some(agree(task.kind, &answer, &reference).with_context(|| format!("{} and the reference differ", one.side.name))?);
         }
     }
-    for round in 0..WARM_UP {
-        for one in &mut running {
-            let seconds = one.side.seconds(one.repeat)?;
-            if round + 1 == WARM_UP {
-                one.repeat = (effort.run.as_secs_f64() / seconds).ceil().clamp(1.0, MAX_REPEAT) as u32;
-            }
-        }
-    }
-    let start = Instant::now();
-    for round in 0..effort.most {
-        if round >= effort.least && start.elapsed() > effort.budget {
-            break;
-        }
-        // Each round begins with another side, so that none always follows the same one.
-        for turn in 0..running.len() {
-            let index = (round + turn) % running.len();
-            let one = &mut running[index];
-            let seconds = one.side.seconds(one.repeat)?;
-            one.seconds.push(seconds);
-        }
-    }
-    let own = running[0].seconds.clone();
-    running
-        .into_iter()
-        .enumerate()
-        .map(|(index, mut one)| {
-            let ratios: Vec<f64> =
-                if index == 0 { Vec::new() } else { one.seconds.iter().zip(&own).map(|(theirs, ours)| theirs / ours).collect() };
-            Ok(SideReport {
-                side: one.side.name.to_owned(),
-                spread: Spread::of(&one.seconds).context("no rounds")?,
-                repeat: one.repeat,
-                memory: one.side.memory()?,
-                ratio: Spread::of(&ratios),
-                ratios,
-                agreement: one.agreement,
-                seconds: one.seconds,
-            })
-        })
-        .collect()
+    Ok(running)
 }
 
 fn agree(kind: Kind, found: &Value, expected: &Value) -> Result<String> {
     match kind {
         Kind::Train => same_step(found, expected),
         Kind::Detect => same_people(&people(found)?, &people(expected)?),
+        Kind::Score => same_scores(found, expected),
+        Kind::Encode | Kind::Decode | Kind::Ingest => same_labels(found, expected),
     }
 }

@@ -12,6 +12,7 @@
 //! | [`ours`] | this product as a side |
 //! | [`agree`] | whether the sides give the same, within named tolerances |
 //! | [`compare`] | the driver |
+//! | [`load`] | how much of the processor others took |
 //! | [`stats`] | medians and quartiles |
 //! | [`report`] | table, JSON and chart |
 
@@ -20,6 +21,7 @@ pub mod cases;
 mod chart;
 pub mod compare;
 pub mod fixture;
+pub mod load;
 pub mod ours;
 pub mod report;
 pub mod side;

@@ -25,7 +25,11 @@ enum Command {
     /// Names of the cases.
     List,
     /// This product as a side: requests on standard input, answers on standard output.
-    Side,
+    Side {
+        /// As whom.
+        #[arg(long, value_enum, default_value_t)]
+        role: side::Role,
+    },
 }
 
 #[derive(Args)]
@@ -72,8 +76,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Side => side::serve(ours::prepare)?,
-        Command::List => cases::all(800).iter().for_each(|case| say!("{:<20} {}", case.name, case.what)),
+        Command::Side { role } => side::serve(move |task| ours::prepare(role, task))?,
+        Command::List => cases::all(800, false).iter().for_each(|case| say!("{:<20} {}", case.name, case.what)),
         Command::Compare(options) => return compare(&options),
     }
     Ok(ExitCode::SUCCESS)
@@ -94,10 +98,8 @@ fn compare(options: &Compare) -> Result<ExitCode> {
             work,
         }
     };
-    let chosen = |case: &cases::Case| {
-        (!options.quick || case.quick) && (options.only.is_empty() || options.only.iter().any(|name| case.name.starts_with(name.as_str())))
-    };
-    let cases: Vec<cases::Case> = cases::all(options.side).into_iter().filter(chosen).collect();
+    let chosen = |case: &cases::Case| options.only.is_empty() || options.only.iter().any(|name| case.name.starts_with(name.as_str()));
+    let cases: Vec<cases::Case> = cases::all(options.side, options.quick).into_iter().filter(chosen).collect();
     if cases.is_empty() {
         bail!("--only: expected the beginning of a name that `omnilabel-bench list` shows, found {:?}", options.only);
     }

@@ -71,12 +71,13 @@ pub fn lines(case: &CaseReport) -> Vec<String> {
     }
     let mut lines = Vec::new();
     for (index, side) in case.sides.iter().enumerate() {
-        let ratio =
-            side.ratio.map_or(String::new(), |r| format!("{:>6.2}x  ({:.2} to {:.2}, {} rounds)", r.median, r.q1, r.q3, side.ratios.len()));
+        let ratio = side.ratio.map_or(String::new(), |r| format!("{:>6.2}x  ({:.2} to {:.2})", r.median, r.q1, r.q3));
         let what = if index == 0 { case.what.as_str() } else { "" };
         let peak = side.memory.peak as f64 / 1e6;
         lines.push(format!("{what:<46} {:<13} {:>11} {peak:>6.0} MB  {ratio}", side.side, time(side.spread.median)));
     }
+    let left = if case.disturbed > 0 { format!(", {} left out", case.disturbed) } else { String::new() };
+    lines.push(format!("    {} rounds{left}; others took {:.0} % of the processor", case.rounds, 100.0 * case.others));
     lines.extend(case.sides.iter().filter_map(|side| Some(format!("    {}: {}", side.side, side.agreement.as_ref()?))));
     lines
 }

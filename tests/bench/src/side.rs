@@ -34,6 +34,14 @@ pub enum Kind {
     Train,
     /// The people in a frame with their keypoints.
     Detect,
+    /// COCO's ten keypoint numbers of a results file.
+    Score,
+    /// Labels to bytes.
+    Encode,
+    /// Bytes to labels.
+    Decode,
+    /// Labels through a broker until they are durable and acknowledged.
+    Ingest,
 }
 
 /// What all sides of a case do.
@@ -57,6 +65,24 @@ pub struct Task {
     /// Boxes in frame pixels with scores, `[x1, y1, x2, y2, score]`, where they are given instead of found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boxes: Option<Vec<[f32; 5]>>,
+    /// Devices that send labels.
+    #[serde(default)]
+    pub devices: usize,
+    /// Labels of one repetition.
+    #[serde(default)]
+    pub labels: usize,
+}
+
+/// As whom this program takes part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// As the product.
+    #[default]
+    Ours,
+    /// `serde_json` on the same types, for the wire.
+    SerdeJson,
+    /// The sender of labels to a collector of paho-mqtt and sqlite3.
+    Paho,
 }
 
 /// Bytes resident.
@@ -82,6 +108,14 @@ pub trait Work {
     /// The work failed.
     fn run(&mut self) -> Result<()>;
 
+    /// Bytes resident at the most, where the work is done by another process.
+    ///
+    /// # Errors
+    /// It is gone.
+    fn peak(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Seconds that one of `repeat` repetitions takes.
     ///
     /// # Errors
@@ -100,7 +134,7 @@ pub trait Work {
 /// # Errors
 /// A line that is no request. A failure of the work is an answer.
 pub fn serve(prepare: impl Fn(&Task) -> Result<Box<dyn Work>>) -> Result<()> {
-    let idle = resident("VmRSS")?;
+    let idle = resident(std::process::id(), "VmRSS")?;
     let mut work: Option<Box<dyn Work>> = None;
     for line in std::io::stdin().lock().lines() {
         let request: Request = serde_json::from_str(&line?).context("a request")?;
@@ -113,7 +147,11 @@ pub fn serve(prepare: impl Fn(&Task) -> Result<Box<dyn Work>>) -> Result<()> {
                 }
                 Request::Check => work.as_mut().ok_or_else(ready)?.check()?,
                 Request::Run { repeat } => serde_json::json!({"seconds": work.as_mut().ok_or_else(ready)?.measure(repeat)?}),
-                Request::Memory => serde_json::to_value(Memory { idle, peak: resident("VmHWM")? })?,
+                Request::Memory => {
+                    let elsewhere = work.as_ref().map(|work| work.peak()).transpose()?.flatten();
+                    let own = resident(std::process::id(), "VmHWM")?;
+                    serde_json::to_value(Memory { idle, peak: elsewhere.unwrap_or(own) })?
+                }
             })
         })();
         let answer = answer.unwrap_or_else(|error: anyhow::Error| serde_json::json!({"error": omnilabel_console::line(&error)}));
@@ -122,12 +160,13 @@ pub fn serve(prepare: impl Fn(&Task) -> Result<Box<dyn Work>>) -> Result<()> {
     Ok(())
 }
 
-/// A field of this process's status, bytes.
-fn resident(field: &str) -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let line = status.lines().find(|line| line.starts_with(field)).with_context(|| format!("/proc/self/status has no {field}"))?;
+/// A field of a process's status, bytes.
+pub(crate) fn resident(process: u32, field: &str) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    let line = status.lines().find(|line| line.starts_with(field)).with_context(|| format!("{path} has no {field}"))?;
     let kilobytes = line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
-    Ok(kilobytes.with_context(|| format!("/proc/self/status: expected kilobytes, found `{line}`"))? * 1024)
+    Ok(kilobytes.with_context(|| format!("{path}: expected kilobytes, found `{line}`"))? * 1024)
 }
 
 /// How a side is started.
@@ -135,7 +174,7 @@ fn resident(field: &str) -> Result<u64> {
 pub struct Program {
     /// For people, and in the report.
     pub name: &'static str,
-    /// What is compared: ours is the numerator's partner in every ratio.
+    /// The file and its arguments.
     pub command: Vec<PathBuf>,
 }
 
@@ -183,6 +222,11 @@ impl Side {
             Some(error) => bail!("{name}: {}", error.as_str().unwrap_or_default().trim_end()),
             None => Ok(answer),
         }
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Seconds of one of `repeat` repetitions.
