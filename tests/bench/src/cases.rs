@@ -129,3 +129,58 @@ pub fn all(side: u32, quick: bool) -> Vec<Case> {
     ];
     cases.into_iter().filter(|case| !quick || case.quick).collect()
 }
+
+/// Views from the base scale outwards, each scale with its mirror image.
+pub fn by_views(counts: &[usize]) -> Vec<(usize, Case)> {
+    const SIDE: u32 = 128;
+    let case = |&views: &usize| {
+        let mut case = detect("nano", SIDE, (5, 4), true);
+        // 8, 9, 7, 10, 6, … eighths of the base scale.
+        let outwards = |step: u32| if step % 2 == 1 { 8 + step.div_ceil(2) } else { 8 - step / 2 };
+        case.task.flip = views > 1;
+        case.task.scales = (0..views.div_ceil(2) as u32).map(|step| SIDE * outwards(step) / 8).collect();
+        named(views, case, &format!("{views} views, nano, {SIDE} px"))
+    };
+    counts.iter().map(case).collect()
+}
+
+/// Boxes that are given, spread over the frame.
+pub fn by_people(counts: &[usize]) -> Vec<(usize, Case)> {
+    let case = |&people: &usize| {
+        let mut case = detect("nano", 128, (5, 4), false);
+        let at = |index: usize, step: f32, room: f32| 1.0 + (index as f32 * step) % room;
+        let person = |index: usize| {
+            let (x, y) = (at(index, 37.7, 110.0), at(index, 17.3, 40.0));
+            [x, y, x + 36.3 + (index % 5) as f32, y + 76.6 + (index % 7) as f32, 0.9]
+        };
+        case.task.boxes = Some((0..people).map(person).collect());
+        named(people, case, &format!("{people} given boxes, nano, 128 px"))
+    };
+    counts.iter().map(case).collect()
+}
+
+/// Frames of growing size, each seen at its own size.
+pub fn by_size(sides: &[u32]) -> Vec<(usize, Case)> {
+    let case = |&side: &u32| named(side as usize, detect("nano", side, (5, 4), false), &format!("one view, nano, {side} px"));
+    sides.iter().map(case).collect()
+}
+
+/// Training steps of growing batches.
+pub fn by_batch(batches: &[usize]) -> Vec<(usize, Case)> {
+    let case = |&batch: &usize| named(batch, train("nano", 144, batch, (5, 4)), &format!("training step, nano, 144 px, batch {batch}"));
+    batches.iter().map(case).collect()
+}
+
+/// Labels of more and more devices, at least one of each device.
+pub fn by_devices(counts: &[usize]) -> Vec<(usize, Case)> {
+    let case = |&devices: &usize| {
+        let labels = devices.max(2000);
+        let task = Task { devices, labels, ..task(Kind::Ingest) };
+        (devices, other("devices", &format!("ingest of {labels} labels of {devices} devices"), Source::Labels, task, &[Peer::Paho]))
+    };
+    counts.iter().map(case).collect()
+}
+
+fn named(x: usize, case: Case, what: &str) -> (usize, Case) {
+    (x, Case { what: what.to_owned(), peers: vec![Peer::Torch], ..case })
+}

@@ -22,6 +22,8 @@ pub struct Effort {
     pub most: usize,
     /// After so long no round is begun, once there are enough.
     pub budget: Duration,
+    /// How long a case may wait for others to leave the processor alone.
+    pub patience: Duration,
     /// A run repeats work that is quicker than this until it takes about as long.
     pub run: Duration,
     /// Where fixtures are kept.
@@ -29,7 +31,7 @@ pub struct Effort {
 }
 
 /// A round in which others took more than this share of the processor is left out where there are enough quiet ones.
-const QUIET: f64 = 0.1;
+pub(crate) const QUIET: f64 = 0.1;
 /// Rounds that are not counted.
 const WARM_UP: usize = 2;
 /// The most repetitions of a run.
@@ -107,12 +109,16 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
     }
     // Brokers and collectors are processes of their own, whose share cannot be told from that of others.
     let alone = case.task.kind != Kind::Ingest;
-    let (start, mut shares) = (Instant::now(), Vec::new());
+    let (start, mut shares, mut patience) = (Instant::now(), Vec::new(), effort.patience);
     for round in 0..effort.most {
         let quiet = shares.iter().filter(|share| **share <= QUIET).count();
-        let over = start.elapsed() > effort.budget && quiet >= effort.least;
-        if over || (start.elapsed() > 2 * effort.budget && round >= effort.least) {
+        let spent = start.elapsed().saturating_sub(effort.patience - patience);
+        let over = spent > effort.budget && quiet >= effort.least;
+        if over || (spent > 2 * effort.budget && round >= effort.least) {
             break;
+        }
+        if alone {
+            settle(&mut patience);
         }
         let load = Load::start(running.iter().map(|one| one.side.id()).collect());
         // Each round begins with another side, so that none always follows the same one.
@@ -152,6 +158,19 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
         disturbed: shares.len() - counted.len(),
         sides,
     })
+}
+
+/// Waits until others leave the processor alone, as long as there is patience.
+fn settle(patience: &mut Duration) {
+    const LOOK: Duration = Duration::from_millis(300);
+    while *patience > Duration::ZERO {
+        let load = Load::start(Vec::new());
+        std::thread::sleep(LOOK);
+        *patience = patience.saturating_sub(LOOK);
+        if load.share() <= QUIET {
+            break;
+        }
+    }
 }
 
 /// The sides of a case, prepared and agreed.

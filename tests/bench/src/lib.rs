@@ -14,6 +14,8 @@
 //! | [`compare`] | the driver |
 //! | [`load`] | how much of the processor others took |
 //! | [`stats`] | medians and quartiles |
+//! | [`scale`] | how cost grows |
+//! | [`startup`] | how long a device takes to its first label |
 //! | [`report`] | table, JSON and chart |
 
 pub mod agree;
@@ -24,5 +26,7 @@ pub mod fixture;
 pub mod load;
 pub mod ours;
 pub mod report;
+pub mod scale;
 pub mod side;
+pub mod startup;
 pub mod stats;

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
-use omnilabel_bench::compare::Effort;
+use omnilabel_bench::compare::{CaseReport, Effort};
 use omnilabel_bench::report::{Report, head, lines};
-use omnilabel_bench::{cases, compare, fixture, ours, side};
+use omnilabel_bench::{cases, compare, fixture, ours, scale, side, startup};
 use omnilabel_console::say;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +22,15 @@ struct Cli {
 enum Command {
     /// Runs the cases, prints a table, writes JSON and a chart.
     Compare(Compare),
-    /// Names of the cases.
+    /// Measures how cost grows, prints a table, writes JSON and a chart.
+    Scale(Compare),
+    /// How long a device takes from its start to its first label at a broker.
+    Startup {
+        /// How many times.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Names of the cases and curves.
     List,
     /// This product as a side: requests on standard input, answers on standard output.
     Side {
@@ -49,12 +57,15 @@ struct Compare {
     /// Rounds at most.
     #[arg(long, default_value_t = 30)]
     rounds: usize,
-    /// Seconds of a case after which no round is begun; five rounds are made in any case.
+    /// Seconds of a case after which no round is begun; five rounds are made in any case. A curve's points take a quarter.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
-    /// The report.
-    #[arg(long, default_value = "target/bench/compare.json")]
-    json: PathBuf,
+    /// Seconds that a case may wait for others to leave the processor alone.
+    #[arg(long, default_value_t = 60.0)]
+    patience: f64,
+    /// The report; `target/bench/compare.json` or `scale.json` without it.
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// The chart; beside the report without it.
     #[arg(long)]
     svg: Option<PathBuf>,
@@ -77,42 +88,105 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Side { role } => side::serve(move |task| ours::prepare(role, task))?,
-        Command::List => cases::all(800, false).iter().for_each(|case| say!("{:<20} {}", case.name, case.what)),
+        Command::List => {
+            cases::all(800, false).iter().for_each(|case| say!("{:<20} {}", case.name, case.what));
+            scale::all().iter().for_each(|plan| say!("{:<20} {} (scale)", plan.name, plan.title));
+        }
+        Command::Startup { rounds } => {
+            let spread = startup::first_label(rounds)?;
+            say!("first label after {:.2} s (median of {rounds}; {:.2} to {:.2})", spread.median, spread.q1, spread.q3);
+        }
         Command::Compare(options) => return compare(&options),
+        Command::Scale(options) => return scale(&options),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn compare(options: &Compare) -> Result<ExitCode> {
-    let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let work = if options.work.is_absolute() { options.work.clone() } else { fixture::root().join(&options.work) };
-    let effort = if options.quick {
-        Effort { threads, least: 3, most: 3, budget: Duration::ZERO, run: Duration::from_millis(10), work }
-    } else {
-        Effort {
+impl Compare {
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    fn effort(&self) -> Result<Effort> {
+        let threads = self.threads();
+        let work = if self.work.is_absolute() { self.work.clone() } else { fixture::root().join(&self.work) };
+        if self.quick {
+            let none = Duration::ZERO;
+            return Ok(Effort { threads, least: 3, most: 3, budget: none, patience: none, run: Duration::from_millis(10), work });
+        }
+        Ok(Effort {
             threads,
             least: 5,
-            most: options.rounds.max(5),
-            budget: Duration::try_from_secs_f64(options.seconds)?,
+            most: self.rounds.max(5),
+            budget: Duration::try_from_secs_f64(self.seconds)?,
+            patience: Duration::try_from_secs_f64(self.patience)?,
             run: Duration::from_millis(100),
             work,
-        }
-    };
-    let chosen = |case: &cases::Case| options.only.is_empty() || options.only.iter().any(|name| case.name.starts_with(name.as_str()));
-    let cases: Vec<cases::Case> = cases::all(options.side, options.quick).into_iter().filter(chosen).collect();
-    if cases.is_empty() {
-        bail!("--only: expected the beginning of a name that `omnilabel-bench list` shows, found {:?}", options.only);
+        })
     }
-    let mut report = Report::new(threads);
-    say!("{} threads of {} cores, {}", threads, report.cores, report.processor);
-    say!("{}", head());
+
+    fn chosen(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| name.starts_with(only.as_str()))
+    }
+
+    /// Where the report and its chart go.
+    fn paths(&self, name: &str) -> (PathBuf, PathBuf) {
+        let json = self.json.clone().unwrap_or_else(|| PathBuf::from(format!("target/bench/{name}.json")));
+        let svg = self.svg.clone().unwrap_or_else(|| json.with_extension("svg"));
+        (json, svg)
+    }
+
+    fn nothing<T>(&self) -> Result<T> {
+        bail!("--only: expected the beginning of a name that `omnilabel-bench list` shows, found {:?}", self.only)
+    }
+
+    fn begin(&self) -> Report {
+        let report = Report::new(self.threads());
+        say!("{} threads of {} cores, {}", report.threads, report.cores, report.processor);
+        say!("{}", head());
+        report
+    }
+}
+
+fn print(report: &CaseReport) {
+    lines(report).iter().for_each(|line| say!("{line}"));
+}
+
+fn end(report: &Report) -> ExitCode {
+    say!("ratio: {}", report.ratio);
+    if report.valid() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn compare(options: &Compare) -> Result<ExitCode> {
+    let effort = options.effort()?;
+    let cases: Vec<cases::Case> = cases::all(options.side, options.quick).into_iter().filter(|case| options.chosen(&case.name)).collect();
+    if cases.is_empty() {
+        return options.nothing();
+    }
+    let mut report = options.begin();
+    let (json, svg) = options.paths("compare");
     for case in &cases {
         let found = compare::run(case, &effort);
-        lines(&found).iter().for_each(|line| say!("{line}"));
+        print(&found);
         report.cases.push(found);
-        let svg = options.svg.clone().unwrap_or_else(|| options.json.with_extension("svg"));
-        report.write(&options.json, &svg)?;
+        report.write(&json, &svg)?;
     }
-    say!("ratio: {}", report.ratio);
-    Ok(if report.valid() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(end(&report))
+}
+
+fn scale(options: &Compare) -> Result<ExitCode> {
+    let mut effort = options.effort()?;
+    effort.budget /= 4;
+    let plans: Vec<scale::Plan> = scale::all().into_iter().filter(|plan| options.chosen(plan.name)).collect();
+    if plans.is_empty() {
+        return options.nothing();
+    }
+    let mut report = options.begin();
+    let (json, svg) = options.paths("scale");
+    for plan in &plans {
+        let curve = plan.measure(&effort, print);
+        report.curves.push(curve);
+        report.write(&json, &svg)?;
+    }
+    Ok(end(&report))
 }

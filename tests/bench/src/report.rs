@@ -1,7 +1,8 @@
 //! What was measured: a table for people, JSON for programs, a chart.
 
 use crate::chart;
-use crate::compare::CaseReport;
+use crate::compare::{CaseReport, QUIET};
+use crate::scale::Curve;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -20,7 +21,11 @@ pub struct Report {
     /// What `ratio` means.
     pub ratio: String,
     /// One per case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cases: Vec<CaseReport>,
+    /// How cost grows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub curves: Vec<Curve>,
 }
 
 impl Report {
@@ -38,6 +43,7 @@ impl Report {
             threads,
             ratio: "seconds of the peer over seconds of omnilabel in the same round; above 1 omnilabel is faster".to_owned(),
             cases: Vec::new(),
+            curves: Vec::new(),
         }
     }
 
@@ -50,12 +56,14 @@ impl Report {
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
         std::fs::write(json, serde_json::to_vec_pretty(self)?).with_context(|| json.display().to_string())?;
-        std::fs::write(svg, chart::ratios(&self.cases)?).with_context(|| svg.display().to_string())
+        let drawn = if self.curves.is_empty() { chart::ratios(&self.cases)? } else { chart::curves(&self.curves)? };
+        std::fs::write(svg, drawn).with_context(|| svg.display().to_string())
     }
 
     /// Whether every case compared like with like.
     pub fn valid(&self) -> bool {
-        self.cases.iter().all(|case| case.invalid.is_none())
+        let points = self.curves.iter().flat_map(|curve| curve.points.iter().map(|point| &point.report));
+        self.cases.iter().chain(points).all(|case| case.invalid.is_none())
     }
 }
 
@@ -77,7 +85,8 @@ pub fn lines(case: &CaseReport) -> Vec<String> {
         lines.push(format!("{what:<46} {:<13} {:>11} {peak:>6.0} MB  {ratio}", side.side, time(side.spread.median)));
     }
     let left = if case.disturbed > 0 { format!(", {} left out", case.disturbed) } else { String::new() };
-    lines.push(format!("    {} rounds{left}; others took {:.0} % of the processor", case.rounds, 100.0 * case.others));
+    let busy = if case.others > QUIET { ": TOO BUSY, do not quote" } else { "" };
+    lines.push(format!("    {} rounds{left}; others took {:.0} % of the processor{busy}", case.rounds, 100.0 * case.others));
     lines.extend(case.sides.iter().filter_map(|side| Some(format!("    {}: {}", side.side, side.agreement.as_ref()?))));
     lines
 }
