@@ -43,8 +43,11 @@ impl Train {
 /// What the reference sampled and found.
 struct Reference(Vec<u8>);
 
+/// Shape and values by name.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 impl Reference {
-    fn tensors(&self) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+    fn tensors(&self) -> Result<Tensors> {
         let file = SafeTensors::deserialize(&self.0)?;
         let tensors = file.tensors().into_iter().map(|(name, view)| {
             let word = |b: &[u8]| [b[0], b[1], b[2], b[3]];
