@@ -75,7 +75,8 @@ fn detect(c: &mut Criterion) {
 }
 
 fn graphs(c: &mut Criterion) {
-    let folder = Source::Network(Fixture { preset: "nano", side: 128, pictures: 1, aspect: (5, 4) }).make(&work(), None).unwrap();
+    let folder =
+        Source::Network(Fixture { preset: "nano", side: 128, pictures: 1, aspect: (5, 4), most: None }).make(&work(), None).unwrap();
     let bundle = bundle(&folder).unwrap();
     let frame = frames(&folder).unwrap().remove(0);
     let input = &bundle.manifest().input;

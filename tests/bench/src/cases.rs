@@ -85,7 +85,7 @@ fn train(preset: &'static str, side: u32, batch: usize, aspect: (u32, u32)) -> C
     Case {
         name: format!("train-{preset}"),
         what: format!("training step, {preset}, {side} px, batch {batch}"),
-        source: Source::Network(Fixture { preset, side, pictures: batch, aspect }),
+        source: Source::Network(Fixture { preset, side, pictures: batch, aspect, most: None }),
         task: task(Kind::Train),
         peers: vec![Peer::Torch],
         quick: preset == "nano",
@@ -98,7 +98,7 @@ fn detect(preset: &'static str, side: u32, aspect: (u32, u32), many: bool) -> Ca
     Case {
         name: format!("{}-{preset}", if many { "label" } else { "detect" }),
         what: format!("{}, {preset}, {side} px", if many { format!("labelling by {views} views") } else { "one view".to_owned() }),
-        source: Source::Network(Fixture { preset, side, pictures: 1, aspect }),
+        source: Source::Network(Fixture { preset, side, pictures: 1, aspect, most: None }),
         task: Task { base: side, scales, flip: many, ..task(Kind::Detect) },
         peers: vec![Peer::Torch, Peer::Onnx],
         quick: preset == "nano",
@@ -159,9 +159,13 @@ pub fn by_people(counts: &[usize]) -> Vec<(usize, Case)> {
     counts.iter().map(case).collect()
 }
 
-/// Frames of growing size, each seen at its own size.
+/// Frames of growing size, each seen at its own size, with as many people in each.
 pub fn by_size(sides: &[u32]) -> Vec<(usize, Case)> {
-    let case = |&side: &u32| named(side as usize, detect("nano", side, (5, 4), false), &format!("one view, nano, {side} px"));
+    let case = |&side: &u32| {
+        let mut case = detect("nano", side, (5, 4), false);
+        case.source = Source::Network(Fixture { preset: "nano", side, pictures: 1, aspect: (5, 4), most: Some(1) });
+        named(side as usize, case, &format!("one view, one person, nano, {side} px"))
+    };
     sides.iter().map(case).collect()
 }
 

@@ -177,7 +177,9 @@ fn compare(options: &Compare) -> Result<ExitCode> {
 fn scale(options: &Compare) -> Result<ExitCode> {
     let mut effort = options.effort()?;
     effort.budget /= 4;
-    let plans: Vec<scale::Plan> = scale::all().into_iter().filter(|plan| options.chosen(plan.name)).collect();
+    let points = if options.quick { 2 } else { usize::MAX };
+    let plans = scale::all().into_iter().filter(|plan| options.chosen(plan.name)).map(|plan| plan.first(points));
+    let plans: Vec<scale::Plan> = plans.collect();
     if plans.is_empty() {
         return options.nothing();
     }

@@ -68,7 +68,7 @@ pub fn all() -> Vec<Plan> {
         ),
         curve(
             "size",
-            "A frame of many pixels, one view",
+            "A frame of many pixels, one view, one person",
             "short side, px",
             Told::Milliseconds,
             cases::by_size(&[64, 96, 128, 192, 256, 384, 512]),
@@ -79,6 +79,13 @@ pub fn all() -> Vec<Plan> {
 }
 
 impl Plan {
+    /// Only so many points, the smallest.
+    #[must_use]
+    pub fn first(mut self, count: usize) -> Self {
+        self.cases.truncate(count);
+        self
+    }
+
     /// Measures every point; `each` is told of it.
     pub fn measure(&self, effort: &Effort, mut each: impl FnMut(&CaseReport)) -> Curve {
         let points = self.cases.iter().map(|(x, case)| {

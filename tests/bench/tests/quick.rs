@@ -71,7 +71,7 @@ fn a_curve_is_drawn() {
     }
     let (report, svg) = quick("scale", &["people"]);
     let curve = &report.curves[0];
-    assert_eq!(curve.points.len(), 7);
+    assert_eq!(curve.points.len(), 2);
     for point in &curve.points {
         assert_eq!(point.report.invalid, None);
         assert!(point.y.len() == 2 && point.y.iter().all(|(_, y)| *y > 0.0), "{point:?}");
