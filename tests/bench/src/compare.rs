@@ -107,7 +107,7 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
             }
         }
     }
-    // Brokers and collectors are processes of their own, whose share cannot be told from that of others.
+    // Brokers and collectors are processes of their own, whose share cannot be told from that of others while they work.
     let alone = case.task.kind != Kind::Ingest;
     let (start, mut shares, mut patience) = (Instant::now(), Vec::new(), effort.patience);
     for round in 0..effort.most {
@@ -117,9 +117,7 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
         if over || (spent > 2 * effort.budget && round >= effort.least) {
             break;
         }
-        if alone {
-            settle(&mut patience);
-        }
+        let before = settle(&mut patience);
         let load = Load::start(running.iter().map(|one| one.side.id()).collect());
         // Each round begins with another side, so that none always follows the same one.
         for turn in 0..running.len() {
@@ -128,7 +126,7 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
             let seconds = one.side.seconds(one.repeat)?;
             one.seconds.push(seconds);
         }
-        shares.push(if alone { load.share() } else { 0.0 });
+        shares.push(if alone { load.share() } else { before });
     }
     let quiet: Vec<usize> = (0..shares.len()).filter(|&round| shares[round] <= QUIET).collect();
     let counted = if quiet.len() >= effort.least { quiet } else { (0..shares.len()).collect() };
@@ -160,15 +158,16 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
     })
 }
 
-/// Waits until others leave the processor alone, as long as there is patience.
-fn settle(patience: &mut Duration) {
+/// Waits until others leave the processor alone, as long as there is patience. The share that they took at last.
+fn settle(patience: &mut Duration) -> f64 {
     const LOOK: Duration = Duration::from_millis(300);
-    while *patience > Duration::ZERO {
+    loop {
         let load = Load::start(Vec::new());
         std::thread::sleep(LOOK);
+        let share = load.share();
         *patience = patience.saturating_sub(LOOK);
-        if load.share() <= QUIET {
-            break;
+        if share <= QUIET || patience.is_zero() {
+            return share;
         }
     }
 }
