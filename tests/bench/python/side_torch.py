@@ -100,7 +100,8 @@ class Detect:
     def __init__(self, task):
         folder = pathlib.Path(task["folder"])
         self.config, self.model = network(folder)
-        self.model.eval()
+        # The layout that oneDNN's convolutions run faster in; torchvision's keypoint loss takes no maps in it.
+        self.model.eval().to(memory_format=torch.channels_last)
         self.frame = frames(folder)[0]
         self.base, self.scales, self.flip = task["base"], task["scales"], task["flip"]
         self.single = self.scales == [self.base] and not self.flip

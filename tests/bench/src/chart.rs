@@ -1,6 +1,6 @@
 //! Charts as SVG.
 
-use crate::compare::CaseReport;
+use crate::compare::{CaseReport, QUIET};
 use crate::scale::Curve;
 use crate::stats::Spread;
 use anyhow::{Result, anyhow};
@@ -76,7 +76,7 @@ const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGB
 /// Width and height of a curve's panel, px.
 const PANEL: (u32, u32) = (480, 330);
 
-/// Every curve in a panel of its own, on logarithmic axes.
+/// Every curve in a panel of its own, y from nought. A hollow point was measured while others took the processor.
 pub(crate) fn curves(curves: &[Curve]) -> Result<String> {
     let columns = 2;
     let rows = curves.len().div_ceil(columns).max(1);
@@ -93,32 +93,43 @@ pub(crate) fn curves(curves: &[Curve]) -> Result<String> {
 }
 
 fn draw(panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, curve: &Curve) -> Result<()> {
-    let around = |values: &mut dyn Iterator<Item = f64>| {
-        let (low, high) = values.filter(|v| *v > 0.0).fold((f64::INFINITY, 0f64), |(low, high), v| (low.min(v), high.max(v)));
-        if high > 0.0 { low / 1.25..high * 1.6 } else { 0.5..2.0 }
-    };
-    let xs = around(&mut curve.points.iter().map(|point| point.x));
-    let ys = around(&mut curve.points.iter().flat_map(|point| point.y.iter().map(|(_, y)| *y)));
+    let place = |x: f64| if curve.logarithmic { x.max(f64::MIN_POSITIVE).log2() } else { x };
+    let xs: Vec<f64> = curve.points.iter().map(|point| place(point.x)).collect();
+    let (left, right) = xs.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(*x), high.max(*x)));
+    let margin = 0.06 * (right - left).max(1.0);
+    let top = curve.points.iter().flat_map(|point| point.y.iter().map(|(_, y)| *y)).fold(1e-6, f64::max) * 1.4;
     panel.draw(&Text::new(curve.title.clone(), (PANEL.0 as i32 / 2, 8), text(15, HPos::Center, VPos::Top))).map_err(failed)?;
     let mut chart = ChartBuilder::on(panel)
         .margin(10)
         .margin_top(30)
         .x_label_area_size(40)
         .y_label_area_size(62)
-        .build_cartesian_2d(xs.log_scale(), ys.log_scale())
+        .build_cartesian_2d(left - margin..right + margin, 0.0..top)
         .map_err(failed)?;
-    let number = |v: &f64| if *v >= 1.0 { format!("{v:.0}") } else { format!("{v}") };
     chart
         .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(0)
         .x_desc(curve.x.clone())
         .y_desc(curve.y.clone())
-        .x_label_formatter(&number)
-        .y_label_formatter(&number)
-        .light_line_style(INK.mix(0.05))
+        .y_label_formatter(&|y| if top > 5.0 { format!("{y:.0}") } else { format!("{y:.2}") })
+        .light_line_style(TRANSPARENT)
         .bold_line_style(INK.mix(0.15))
         .label_style((FONT, 13))
         .draw()
         .map_err(failed)?;
+    let (corner, _) = panel.get_pixel_range();
+    let above = panel.get_pixel_range().1.start;
+    let mut free = i32::MIN;
+    for (point, x) in curve.points.iter().zip(&xs) {
+        let (at, bottom) = chart.backend_coord(&(*x, 0.0));
+        if at < free {
+            continue;
+        }
+        free = at + 24;
+        let name = Text::new(format!("{}", point.x), (at - corner.start, bottom - above + 5), text(12, HPos::Center, VPos::Top));
+        panel.draw(&name).map_err(failed)?;
+    }
     let mut sides: Vec<&String> = Vec::new();
     for (side, _) in curve.points.iter().flat_map(|point| &point.y) {
         if !sides.contains(&side) {
@@ -126,14 +137,16 @@ fn draw(panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, curve: &Cur
         }
     }
     for (side, colour) in sides.into_iter().zip(COLOURS) {
-        let points: Vec<(f64, f64)> =
-            curve.points.iter().filter_map(|point| Some((point.x, point.y.iter().find(|(name, _)| name == side)?.1))).collect();
+        let of = |point: &crate::scale::Point| Some(point.y.iter().find(|(name, _)| name == side)?.1);
+        let points: Vec<(f64, f64, bool)> =
+            curve.points.iter().filter_map(|point| Some((place(point.x), of(point)?, point.report.others > QUIET))).collect();
         chart
-            .draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))
+            .draw_series(LineSeries::new(points.iter().map(|&(x, y, _)| (x, y)), colour.stroke_width(2)))
             .map_err(failed)?
             .label(side.clone())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
-        chart.draw_series(points.into_iter().map(|at| Circle::new(at, 3, colour.filled()))).map_err(failed)?;
+        let dot = |(x, y, busy)| Circle::new((x, y), 3, if busy { colour.stroke_width(1) } else { colour.filled() });
+        chart.draw_series(points.into_iter().map(dot)).map_err(failed)?;
     }
     chart
         .configure_series_labels()

@@ -30,6 +30,15 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Draws the chart of one or more reports, whose curves and cases are put together.
+    Chart {
+        /// What `compare` or `scale` wrote.
+        #[arg(required = true)]
+        reports: Vec<PathBuf>,
+        /// The chart.
+        #[arg(long)]
+        svg: PathBuf,
+    },
     /// Names of the cases and curves.
     List,
     /// This product as a side: requests on standard input, answers on standard output.
@@ -91,6 +100,16 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::List => {
             cases::all(800, false).iter().for_each(|case| say!("{:<20} {}", case.name, case.what));
             scale::all().iter().for_each(|plan| say!("{:<20} {} (scale)", plan.name, plan.title));
+        }
+        Command::Chart { reports, svg } => {
+            let mut all = Report::new(0);
+            for path in reports {
+                let one: Report = fixture::read_json(&path)?;
+                all.cases.extend(one.cases);
+                all.curves.retain(|curve| one.curves.iter().all(|newer| newer.name != curve.name));
+                all.curves.extend(one.curves);
+            }
+            all.draw(&svg)?;
         }
         Command::Startup { rounds } => {
             let spread = startup::first_label(rounds)?;

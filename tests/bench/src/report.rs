@@ -56,6 +56,14 @@ impl Report {
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
         std::fs::write(json, serde_json::to_vec_pretty(self)?).with_context(|| json.display().to_string())?;
+        self.draw(svg)
+    }
+
+    /// Draws its chart.
+    ///
+    /// # Errors
+    /// The disk or the chart library refuses.
+    pub fn draw(&self, svg: &Path) -> Result<()> {
         let drawn = if self.curves.is_empty() { chart::ratios(&self.cases)? } else { chart::curves(&self.curves)? };
         std::fs::write(svg, drawn).with_context(|| svg.display().to_string())
     }

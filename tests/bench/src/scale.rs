@@ -39,6 +39,9 @@ pub struct Curve {
     pub x: String,
     /// What is told about it.
     pub y: String,
+    /// Whether x grows by factors.
+    #[serde(default)]
+    pub logarithmic: bool,
     /// By growing x.
     pub points: Vec<Point>,
 }
@@ -104,6 +107,14 @@ impl Plan {
             Told::XPerSecond(y) => y,
             Told::LabelsPerSecond => "labels/s",
         };
-        Curve { name: self.name.to_owned(), title: self.title.to_owned(), x: self.x.to_owned(), y: y.to_owned(), points: points.collect() }
+        let logarithmic = !["views", "people"].contains(&self.name);
+        Curve {
+            logarithmic,
+            name: self.name.to_owned(),
+            title: self.title.to_owned(),
+            x: self.x.to_owned(),
+            y: y.to_owned(),
+            points: points.collect(),
+        }
     }
 }
