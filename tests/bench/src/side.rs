@@ -178,12 +178,16 @@ pub struct Program {
     pub command: Vec<PathBuf>,
 }
 
+/// How long a side may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// A running side.
 pub struct Side {
     /// Its name.
     pub name: &'static str,
     child: Child,
-    stdin: ChildStdin,
+    /// Taken when it shall end.
+    stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
 }
 
@@ -201,7 +205,7 @@ impl Side {
         }
         let mut child = command.spawn().with_context(|| format!("{}: {}", program.name, file.display()))?;
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).context("a side without pipes")?;
-        Ok(Self { name: program.name, child, stdin, stdout: BufReader::new(stdout) })
+        Ok(Self { name: program.name, child, stdin: Some(stdin), stdout: BufReader::new(stdout) })
     }
 
     /// Asks and waits for the answer.
@@ -211,7 +215,8 @@ impl Side {
     pub fn ask(&mut self, request: &impl Serialize) -> Result<Value> {
         let name = self.name;
         let line = serde_json::to_string(request)?;
-        writeln!(self.stdin, "{line}").and_then(|()| self.stdin.flush()).with_context(|| format!("{name} takes no request"))?;
+        let stdin = self.stdin.as_mut().with_context(|| format!("{name} was told to end"))?;
+        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).with_context(|| format!("{name} takes no request"))?;
         let mut answer = String::new();
         self.stdout.read_line(&mut answer).with_context(|| format!("{name} gives no answer"))?;
         if answer.is_empty() {
@@ -252,7 +257,13 @@ impl Side {
 }
 
 impl Drop for Side {
+    /// The end of its input ends it, and what it has started itself, such as a broker; one that hangs is killed.
     fn drop(&mut self) {
+        self.stdin = None;
+        let start = Instant::now();
+        while start.elapsed() < ENDING && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         // One that has ended already is no error here.
         let _ = self.child.kill();
         let _ = self.child.wait();
