@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the product costs to build and to start: build times, sizes of the programs, start of a device to its first label.
-#   build_cost.sh          warm build (one line of the edge changed), sizes, start
+#   build_cost.sh          warm builds, sizes, start
+#   build_cost.sh --sizes  sizes and start of what is built already
 #   build_cost.sh --cold   also a build from nothing, in a folder of its own: takes all cores for many minutes
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -23,12 +24,15 @@ if [ "${1:-}" = --cold ]; then
     rm -rf "$cold"
     timed "cold build, the workspace" cargo build --quiet --release --workspace --target-dir "$cold"
 fi
-cargo build --quiet --release --workspace
-timed "warm build, nothing changed" cargo build --quiet --release --workspace
-touch firmware-app/src/lib.rs
-timed "warm build, the device's crate changed" cargo build --quiet --release --workspace
-touch models/keypoints/src/lib.rs
-timed "warm build, the domain changed" cargo build --quiet --release --workspace
+if [ "${1:-}" != --sizes ]; then
+    cargo build --quiet --release --workspace
+    timed "warm build, nothing changed" cargo build --quiet --release --workspace
+    # Cargo goes by the time of a file.
+    touch firmware-app/src/lib.rs
+    timed "warm build, the device's crate changed" cargo build --quiet --release --workspace
+    touch models/keypoints/src/lib.rs
+    timed "warm build, the domain changed" cargo build --quiet --release --workspace
+fi
 
 stripped=$(mktemp)
 for program in omnilabel-edge omnilabel-trainer omnilabel; do
