@@ -196,15 +196,15 @@ def truth(sizes, keypoints, generator):
     return targets
 
 
-def train(model, pictures, keypoints, dtype):
-    """The losses of torchvision's own training pass, with what was sampled on the way. Inputs, ground truth and RoIs are rounded to
-    f32, so that either side starts from the same numbers whichever type it computes in."""
+def train(model, pictures, keypoints, dtype, targets=None):
+    """The losses of torchvision's own training pass, with what was sampled on the way, on random people or on `targets`. Inputs, ground
+    truth and RoIs are rounded to f32, so that either side starts from the same numbers whichever type it computes in."""
     model.train()
     generator = torch.Generator().manual_seed(9)
     torch.manual_seed(9)
-    images, _ = model.transform([p.clone() for p in pictures])
+    images, targets = model.transform([p.clone() for p in pictures], targets)
     data = images.tensors.float()
-    targets = truth(images.image_sizes, keypoints, generator)
+    targets = targets or truth(images.image_sizes, keypoints, generator)
     out = {"images": data, "sizes": torch.tensor(images.image_sizes, dtype=torch.float32)}
     for i, target in enumerate(targets):
         out[f"truth_boxes_{i}"], out[f"truth_keypoints_{i}"] = target["boxes"], target["keypoints"]

@@ -48,9 +48,10 @@ pub fn python() -> Option<PathBuf> {
 /// It is not there: the whole workspace has to be built before its system tests run, as `tests/run` does.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap_or_default();
-    let built = test.parent().and_then(Path::parent).map(|folder| folder.join(name)).unwrap_or_default();
-    assert!(built.is_file(), "{} is not built; run `cargo build --release --workspace` first", built.display());
-    built
+    // Tests lie in a folder below the programs', a program lies beside them.
+    let folders = test.ancestors().skip(1).take(2);
+    let built = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    built.unwrap_or_else(|| panic!("{name} is not built; run `cargo build --release --workspace` first"))
 }
 
 /// Runs a program to its end.
@@ -124,6 +125,11 @@ impl Process {
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file).spawn();
         let child = child.unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { name: name.to_owned(), child, log: log.to_owned() }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL: no handler runs, nothing is flushed.

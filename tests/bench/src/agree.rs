@@ -1,0 +1,186 @@
+//! Whether two sides gave the same. A case whose sides do not is invalid: its times compare different things.
+
+use anyhow::{Context, Result, ensure};
+use omnilabel_keypoints::label::Detection;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Corners, px: boxes of up to 1000 px from deltas that differ by f32 sums in another order.
+pub const BOX_TOLERANCE_PX: f32 = 2e-2;
+/// Box scores.
+pub const SCORE_TOLERANCE: f32 = 5e-4;
+/// Keypoint scores, relative to the larger of 1 and the score.
+pub const LOGIT_TOLERANCE: f32 = 1e-3;
+/// The share of keypoints that may lie elsewhere: where two pixels of a heatmap are equal but for rounding, either is right.
+pub const MOVED_SHARE: f32 = 0.05;
+/// The share of people whose heatmap may be resized to another grid: ⌈w⌉ is another number where w is whole but for rounding.
+pub const OTHER_GRID_SHARE: f32 = 0.35;
+/// Losses, relative.
+pub const LOSS_TOLERANCE: f64 = 1e-3;
+/// Gradients of a parameter as ‖ours − theirs‖ / ‖theirs‖: a ReLU whose input is nearly 0 opens on one side alone.
+pub const GRADIENT_TOLERANCE: f64 = 1e-2;
+
+/// A person as a side reports it, in frame pixels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Person {
+    /// Corners.
+    #[serde(rename = "box")]
+    pub rect: [f32; 4],
+    /// Box score.
+    pub score: f32,
+    /// One per keypoint.
+    pub points: Vec<[f32; 2]>,
+    /// The peaks of their maps.
+    pub logits: Vec<f32>,
+}
+
+impl Person {
+    /// Of a detection.
+    pub fn of(detection: &Detection) -> Self {
+        let r = detection.rect;
+        Self {
+            rect: [r.x1, r.y1, r.x2, r.y2],
+            score: detection.score,
+            points: detection.keypoints.iter().map(|k| [k.point.x, k.point.y]).collect(),
+            logits: detection.keypoints.iter().map(|k| k.peak_logit).collect(),
+        }
+    }
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).fold(0.0, |worst, (a, b)| worst.max((a - b).abs()))
+}
+
+/// The people of an answer to `check`.
+///
+/// # Errors
+/// It has none.
+pub fn people(answer: &Value) -> Result<Vec<Person>> {
+    let people = answer.get("people").context("expected `people`")?;
+    Ok(serde_json::from_value(people.clone())?)
+}
+
+/// Says how far apart the people of two sides are.
+///
+/// # Errors
+/// Farther than the tolerances.
+pub fn same_people(ours: &[Person], theirs: &[Person]) -> Result<String> {
+    ensure!(ours.len() == theirs.len(), "{} people, expected {}", ours.len(), theirs.len());
+    ensure!(!theirs.is_empty(), "nobody is detected: there is nothing to compare");
+    let (mut boxes, mut scores, mut logits, mut moved, mut other) = (0f32, 0f32, 0f32, 0, 0);
+    for expected in theirs {
+        let near = ours.iter().min_by(|a, b| worst(&a.rect, &expected.rect).total_cmp(&worst(&b.rect, &expected.rect)));
+        let found = near.context("nobody")?;
+        boxes = boxes.max(worst(&found.rect, &expected.rect));
+        scores = scores.max((found.score - expected.score).abs());
+        let off = |(a, b): (&f32, &f32)| (a - b).abs() / b.abs().max(1.0);
+        let peaks = found.logits.iter().zip(&expected.logits).map(off).fold(0.0, f32::max);
+        if peaks > LOGIT_TOLERANCE {
+            other += 1;
+            continue;
+        }
+        logits = logits.max(peaks);
+        moved += found.points.iter().zip(&expected.points).filter(|(a, b)| worst(*a, *b) > BOX_TOLERANCE_PX).count();
+    }
+    let points: usize = theirs.iter().map(|person| person.points.len()).sum();
+    ensure!(boxes <= BOX_TOLERANCE_PX, "a box differs by {boxes} px, at most {BOX_TOLERANCE_PX} expected");
+    ensure!(scores <= SCORE_TOLERANCE, "a score differs by {scores}, at most {SCORE_TOLERANCE} expected");
+    ensure!(other as f32 <= OTHER_GRID_SHARE * theirs.len() as f32, "the maps of {other} of {} people differ", theirs.len());
+    ensure!(moved as f32 <= MOVED_SHARE * points as f32, "{moved} of {points} keypoints lie elsewhere");
+    Ok(format!(
+        "{} people; boxes within {boxes:.0e} px, scores {scores:.0e}, keypoint scores {logits:.0e}; {moved} of {points} keypoints moved, {other} people on another grid",
+        theirs.len()
+    ))
+}
+
+/// Says how far apart the losses of two sides are, and their gradients.
+///
+/// # Errors
+/// Farther than the tolerances.
+pub fn same_step(ours: &Value, theirs: &Value) -> Result<String> {
+    let losses = |answer: &Value| -> Result<BTreeMap<String, f64>> {
+        Ok(serde_json::from_value(answer.get("losses").context("expected `losses`")?.clone())?)
+    };
+    let (found, expected) = (losses(ours)?, losses(theirs)?);
+    let mut largest = 0f64;
+    for (name, expected) in &expected {
+        let found = found.get(name).with_context(|| format!("loss `{name}` is missing"))?;
+        let off = (found - expected).abs() / expected.abs().max(1e-3);
+        ensure!(*expected > 0.0 && off <= LOSS_TOLERANCE, "loss {name} is {found}, {expected} expected");
+        largest = largest.max(off);
+    }
+    let gradient = ours.get("gradient").and_then(Value::as_f64).context("expected `gradient`")?;
+    ensure!(gradient <= GRADIENT_TOLERANCE, "a gradient differs by {gradient} of its norm, at most {GRADIENT_TOLERANCE} expected");
+    let foreground = ours.get("foreground").and_then(Value::as_u64).unwrap_or(0);
+    Ok(format!("losses within {largest:.0e}, gradients {gradient:.0e} of their norm; {foreground} foreground RoIs"))
+}
+
+/// COCO's numbers: sums in another order, no other difference.
+pub const COCO_TOLERANCE: f64 = 1e-9;
+
+/// Says how far apart COCO's ten numbers are.
+///
+/// # Errors
+/// Farther than the tolerance.
+pub fn same_scores(ours: &Value, theirs: &Value) -> Result<String> {
+    let scores = |answer: &Value| -> Result<BTreeMap<String, f64>> {
+        Ok(serde_json::from_value(answer.get("scores").context("expected `scores`")?.clone())?)
+    };
+    let (found, expected) = (scores(ours)?, scores(theirs)?);
+    ensure!(expected.len() == 10, "{} numbers, expected COCO's ten", expected.len());
+    let mut largest = 0f64;
+    for (name, expected) in &expected {
+        let off = (found.get(name).with_context(|| format!("{name} is missing"))? - expected).abs();
+        ensure!(off <= COCO_TOLERANCE, "{name} differs by {off}, at most {COCO_TOLERANCE} expected");
+        largest = largest.max(off);
+    }
+    Ok(format!("AP {:.4}; ten numbers within {largest:.0e}", expected.get("AP").copied().unwrap_or_default()))
+}
+
+/// Says whether the same labels came through.
+///
+/// # Errors
+/// They are others.
+pub fn same_labels(ours: &Value, theirs: &Value) -> Result<String> {
+    for name in ["labels", "sum"] {
+        let (found, expected) = (ours.get(name), theirs.get(name));
+        ensure!(found.is_some() && found == expected, "`{name}` is {found:?}, {expected:?} expected");
+    }
+    let number = |answer: &Value, name: &str| answer.get(name).and_then(Value::as_u64).unwrap_or(0);
+    Ok(format!("{} labels, {} bytes, the reference {}", number(ours, "labels"), number(ours, "bytes"), number(theirs, "bytes")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn person(x: f32) -> Person {
+        Person { rect: [x, 0.0, x + 10.0, 20.0], score: 0.9, points: vec![[x, 1.0]; 17], logits: vec![5.0; 17] }
+    }
+
+    #[test]
+    fn people_agree_in_any_order_and_within_the_tolerances() {
+        let (a, b) = (person(1.0), person(40.0));
+        same_people(&[a.clone(), b.clone()], &[b.clone(), a.clone()]).unwrap();
+        assert!(same_people(std::slice::from_ref(&a), &[a.clone(), b.clone()]).is_err());
+        assert!(same_people(&[person(1.5)], std::slice::from_ref(&a)).is_err());
+        assert!(same_people(&[], &[]).is_err());
+        let mut moved = a.clone();
+        moved.points[0][0] += 3.0;
+        moved.points[1][0] += 3.0;
+        assert!(same_people(&[moved], std::slice::from_ref(&a)).is_err());
+        let other = Person { logits: vec![6.0; 17], ..a.clone() };
+        assert!(same_people(&[other], &[a]).is_err());
+    }
+
+    #[test]
+    fn a_step_agrees_by_losses_and_gradients() {
+        let step = |loss: f64, gradient: f64| json!({"losses": {"rpn_box": loss}, "gradient": gradient, "foreground": 3});
+        same_step(&step(1.0, 1e-4), &step(1.0, 0.0)).unwrap();
+        assert!(same_step(&step(1.1, 1e-4), &step(1.0, 0.0)).is_err());
+        assert!(same_step(&step(1.0, 0.1), &step(1.0, 0.0)).is_err());
+        assert!(same_step(&json!({}), &step(1.0, 0.0)).is_err());
+    }
+}
