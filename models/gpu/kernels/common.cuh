@@ -1,4 +1,4 @@
-// The few words of CUDA that the kernels use, for two compilers: NVRTC, which runs them on a GPU, and C++, where `shim.cpp` calls a
+// The few words of CUDA that the kernels use, for two compilers: NVRTC (or nvcc), for a GPU, and C++, where `shim.cpp` calls a
 // kernel once per block and each PHASE loops over the block's threads. Both round alike: NVRTC is told not to contract products and
 // sums (`--fmad=false`), the C++ compiler likewise (`-ffp-contract=off`), so that a kernel gives its CPU twin's bits wherever it
 // does the same operations in the same order.
@@ -15,7 +15,7 @@ typedef unsigned char u8;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-#ifdef __CUDACC_RTC__
+#ifdef __CUDACC__
 
 #define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS) name
 #define PHASE for (int once = 1; once; once = 0, __syncthreads())

@@ -110,11 +110,20 @@ impl Teacher {
     /// Loads a keypoint R-CNN on the first NVIDIA GPU that the process sees (`CUDA_VISIBLE_DEVICES` chooses): tract-cuda knows no other.
     ///
     /// # Errors
-    /// [`RuntimeError::Gpu`] without a driver, a library or a GPU; else see [`RuntimeError`].
-    #[cfg(feature = "_cuda")]
+    /// [`RuntimeError::Gpu`] without a driver, a library or a GPU, and in a program that was built without CUDA; else see
+    /// [`RuntimeError`].
     pub fn load_cuda(bundle: &Bundle) -> Result<Self, RuntimeError> {
-        let model = crate::device::cuda::load(bundle)?;
-        Ok(Self { model: Model::Device(model), manifest: bundle.manifest().clone(), skeleton: bundle.skeleton().clone() })
+        #[cfg(feature = "_cuda")]
+        {
+            let model = crate::device::cuda::load(bundle)?;
+            Ok(Self { model: Model::Device(model), manifest: bundle.manifest().clone(), skeleton: bundle.skeleton().clone() })
+        }
+        #[cfg(not(feature = "_cuda"))]
+        {
+            let hint = "build it with the feature `cuda` (CUDA 13) or `cuda-12060` (JetPack 6)".to_owned();
+            let _ = bundle;
+            Err(omnilabel_gpu::GpuError::Missing { what: "CUDA in this program", hint }.into())
+        }
     }
 
     /// A wrapped pose model's pipeline on another graph, one person after the other.

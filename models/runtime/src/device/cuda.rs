@@ -7,6 +7,8 @@
 //! - A model's outputs come back the same way; the syncs before them are cut off, so that they stay tensors of the device. There is no
 //!   memory arena then, whose tensors would not outlive the run.
 //! - Its device is always the first one that the process sees.
+//! - cuDNN and cuBLAS may round f32 products to TF32 (10 bits) on Ampere and later, unless `NVIDIA_TF32_OVERRIDE=0` stands in the
+//!   environment before they are loaded.
 
 use super::{DeviceModel, DeviceRcnn, DeviceTract, Outputs, Runner};
 use crate::{RuntimeError, ViewPlan};
@@ -17,7 +19,7 @@ use omnilabel_gpu::{Array, GpuError};
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Detection;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tract_cuda::{CudaTransform, with_cuda_stream};
 use tract_gpu::sync::{DeviceSync, DeviceSyncKind};
 use tract_gpu::tensor::{DeviceTensor, DeviceTensorExt, LazyHostStorage};
@@ -29,7 +31,8 @@ use tract_onnx::tract_core::transform::ModelTransform;
 struct OnCuda;
 
 impl Runner<CudaDevice> for OnCuda {
-    type Plan = Arc<TypedSimplePlan>;
+    /// A session, which keeps cuDNN's descriptors from one run to the next.
+    type Plan = Mutex<TypedSimpleState>;
 
     fn prepare(&self, mut model: TypedModel) -> TractResult<Self::Plan> {
         CudaTransform.transform(&mut model)?;
@@ -45,7 +48,7 @@ impl Runner<CudaDevice> for OnCuda {
         let plan = Arc::new(TypedSimplePlan::build(model, &options)?);
         // Weights go up asynchronously.
         with_cuda_stream(|stream| Ok(stream.synchronize()?))?;
-        Ok(plan)
+        Ok(Mutex::new(plan.spawn()?))
     }
 
     fn input(&self, _: &CudaDevice, values: usize) -> Result<Array<CudaDevice, f32>, RuntimeError> {
@@ -63,7 +66,8 @@ impl Runner<CudaDevice> for OnCuda {
     ) -> TractResult<Outputs<CudaDevice>> {
         let tensor = input.buffer().owner::<DeviceTensor>().context("the input of a graph was not allocated for one")?;
         let tensor = tensor.reshaped(shape.into())?;
-        let outputs = plan.run(tvec!(LazyHostStorage::new(tensor)?.into_tensor().into_tvalue()))?;
+        let mut session = plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let outputs = session.run(tvec!(LazyHostStorage::new(tensor)?.into_tensor().into_tvalue()))?;
         let output = |value: &TValue| {
             let shape: TVec<usize> = value.shape().into();
             ensure!(value.datum_type() == f32::datum_type(), "an output of {:?}", value.datum_type());
