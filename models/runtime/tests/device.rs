@@ -9,12 +9,13 @@ mod candle_graphs;
 use candle_graphs::drawn;
 use omnilabel_bundle::{Bundle, Manifest, seal};
 use omnilabel_detect::frame::Frame;
+use omnilabel_gpu::GpuError;
 use omnilabel_gpu_shim::Shim;
 use omnilabel_keypoints::ensemble::Average;
 use omnilabel_keypoints::label::Detection;
 use omnilabel_rcnn::config::Config;
 use omnilabel_runtime::device::{DeviceTract, OnCpu};
-use omnilabel_runtime::{Teacher, ViewPlan, check_golden};
+use omnilabel_runtime::{RuntimeError, Teacher, ViewPlan, check_golden};
 use std::path::{Path, PathBuf};
 
 /// f32 sums in another order, through about twenty layers, in boxes of up to 256 px in frames of up to 3 times the network's size; of
@@ -142,4 +143,14 @@ fn another_graph_is_refused() {
     };
     let error = other("keypoint_head.onnx");
     assert!(error.contains("box_head.onnx"), "{error}");
+}
+
+#[test]
+fn without_a_gpu_the_error_says_what_is_missing() {
+    if std::env::var_os("OMNILABEL_GPU").is_some() {
+        return;
+    }
+    let (_dir, bundle) = torchvision();
+    let error = Teacher::load_cuda(&bundle).err().unwrap();
+    assert!(matches!(&error, RuntimeError::Gpu(GpuError::Missing { .. } | GpuError::Driver { .. })), "{error}");
 }

@@ -63,8 +63,11 @@ pub fn proposals<D: Device>(device: &D, network: &NetworkSpec, levels: &[Level<'
     group_fits("RPN candidates per level", limit)?;
     // Empty arrays would be no memory at all.
     let most = limit.max(1) * groups.max(1);
-    let (rects, scores) = (Array::<D, f32>::zeros(device, 4 * most)?, Array::<D, f32>::zeros(device, most)?);
-    let keys = Array::<D, u64>::zeros(device, most)?;
+    let all = Boxes {
+        rects: Array::<D, f32>::zeros(device, 4 * most)?,
+        scores: Array::<D, f32>::zeros(device, most)?,
+        keys: Array::<D, u64>::zeros(device, most)?,
+    };
     if limit > 0 && groups > 0 {
         let anchors = network.aspect_ratios.len();
         let mut starts = vec![0u32];
@@ -74,11 +77,11 @@ pub fn proposals<D: Device>(device: &D, network: &NetworkSpec, levels: &[Level<'
             starts.push(starts[starts.len() - 1] + (anchors * level.rows * level.columns) as u32);
         }
         let sorted = best_of_each(device, levels, &starts, anchors, limit)?;
-        decode(device, network, levels, net, &sorted, (&rects, &scores, &keys))?;
-        suppress(device, &rects, &keys, groups, limit, rpn.nms_iou)?;
+        decode(device, network, levels, net, &sorted, &all)?;
+        suppress(device, &all.rects, &all.keys, groups, limit, rpn.nms_iou)?;
     }
-    let sorted = rank(device, &keys, 1, most, room)?;
-    take(device, sorted, &rects, &scores)
+    let sorted = rank(device, &all.keys, 1, most, room)?;
+    take(device, sorted, &all.rects, &all.scores)
 }
 
 /// Each level's `limit` highest logits: keys `[levels, limit]` by falling key.
@@ -127,7 +130,7 @@ fn decode<D: Device>(
     levels: &[Level<'_, D>],
     net: Size,
     sorted: &Array<D, u64>,
-    (rects, scores, keys): (&Array<D, f32>, &Array<D, f32>, &Array<D, u64>),
+    out: &Boxes<D>,
 ) -> Result<(), GpuError> {
     let rpn = &network.rpn;
     let limit = sorted.len() / levels.len();
@@ -145,7 +148,7 @@ fn decode<D: Device>(
         let own = sorted.slice(index * limit..(index + 1) * limit);
         let (ratios, cells, first) = (anchors.per_cell(), level.rows * level.columns, index * limit);
         let (stride_y, stride_x) = anchors.stride();
-        let arrays: [&dyn super::IntoArg<D>; 7] = [&own, level.objectness, level.deltas, &base, rects, scores, keys];
+        let arrays: [&dyn super::IntoArg<D>; 7] = [&own, level.objectness, level.deltas, &base, &out.rects, &out.scores, &out.keys];
         let sizes: [&dyn super::IntoArg<D>; 7] = [&limit, &first, &ratios, &cells, &level.columns, &stride_x, &stride_y];
         let limits: [&dyn super::IntoArg<D>; 4] = [&width, &height, &rpn.min_size, &rpn.score_threshold];
         let args: Vec<&dyn super::IntoArg<D>> = arrays.into_iter().chain(sizes).chain(limits).collect();

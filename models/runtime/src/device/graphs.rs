@@ -34,7 +34,7 @@ pub trait DeviceGraphs<D: Device>: Send + Sync {
     ///
     /// # Errors
     /// See [`RuntimeError`].
-    fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<(Array<D, f32>, Array<D, f32>), RuntimeError>;
+    fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<[Array<D, f32>; 2], RuntimeError>;
 
     /// How many RoIs the keypoint head takes at once, if not any number.
     fn keypoint_batch(&self) -> Option<usize> {
@@ -65,9 +65,9 @@ impl<D: Device, G: Graphs> DeviceGraphs<D> for OnHost<G> {
         Ok(BackboneOn { features: Features { maps, channels }, objectness, deltas })
     }
 
-    fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<(Array<D, f32>, Array<D, f32>), RuntimeError> {
+    fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<[Array<D, f32>; 2], RuntimeError> {
         let (logits, deltas) = self.0.box_head(rois.to_vec(device)?, r)?;
-        Ok((Array::from_slice(device, &logits)?, Array::from_slice(device, &deltas)?))
+        Ok([Array::from_slice(device, &logits)?, Array::from_slice(device, &deltas)?])
     }
 
     fn keypoint_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<Array<D, f32>, RuntimeError> {

@@ -108,7 +108,7 @@ impl<D: Device, G: DeviceGraphs<D>> DeviceRcnn<D, G> {
             return Ok(Vec::new());
         }
         let pooled = self.pooled(&pass.pyramid, &rois.rects, self.network.box_roi)?;
-        let (logits, deltas) = self.graphs.box_head(&self.device, pooled, count)?;
+        let [logits, deltas] = self.graphs.box_head(&self.device, pooled, count)?;
         expect(GRAPHS[1], "class_logits", logits.len(), 2 * count)?;
         expect(GRAPHS[1], "box_deltas", deltas.len(), 8 * count)?;
         checks.look(&self.device, GRAPHS[1], "class_logits".to_owned(), &logits)?;

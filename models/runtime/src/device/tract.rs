@@ -81,14 +81,16 @@ impl<D: Device> Runner<D> for OnCpu {
 pub struct DeviceTract<D: Device, R: Runner<D>> {
     runner: R,
     backbone: InferenceModel,
-    /// By rows and columns of the input, the latest used last.
-    plans: Mutex<Vec<((usize, usize), Arc<Backbone<R::Plan>>)>>,
+    plans: Mutex<Plans<R::Plan>>,
     max_plans: usize,
     levels: usize,
     roi_levels: usize,
     box_head: Head<R::Plan>,
     keypoint_head: Head<R::Plan>,
 }
+
+/// By rows and columns of the input, the latest used last.
+type Plans<P> = Vec<((usize, usize), Arc<Backbone<P>>)>;
 
 /// A graph of one input and one or two parts.
 struct Backbone<P> {
@@ -241,13 +243,11 @@ impl<D: Device, R: Runner<D>> DeviceGraphs<D> for DeviceTract<D, R> {
         Ok(BackboneOn { features, objectness, deltas })
     }
 
-    fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<(Array<D, f32>, Array<D, f32>), RuntimeError> {
-        let found: Result<[_; 2], _> = self.run_head(device, &self.box_head, &rois, r)?.try_into();
-        let [logits, deltas] = found.map_err(|found: Vec<_>| RuntimeError::Graph {
+    fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<[Array<D, f32>; 2], RuntimeError> {
+        self.run_head(device, &self.box_head, &rois, r)?.try_into().map_err(|found: Vec<_>| RuntimeError::Graph {
             graph: GRAPHS[1].to_owned(),
             message: format!("{} outputs, expected 2", found.len()),
-        })?;
-        Ok((logits, deltas))
+        })
     }
 
     fn keypoint_batch(&self) -> Option<usize> {
