@@ -52,7 +52,7 @@ pub fn view_image<D: Device>(
     run(device, kernel, rows * columns, 1, &[&frame.rgb, out, w, h, nw, nh, r, c, &flip, &bgr, g0, g1, g2, b0, b1, b2])
 }
 
-/// The highest of each `kernel`² window of `map` (`[channels, rows, columns]`): the result and its rows and columns.
+/// The highest of each `kernel`² window of `map` (`[channels, rows, columns]`) into `out`, `[channels, out_rows, out_columns]`.
 ///
 /// # Errors
 /// See [`GpuError`].

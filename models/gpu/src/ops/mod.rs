@@ -38,11 +38,8 @@ impl<D: Device> IntoArg<D> for usize {
 
 impl<D: Device> IntoArg<D> for u32 {
     fn arg(&self) -> Result<Arg<'_, D::Buffer>, GpuError> {
-        IntoArg::<D>::arg(&(*self as usize)).map(|arg| match arg {
-            Arg::Int(v) => Arg::Int(v),
-            Arg::Float(v) => Arg::Float(v),
-            Arg::Buffer(..) => Arg::Int(0),
-        })
+        let most = i32::MAX as usize;
+        i32::try_from(*self).map(Arg::Int).map_err(|_| GpuError::Limit { what: "a size", found: *self as usize, most })
     }
 }
 
