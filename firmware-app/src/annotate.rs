@@ -1,6 +1,6 @@
 //! A model with its view plan: frame in, label out.
 
-use crate::config::TeacherConfig;
+use crate::config::{TeacherConfig, TeacherDevice};
 use omnilabel_bundle::{Bundle, Manifest};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::label::{Detection, Label};
@@ -36,7 +36,21 @@ pub fn threads(config: &TeacherConfig) -> usize {
 /// # Errors
 /// See [`RuntimeError`]. A detector for a model that finds people by itself is not used: the next release may be one that needs it.
 pub fn teacher(bundle: &Bundle, config: &TeacherConfig) -> Result<Teacher, RuntimeError> {
-    let teacher = Teacher::load(bundle, threads(config))?;
+    let on_cpu = || Teacher::load(bundle, threads(config));
+    let teacher = match config.device {
+        TeacherDevice::Cpu => on_cpu()?,
+        TeacherDevice::Cuda => Teacher::load_cuda(bundle)?,
+        TeacherDevice::Auto => match Teacher::load_cuda(bundle) {
+            Ok(teacher) => {
+                tracing::info!(model = %bundle.manifest().name, "runs on the GPU");
+                teacher
+            }
+            Err(reason) => {
+                tracing::warn!(model = %bundle.manifest().name, %reason, "runs on the CPU");
+                on_cpu()?
+            }
+        },
+    };
     match &config.detector {
         Some(path) if bundle.manifest().network.takes_boxes() => {
             teacher.with_detector(Teacher::load(&Bundle::open(path)?, threads(config))?)

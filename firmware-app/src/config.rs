@@ -109,6 +109,19 @@ const fn frame_bytes() -> usize {
     8 * 1024 * 1024
 }
 
+/// Where the teacher runs. Only keypoint R-CNN runs on a GPU; wrapped pose models run on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TeacherDevice {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The NVIDIA GPU; a model that cannot run there is an error.
+    Cuda,
+    /// The NVIDIA GPU if the model runs there, else the CPU; the log says which and why.
+    Auto,
+}
+
 /// `[teacher]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -123,6 +136,8 @@ pub struct TeacherConfig {
     pub box_voting: bool,
     /// Worker threads; 0: one for each core.
     pub threads: usize,
+    /// Where a keypoint R-CNN runs.
+    pub device: TeacherDevice,
     /// A bundle that finds people for a top-down pose model, instead of the detector in the model's own bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detector: Option<PathBuf>,
@@ -130,7 +145,15 @@ pub struct TeacherConfig {
 
 impl Default for TeacherConfig {
     fn default() -> Self {
-        Self { scales: Vec::new(), flip: true, average: Average::Logits, box_voting: false, threads: 0, detector: None }
+        Self {
+            scales: Vec::new(),
+            flip: true,
+            average: Average::Logits,
+            box_voting: false,
+            threads: 0,
+            device: TeacherDevice::Cpu,
+            detector: None,
+        }
     }
 }
 
@@ -350,6 +373,7 @@ mod tests {
             (with("loop = true", "fps = 1e-300"), ["`camera.fps`", "0.001"]),
             (with("[96, 128]", "[96, 8]"), ["`teacher.scales`", "16 to 4096"]),
             (with("[96, 128]", "\"96\""), ["teacher.scales", "sequence"]),
+            (with("[teacher]", "[teacher]\ndevice = \"gpu\""), ["teacher.device", "auto"]),
             (with("loop = true", "fps = 0"), ["`camera.fps`", "0.001 to 1000"]),
             (with("\"localhost\"", "\"10.0.0.7\""), ["[broker]", "allow_plain"]),
             (with("type = \"folder\"", "type = \"rtsp\""), ["rtsp", "mjpeg"]),

@@ -22,12 +22,15 @@ const LOCAL: &str = "omnilabel";
 const SYSTEM_TESTS: &str = "omnilabel-tests";
 /// The domain: no `std`, so nothing that needs it.
 const DOMAIN: &str = "omnilabel-keypoints";
-const MODELS: [&str; 10] = [
+/// The kernels compiled as C++, for tests.
+const SHIM: &str = "omnilabel-gpu-shim";
+const MODELS: [&str; 11] = [
     "omnilabel-keypoints",
     "omnilabel-coco",
     "omnilabel-conv",
     "omnilabel-bundle",
     "omnilabel-detect",
+    "omnilabel-gpu",
     "omnilabel-rcnn",
     "omnilabel-runtime",
     "omnilabel-link",
@@ -92,6 +95,10 @@ impl Graph {
         forbid(CENTRE, DEVICE, "the device and the centre know each other only through messages");
         forbid(DEVICE, "omnilabel-rcnn", "a device runs bundles, it does not train");
         forbid(DEVICE, "candle-core", "a device runs bundles, it does not train");
+        forbid("omnilabel-gpu", "tract-core", "the kernels know no graphs");
+        for side in [DEVICE, CENTRE, LOCAL] {
+            forbid(side, SHIM, "kernels on the CPU are for tests");
+        }
         for model in MODELS {
             for side in [DEVICE, CENTRE, LOCAL] {
                 forbid(model, side, "models are imported by both sides and know neither");

@@ -4,7 +4,7 @@ use super::boxes::{self, Given};
 use super::draw::Drawing;
 use crate::annotate;
 use crate::camera::images_of;
-use crate::config::TeacherConfig;
+use crate::config::{TeacherConfig, TeacherDevice};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use omnilabel_bundle::Bundle;
@@ -22,6 +22,13 @@ use std::path::{Path, PathBuf};
 enum AverageArg {
     Logits,
     Probabilities,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DeviceArg {
+    Cpu,
+    Cuda,
+    Auto,
 }
 
 /// Arguments of `label`.
@@ -53,6 +60,9 @@ pub(super) struct LabelArgs {
     /// What is averaged over the views.
     #[arg(long, value_enum, default_value = "logits")]
     average: AverageArg,
+    /// Where a keypoint R-CNN runs; `auto`: on the GPU if it can.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceArg,
     /// Pools the boxes of all views.
     #[arg(long)]
     box_voting: bool,
@@ -156,6 +166,11 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
         average,
         box_voting: args.box_voting,
         threads: args.threads,
+        device: match args.device {
+            DeviceArg::Cpu => TeacherDevice::Cpu,
+            DeviceArg::Cuda => TeacherDevice::Cuda,
+            DeviceArg::Auto => TeacherDevice::Auto,
+        },
         detector: args.detector.clone(),
     };
     let mut plan = annotate::plan(bundle.manifest(), &config);

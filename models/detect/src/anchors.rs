@@ -45,6 +45,11 @@ impl Anchors {
         self.base.len()
     }
 
+    /// Pixels between rows, and between columns.
+    pub fn stride(&self) -> (usize, usize) {
+        self.stride
+    }
+
     /// The anchor of one cell and ratio.
     pub fn at(&self, row: usize, column: usize, ratio: usize) -> Rect {
         let (x, y) = ((column * self.stride.1) as f32, (row * self.stride.0) as f32);

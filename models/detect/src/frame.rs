@@ -150,6 +150,12 @@ pub struct NetImage {
     pub geometry: ViewGeometry,
 }
 
+/// Rows and columns of the network's input for a view of size `net`.
+pub fn padded(net: Size, input: &InputSpec) -> (usize, usize) {
+    let padded = |side: u32| side.max(1).next_multiple_of(input.size_divisor.max(1)) as usize;
+    (padded(net.height), padded(net.width))
+}
+
 /// Resizes, mirrors, normalises and pads (see [`InputSpec`]). Multi-threaded (rayon).
 ///
 /// The resize is `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` to the view's size, as torchvision's
@@ -157,8 +163,7 @@ pub struct NetImage {
 pub fn transform(frame: &Frame, input: &InputSpec, view: View) -> NetImage {
     let geometry = ViewGeometry::new(frame.size, view, input.max_long_side);
     let net = geometry.net();
-    let padded = |side: u32| side.max(1).next_multiple_of(input.size_divisor.max(1)) as usize;
-    let (rows, columns) = (padded(net.height), padded(net.width));
+    let (rows, columns) = padded(net, input);
     let mut data = vec![0.0; 3 * rows * columns];
     let mut x_taps = taps(frame.size.width, net.width);
     if view.flip {

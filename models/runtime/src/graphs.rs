@@ -30,6 +30,9 @@ pub enum RuntimeError {
     /// A golden frame could not be read.
     #[error(transparent)]
     Frame(#[from] omnilabel_detect::frame::FrameError),
+    /// A GPU is missing, or failed.
+    #[error(transparent)]
+    Gpu(#[from] omnilabel_gpu::GpuError),
     /// A request that this model cannot serve.
     #[error("{0}")]
     Request(String),

@@ -1,5 +1,6 @@
 //! A model that labels frames, of whichever kind its bundle holds.
 
+use crate::device::{DeviceGraphs, DeviceModel, DeviceRcnn};
 use crate::pose::{OneStage, PoseGraph, TopDown, TractPose};
 use crate::rcnn::Rcnn;
 use crate::tract::Engine;
@@ -7,9 +8,11 @@ use crate::workers::Workers;
 use crate::{Graphs, RuntimeError, TractGraphs, ViewPlan};
 use omnilabel_bundle::{Bundle, DETECTOR, Manifest, Network, POSE_GRAPH, PoseSpec};
 use omnilabel_detect::frame::Frame;
+use omnilabel_gpu::Device;
 use omnilabel_keypoints::geometry::{Rect, Size};
 use omnilabel_keypoints::label::Detection;
 use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_keypoints::view::ViewGeometry;
 
 /// A model that labels frames.
 pub struct Teacher {
@@ -20,6 +23,7 @@ pub struct Teacher {
 
 enum Model {
     Rcnn(Rcnn),
+    Device(Box<dyn DeviceModel>),
     OneStage(OneStage),
     TopDown { model: TopDown, detector: Option<Detector> },
 }
@@ -86,6 +90,42 @@ impl Teacher {
         Self::rcnn(graphs, Workers::default(), manifest, skeleton)
     }
 
+    /// The keypoint R-CNN's pipeline on a device with its own memory, one frame after the other.
+    ///
+    /// # Errors
+    /// When `manifest` is not of a keypoint R-CNN, or the device fails.
+    pub fn on_device<D: Device + 'static>(
+        device: D,
+        graphs: impl DeviceGraphs<D> + 'static,
+        manifest: Manifest,
+        skeleton: Skeleton,
+    ) -> Result<Self, RuntimeError> {
+        let Some(network) = manifest.network.rcnn().cloned() else {
+            return Err(RuntimeError::Request(format!("`{}` wraps a pose model, which runs on the CPU only", manifest.name)));
+        };
+        let model = DeviceRcnn::new(device, graphs, network, manifest.input.clone(), skeleton.clone())?;
+        Ok(Self { model: Model::Device(Box::new(model)), manifest, skeleton })
+    }
+
+    /// Loads a keypoint R-CNN on the first NVIDIA GPU that the process sees (`CUDA_VISIBLE_DEVICES` chooses): tract-cuda knows no other.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Gpu`] without a driver, a library or a GPU, and in a program that was built without CUDA; else see
+    /// [`RuntimeError`].
+    pub fn load_cuda(bundle: &Bundle) -> Result<Self, RuntimeError> {
+        #[cfg(feature = "_cuda")]
+        {
+            let model = crate::device::cuda::load(bundle)?;
+            Ok(Self { model: Model::Device(model), manifest: bundle.manifest().clone(), skeleton: bundle.skeleton().clone() })
+        }
+        #[cfg(not(feature = "_cuda"))]
+        {
+            let hint = "build it with the feature `cuda` (CUDA 13) or `cuda-12060` (JetPack 6)".to_owned();
+            let _ = bundle;
+            Err(omnilabel_gpu::GpuError::Missing { what: "CUDA in this program", hint }.into())
+        }
+    }
+
     /// A wrapped pose model's pipeline on another graph, one person after the other.
     ///
     /// # Errors
@@ -130,7 +170,7 @@ impl Teacher {
         }
         match &mut self.model {
             Model::TopDown { detector: place, .. } => *place = Some(Detector { teacher: Box::new(detector), own }),
-            Model::Rcnn(_) | Model::OneStage(_) => {
+            Model::Rcnn(_) | Model::Device(_) | Model::OneStage(_) => {
                 let name = &self.manifest.name;
                 return Err(RuntimeError::Request(format!("`{name}` finds people by itself and takes no detector")));
             }
@@ -166,6 +206,7 @@ impl Teacher {
         check(frame, plan)?;
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.detect(frame, plan),
+            Model::Device(rcnn) => rcnn.detect(frame, plan),
             Model::OneStage(model) => model.detect(frame, plan),
             Model::TopDown { model, .. } => model.detect_in(frame, &self.boxes(frame, plan)?, plan),
         }
@@ -179,6 +220,7 @@ impl Teacher {
         check(frame, plan)?;
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.boxes(frame, plan),
+            Model::Device(rcnn) => rcnn.boxes(frame, plan),
             Model::OneStage(model) => Ok(model.detect(frame, plan)?.into_iter().map(|found| (found.rect, found.score)).collect()),
             Model::TopDown { detector: Some(detector), .. } => {
                 let (from, to) = (self.manifest.input.short_side, detector.teacher.manifest.input.short_side);
@@ -206,6 +248,7 @@ impl Teacher {
         }
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.detect_in(frame, boxes, plan),
+            Model::Device(rcnn) => rcnn.detect_in(frame, boxes, plan),
             Model::TopDown { model, .. } => model.detect_in(frame, boxes, plan),
             Model::OneStage(_) => {
                 let name = &self.manifest.name;
@@ -219,8 +262,8 @@ impl Teacher {
     pub(crate) fn grain_px(&self, frame: &Frame, detection: &Detection) -> f32 {
         let base = ViewPlan::single(&self.manifest).base();
         match &self.model {
-            Model::Rcnn(rcnn) => {
-                let net = rcnn.geometry(frame, base).net();
+            Model::Rcnn(_) | Model::Device(_) => {
+                let net = ViewGeometry::new(frame.size, base, self.manifest.input.max_long_side).net();
                 // Frame pixels per net pixel.
                 (frame.size.width as f32 / net.width as f32).max(frame.size.height as f32 / net.height as f32).max(1.0)
             }
@@ -236,6 +279,7 @@ impl Teacher {
     pub(crate) fn score_threshold(&self) -> f32 {
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.network.score_threshold,
+            Model::Device(rcnn) => rcnn.network().score_threshold,
             Model::OneStage(model) => model.score_threshold(),
             Model::TopDown { detector, .. } => detector.as_ref().map_or(0.0, |detector| detector.teacher.score_threshold()),
         }

@@ -102,5 +102,10 @@ pub(crate) fn values_of(value: &TValue) -> TractResult<(Vec<f32>, Vec<usize>)> {
 }
 
 pub(crate) fn graph_error(graph: &str) -> impl Fn(TractError) -> RuntimeError {
-    move |e| RuntimeError::Graph { graph: graph.to_owned(), message: format!("{e:#}") }
+    move |e| RuntimeError::Graph { graph: graph.to_owned(), message: told(&e) }
+}
+
+/// What tract says, with its causes.
+pub(crate) fn told(e: &TractError) -> String {
+    format!("{e:#}")
 }

@@ -6,15 +6,13 @@
 #[path = "candle_graphs/mod.rs"]
 mod candle_graphs;
 
-use candle_core::{Device, Tensor};
-use candle_graphs::{Candle, drawn, values};
+use candle_graphs::{Candle, drawn};
 use omnilabel_bundle::Bundle;
 use omnilabel_detect::frame::{Frame, transform};
-use omnilabel_keypoints::label::{Detection, Thresholds};
-use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_keypoints::label::Detection;
 use omnilabel_keypoints::view::View;
 use omnilabel_rcnn::config::Config;
-use omnilabel_rcnn::export::{ExportMeta, GRAPH_TOLERANCE, write_bundle};
+use omnilabel_rcnn::export::GRAPH_TOLERANCE;
 use omnilabel_rcnn::network::Network;
 use omnilabel_runtime::{Graphs, Teacher, TractGraphs, ViewPlan};
 use std::path::Path;
@@ -25,30 +23,9 @@ const BOX_TOLERANCE_PX: f32 = 0.25;
 /// Of softmax scores, whose logits differ by `GRAPH_TOLERANCE` of the largest.
 const SCORE_TOLERANCE: f32 = 1e-3;
 
-const NAMES: [&str; 3] = ["nose", "left_hand", "right_hand"];
-
-/// A random network whose outputs are loud enough to differ between places, and its bundle.
+/// The bundle of a random network.
 fn exported() -> (tempfile::TempDir, Bundle, Arc<Network>) {
-    let network = Network::new(Config::nano(3), 11).unwrap();
-    let input = &network.config().input;
-    let image = transform(&drawn(200, 150, 1), input, View { short_side: 128, flip: false });
-    network.calibrate(&Tensor::from_vec(image.data, (1, 3, image.rows, image.columns), &Device::Cpu).unwrap()).unwrap();
-    let gains = [("rpn.head.cls_logits.weight", 30.0), ("cls_score.weight", 30.0), ("kps_score_lowres.weight", 100.0)];
-    let mut louder = 0;
-    for (name, var) in network.params().all() {
-        if let Some((_, gain)) = gains.iter().find(|(part, _)| name.ends_with(part)) {
-            let louder_values: Vec<f32> = values(var).iter().map(|v| v * gain).collect();
-            network.params().set(name, &louder_values).unwrap();
-            louder += 1;
-        }
-    }
-    assert_eq!(louder, gains.len(), "{:?}", network.params().all().map(|(name, _)| name).collect::<Vec<_>>());
-    let skeleton = Skeleton::new(&NAMES, &[], None, None).unwrap();
-    let thresholds = Thresholds { instance: 0.5, keypoint: 0.2, floor: 0.1 };
-    let meta = ExportMeta { name: "test".into(), skeleton, thresholds, parent: None, dataset_sha256: None, ap: None };
-    let dir = tempfile::tempdir().unwrap();
-    let bundle = write_bundle(&network, &meta, dir.path()).unwrap();
-    (dir, bundle, Arc::new(network))
+    candle_graphs::exported(Config::nano(3))
 }
 
 /// The first pictures of a data set beside the repository.

@@ -2,8 +2,14 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "shared by tests, each of which uses a part")]
 
 use candle_core::{Device, Tensor};
-use omnilabel_detect::frame::Frame;
+use omnilabel_bundle::Bundle;
+use omnilabel_detect::frame::{Frame, transform};
 use omnilabel_keypoints::geometry::Size;
+use omnilabel_keypoints::label::Thresholds;
+use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_keypoints::view::View;
+use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::export::{ExportMeta, write_bundle};
 use omnilabel_rcnn::network::Network;
 use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError};
 use std::sync::Arc;
@@ -42,6 +48,32 @@ impl Graphs for Candle {
     fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
         Ok(values(&self.0.keypoint_head(&self.rois(rois, r, self.0.config().network.keypoint_roi.resolution)).unwrap()))
     }
+}
+
+const NAMES: [&str; 3] = ["nose", "left_hand", "right_hand"];
+
+/// A random network whose outputs are loud enough to differ between places, and its bundle.
+pub(crate) fn exported(config: Config) -> (tempfile::TempDir, Bundle, Arc<Network>) {
+    let network = Network::new(config, 11).unwrap();
+    let input = &network.config().input;
+    let image = transform(&drawn(200, 150, 1), input, View { short_side: 128, flip: false });
+    network.calibrate(&Tensor::from_vec(image.data, (1, 3, image.rows, image.columns), &Device::Cpu).unwrap()).unwrap();
+    let gains = [("rpn.head.cls_logits.weight", 30.0), ("cls_score.weight", 30.0), ("kps_score_lowres.weight", 100.0)];
+    let mut louder = 0;
+    for (name, var) in network.params().all() {
+        if let Some((_, gain)) = gains.iter().find(|(part, _)| name.ends_with(part)) {
+            let louder_values: Vec<f32> = values(var).iter().map(|v| v * gain).collect();
+            network.params().set(name, &louder_values).unwrap();
+            louder += 1;
+        }
+    }
+    assert_eq!(louder, gains.len(), "{:?}", network.params().all().map(|(name, _)| name).collect::<Vec<_>>());
+    let skeleton = Skeleton::new(&NAMES, &[], None, None).unwrap();
+    let thresholds = Thresholds { instance: 0.5, keypoint: 0.2, floor: 0.1 };
+    let meta = ExportMeta { name: "test".into(), skeleton, thresholds, parent: None, dataset_sha256: None, ap: None };
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = write_bundle(&network, &meta, dir.path()).unwrap();
+    (dir, bundle, Arc::new(network))
 }
 
 /// Overlapping smooth and hard shapes.
