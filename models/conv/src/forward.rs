@@ -32,6 +32,9 @@ impl<T: Scalar> Finish<'_, T> {
     }
 }
 
+/// Less is done before another thread has woken up.
+const SHARED_PRODUCTS: usize = 1 << 20;
+
 /// `y = x ⋆ w`, then `finish`: `[n, c, h, w]`, `[o, c/groups, kh, kw]` → `[n, o, oh, ow]`.
 ///
 /// # Panics
@@ -41,6 +44,7 @@ pub fn forward<T: Scalar>(g: &Geometry, x: &[T], w: &[T], finish: Finish<'_, T>,
     assert!(finish.bias.is_none_or(|bias| bias.len() == g.o), "bias of {g:?}");
     assert!(finish.add.is_none_or(|add| add.len() == g.n * g.output_len()), "addend of {g:?}");
     let mut y = vec![T::ZERO; g.n * g.output_len()];
+    let threads = if y.len() * g.patch() < SHARED_PRODUCTS { Threads::One } else { threads };
     if y.is_empty() {
     } else if winograd::pays(g) {
         winograd::forward(g, x, &Taps::straight(g, w), finish, &mut y, threads);

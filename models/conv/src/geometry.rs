@@ -54,11 +54,13 @@ impl Geometry {
     }
 
     /// Numbers of one output channel.
+    #[inline]
     pub(crate) fn plane(&self) -> usize {
         self.oh * self.ow
     }
 
     /// Rows of the patch matrix of one group.
+    #[inline]
     pub(crate) fn patch(&self) -> usize {
         self.c / self.groups * self.kh * self.kw
     }
@@ -90,6 +92,7 @@ impl Geometry {
     }
 
     /// For kernel column `kx`: the output columns `[lo, hi)` whose input column lies inside the image.
+    #[inline]
     pub(crate) fn columns(&self, kx: usize) -> (usize, usize) {
         let lo = self.padding.saturating_sub(kx).div_ceil(self.stride).min(self.ow);
         let hi = (self.w + self.padding).saturating_sub(kx).div_ceil(self.stride).min(self.ow);
@@ -97,12 +100,14 @@ impl Geometry {
     }
 
     /// Whether output and input have one grid: a row of patches is then the image, shifted.
+    #[inline]
     pub(crate) fn shifted(&self) -> bool {
         self.stride == 1 && self.ow == self.w && self.padding < self.kw
     }
 
     /// For kernel tap `(ky, kx)` on one grid: the part of `rows` whose input row lies inside, and within these rows the elements
     /// (counted from the first row of `rows`) that have a source inside the plane, and where in the plane that source starts.
+    #[inline]
     pub(crate) fn shift(&self, ky: usize, kx: usize, rows: &Range<usize>) -> (Range<usize>, usize) {
         let first = self.padding.saturating_sub(ky).clamp(rows.start, rows.end);
         let last = (self.h + self.padding).saturating_sub(ky).clamp(first, rows.end);
@@ -114,6 +119,7 @@ impl Geometry {
     }
 
     /// The input row of output row `oy` and kernel row `ky`, when inside.
+    #[inline]
     pub(crate) fn row(&self, oy: usize, ky: usize) -> Option<usize> {
         (oy * self.stride + ky).checked_sub(self.padding).filter(|y| *y < self.h)
     }

@@ -13,8 +13,8 @@ use rayon::prelude::*;
 const MAX_CHANNELS: usize = 32;
 /// Output channels at a time.
 const OUTPUTS: usize = 4;
-/// Positions at a time: two of the widest vectors.
-const LANES: usize = 32;
+/// Positions at a time: one of the widest vectors.
+const LANES: usize = 16;
 /// Numbers of a group's rows at a time: 256 KiB of f32.
 const BLOCK: usize = 65_536;
 
@@ -133,19 +133,24 @@ impl<T: Scalar> Fused for Sums<'_, T> {
         let Self { taps, weights, buffer, sums } = self;
         let (positions, zeros) = (sums.len() / OUTPUTS, [T::ZERO; LANES]);
         for at in (0..positions).step_by(LANES) {
-            let mut acc = [[T::ZERO; LANES]; OUTPUTS];
-            for (from, weights) in taps.iter().zip(weights) {
+            let [mut a, mut b, mut c, mut d] = [zeros; OUTPUTS];
+            for (from, [wa, wb, wc, wd]) in taps.iter().zip(weights) {
                 // The layout reaches a vector past the last position.
                 let values = buffer[from + at..].first_chunk::<LANES>().unwrap_or(&zeros);
-                for (acc, weight) in acc.iter_mut().zip(weights) {
-                    for (acc, value) in acc.iter_mut().zip(values) {
-                        *acc = if FMA { value.mul_add(*weight, *acc) } else { *acc + *value * *weight };
-                    }
-                }
+                // One array to a statement: each then stays in a register.
+                a = std::array::from_fn(|i| add::<T, FMA>(values[i], *wa, a[i]));
+                b = std::array::from_fn(|i| add::<T, FMA>(values[i], *wb, b[i]));
+                c = std::array::from_fn(|i| add::<T, FMA>(values[i], *wc, c[i]));
+                d = std::array::from_fn(|i| add::<T, FMA>(values[i], *wd, d[i]));
             }
-            for (acc, sums) in acc.iter().zip(sums.chunks_exact_mut(positions)) {
+            for (acc, sums) in [a, b, c, d].iter().zip(sums.chunks_exact_mut(positions)) {
                 sums[at..at + LANES].copy_from_slice(acc);
             }
         }
     }
+}
+
+#[inline(always)]
+fn add<T: Scalar, const FMA: bool>(value: T, weight: T, to: T) -> T {
+    if FMA { value.mul_add(weight, to) } else { to + value * weight }
 }

@@ -1,5 +1,6 @@
 //! Patches as columns, and back.
 
+use crate::scratch::scratch;
 use crate::{Geometry, Scalar};
 use std::ops::Range;
 /// Writes the patches of output rows `rows` of one image's channel group (`[c/groups, h, w]`) to columns
@@ -21,29 +22,58 @@ pub(crate) fn im2col<T: Scalar>(g: &Geometry, image: &[T], rows: Range<usize>, c
         }
         return;
     }
-    for plane in image.chunks_exact(g.h * g.w) {
-        for ky in 0..g.kh {
-            for kx in 0..g.kw {
+    // The rows that are read, their columns held apart by their place in a step: what a tap reads of a row is then one run.
+    let first = (rows.start * g.stride).saturating_sub(g.padding).min(g.h);
+    let last = ((rows.end - 1) * g.stride + g.kh).saturating_sub(g.padding).clamp(first, g.h);
+    let wide = g.w.div_ceil(g.stride);
+    scratch((last - first) * g.stride * wide, |apart| {
+        for plane in image.chunks_exact(g.h * g.w) {
+            for (row, apart) in plane[first * g.w..last * g.w].chunks_exact(g.w).zip(apart.chunks_exact_mut(g.stride * wide)) {
+                separate(row, g.stride, wide, apart);
+            }
+            for tap in 0..g.kh * g.kw {
+                let (ky, kx) = (tap / g.kw, tap % g.kw);
                 let (lo, hi) = g.columns(kx);
                 let line = &mut col[k * ld + offset..][..rows.len() * g.ow];
+                k += 1;
+                if hi == lo {
+                    line.fill(T::ZERO);
+                    continue;
+                }
+                let column = lo * g.stride + kx - g.padding;
+                let at = column % g.stride * wide + column / g.stride;
                 for (oy, out) in rows.clone().zip(line.chunks_exact_mut(g.ow)) {
                     match g.row(oy, ky) {
-                        Some(y) if hi > lo => {
+                        Some(y) => {
                             out[..lo].fill(T::ZERO);
                             out[hi..].fill(T::ZERO);
-                            let source = &plane[y * g.w + lo * g.stride + kx - g.padding..(y + 1) * g.w];
-                            if g.stride == 1 {
-                                out[lo..hi].copy_from_slice(&source[..hi - lo]);
-                            } else {
-                                for (to, from) in out[lo..hi].iter_mut().zip(source.iter().step_by(g.stride)) {
-                                    *to = *from;
-                                }
-                            }
+                            out[lo..hi].copy_from_slice(&apart[(y - first) * g.stride * wide + at..][..hi - lo]);
                         }
-                        _ => out.fill(T::ZERO),
+                        None => out.fill(T::ZERO),
                     }
                 }
-                k += 1;
+            }
+        }
+    });
+}
+
+/// Column `stride · i + place` of `row` to `apart[place · wide + i]`.
+fn separate<T: Scalar>(row: &[T], stride: usize, wide: usize, apart: &mut [T]) {
+    match stride {
+        1 => apart.copy_from_slice(row),
+        2 => {
+            let (even, odd) = apart.split_at_mut(wide);
+            let pairs = row.chunks_exact(2);
+            if let [last] = pairs.remainder() {
+                even[wide - 1] = *last;
+            }
+            for ((even, odd), pair) in even.iter_mut().zip(odd).zip(pairs) {
+                (*even, *odd) = (pair[0], pair[1]);
+            }
+        }
+        _ => {
+            for (place, apart) in apart.chunks_exact_mut(wide).enumerate() {
+                apart.iter_mut().zip(row.iter().skip(place).step_by(stride)).for_each(|(to, from)| *to = *from);
             }
         }
     }

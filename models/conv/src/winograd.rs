@@ -119,8 +119,7 @@ fn block<T: Scalar>(
     let ld = (rows.len() * across).next_multiple_of(LANES);
     scratch(PRODUCTS * g.c * ld, |inputs: &mut [T]| {
         scratch(PRODUCTS * g.o * ld, |sums: &mut [T]| {
-            let size = SIDE * rows.len() * TILE * (across + 1);
-            scratch(2 * size + TILE * (across + 1), |buffer| {
+            scratch(2 * PRODUCTS * rows.len() * across + TILE * (across + 1), |buffer| {
                 let count = rows.len();
                 wide(|| {
                     for channel in 0..g.c {
@@ -230,8 +229,7 @@ fn along<T: Scalar, const N: usize, const M: usize>(from: [&[T]; N], to: [&mut [
 
 /// One channel's tiles: of each plane a row of `across` tiles, to `out[p · step + tile]` for product `p`.
 ///
-/// Columns are held apart by their place in a tile, `[6 rows, 4 places, tiles]`, so that every step runs over whole vectors; the fifth
-/// and sixth column of a tile are the first and second of the next.
+/// Columns are held apart by their place in a tile, `[6 rows, 6 places, tiles]`, so that every step runs over whole vectors.
 #[inline(always)]
 fn transform_inputs<'a, T: Scalar>(
     g: &Geometry,
@@ -241,44 +239,38 @@ fn transform_inputs<'a, T: Scalar>(
     out: &mut [T],
     step: usize,
 ) {
-    let (wide, rows) = (across + 1, planes.len());
-    let place = rows * wide;
-    let (line, buffer) = buffer.split_at_mut(TILE * wide);
-    let (apart, down) = buffer.split_at_mut(SIDE * TILE * place);
-    let inside = g.w.min(TILE * wide - g.padding);
+    let tiles = planes.len() * across;
+    let (line, buffer) = buffer.split_at_mut(TILE * (across + 1));
+    let (apart, down) = buffer.split_at_mut(PRODUCTS * tiles);
+    let inside = g.w.min(line.len() - g.padding);
     line.fill(T::ZERO);
     for (index, (plane, row)) in planes.enumerate() {
-        for side in 0..SIDE {
-            let apart = &mut apart[side * TILE * place..][..TILE * place];
+        for (side, apart) in apart.chunks_exact_mut(SIDE * tiles).enumerate() {
+            let mut places = apart.chunks_exact_mut(tiles).map(|place| &mut place[index * across..][..across]);
             match (row * TILE + side).checked_sub(g.padding).filter(|y| *y < g.h) {
                 Some(y) => {
                     line[g.padding..g.padding + inside].copy_from_slice(&plane[y * g.w..][..inside]);
-                    let (p0, rest) = apart.split_at_mut(place);
-                    let (p1, rest) = rest.split_at_mut(place);
-                    let (p2, p3) = rest.split_at_mut(place);
-                    let at = |p: &'_ mut [T]| -> std::ops::Range<usize> { (index * wide)..(index * wide + wide).min(p.len()) };
-                    let range = at(p0);
-                    let parts = p0[range.clone()].iter_mut().zip(&mut p1[range.clone()]).zip(&mut p2[range.clone()]).zip(&mut p3[range]);
-                    for ((((a, b), c), d), four) in parts.zip(line.chunks_exact(TILE)) {
-                        (*a, *b, *c, *d) = (four[0], four[1], four[2], four[3]);
+                    let mut next = || places.next().unwrap_or_default();
+                    let (p0, p1, p2, p3, p4, p5) = (next(), next(), next(), next(), next(), next());
+                    let places = p0.iter_mut().zip(p1).zip(p2).zip(p3).zip(p4).zip(p5);
+                    for ((((((a, b), c), d), e), f), six) in places.zip(line.windows(SIDE).step_by(TILE)) {
+                        (*a, *b, *c, *d, *e, *f) = (six[0], six[1], six[2], six[3], six[4], six[5]);
                     }
                 }
-                None => apart.chunks_exact_mut(place).for_each(|p| p[index * wide..][..wide].fill(T::ZERO)),
+                None => places.for_each(|place| place.fill(T::ZERO)),
             }
         }
     }
-    let all = TILE * place;
+    let all = SIDE * tiles;
     {
         let from = std::array::from_fn(|side| &apart[side * all..][..all]);
         let mut parts = down.chunks_exact_mut(all);
         along(from, std::array::from_fn(|_| parts.next().unwrap_or_default()), inputs_1d);
     }
-    for (side, from) in down.chunks_exact(all).take(SIDE).enumerate() {
-        for row in 0..rows {
-            let at = |column: usize| &from[(column % TILE) * place + row * wide + column / TILE..][..across];
-            let mut parts = out[side * SIDE * step..].chunks_mut(step).map(|part| &mut part[row * across..][..across]);
-            along(std::array::from_fn(at), std::array::from_fn(|_| parts.next().unwrap_or_default()), inputs_1d);
-        }
+    for (from, out) in down.chunks_exact(all).zip(out.chunks_mut(SIDE * step)) {
+        let mut parts = out.chunks_mut(step).map(|part| &mut part[..tiles]);
+        let from = std::array::from_fn(|place| &from[place * tiles..][..tiles]);
+        along(from, std::array::from_fn(|_| parts.next().unwrap_or_default()), inputs_1d);
     }
 }
 

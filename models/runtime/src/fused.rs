@@ -2,13 +2,26 @@
 //! by all plans, and 3×3 kernels by Winograd's filtering, which tract has not.
 
 use omnilabel_conv::{Finish, Geometry, Threads, forward};
+use std::cell::Cell;
 use std::sync::Arc;
-use tract_linalg::multithread::{Executor, current_tract_executor};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec};
 use tract_onnx::tract_core::ops::nn::DataFormat;
+
+thread_local! {
+    static SHARED: Cell<Threads> = const { Cell::new(Threads::One) };
+}
+
+/// Runs a graph whose convolutions are shared among `threads` of the current pool.
+pub(crate) fn sharing<T>(threads: Threads, graph: impl FnOnce() -> T) -> T {
+    // A worker that waits may be handed another graph: what was said of the first comes back.
+    let before = SHARED.replace(threads);
+    let result = graph();
+    SHARED.set(before);
+    result
+}
 
 /// A convolution with what follows it: inputs `x` `[n, c, h, w]` and, with `add`, a map of the output's shape.
 #[derive(Clone, Debug)]
@@ -59,10 +72,7 @@ impl EvalOp for FusedConv {
             relu: self.relu,
         };
         let (x, w) = (x.as_slice::<f32>()?, w.as_slice::<f32>()?);
-        let y = match current_tract_executor() {
-            Executor::MultiThread(pool) => pool.install(|| forward(&g, x, w, finish, Threads::All)),
-            _ => forward(&g, x, w, finish, Threads::One),
-        };
+        let y = forward(&g, x, w, finish, SHARED.get());
         Ok(tvec!(tract_ndarray::Array4::from_shape_vec((g.n, g.o, g.oh, g.ow), y)?.into_tensor().into_tvalue()))
     }
 }

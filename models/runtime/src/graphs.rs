@@ -2,7 +2,6 @@
 
 use crate::tract::{Engine, Plan, Plans, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
-use rayon::prelude::*;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::{dims, format_err};
@@ -78,8 +77,7 @@ pub trait Graphs: Send + Sync {
 }
 
 /// The graphs on tract. The backbone is optimised for each input shape it meets, and the plans of the latest shapes are kept. The
-/// box head takes any number of RoIs at once; the keypoint head takes one at a time, on as many threads as there are: its
-/// convolutions over a batch cost 1.8 times as much per RoI, because the batch's unfolded maps leave the cache.
+/// heads take any number of RoIs at once.
 pub struct TractGraphs {
     backbone: Backbone,
     box_head: Head,
@@ -123,8 +121,8 @@ impl TractGraphs {
         };
         let (k, side) = (bundle.skeleton().len(), network.heatmap_side as usize);
         let box_outputs = [("class_logits", vec![2]), ("box_deltas", vec![8])];
-        let box_head = Head::load(bundle, BOX_HEAD, network.box_roi, &box_outputs, false)?;
-        let keypoint_head = Head::load(bundle, KEYPOINT_HEAD, network.keypoint_roi, &[("heatmaps", vec![k, side, side])], true)?;
+        let box_head = Head::load(bundle, BOX_HEAD, network.box_roi, &box_outputs)?;
+        let keypoint_head = Head::load(bundle, KEYPOINT_HEAD, network.keypoint_roi, &[("heatmaps", vec![k, side, side])])?;
         Ok(Self { backbone, box_head, keypoint_head, engine: Engine::new(threads)? })
     }
 
@@ -173,14 +171,15 @@ impl Graphs for TractGraphs {
     }
 
     fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
-        let one = self.keypoint_head.input.iter().product();
+        let one: usize = self.keypoint_head.input.iter().product();
         if rois.len() != r * one {
             let message = format!("{} values are not {r} RoIs of {one}", rois.len());
             return Err(RuntimeError::Graph { graph: KEYPOINT_HEAD.to_owned(), message });
         }
-        let each = |roi: &[f32]| Ok(self.head(&self.keypoint_head, roi, 1)?.into_iter().next().unwrap_or_default());
-        let maps: Result<Vec<Vec<f32>>, RuntimeError> = self.engine.pool().install(|| rois.par_chunks(one).map(each).collect());
-        Ok(maps?.concat())
+        if r == 0 {
+            return Ok(Vec::new());
+        }
+        Ok(self.head(&self.keypoint_head, &rois, r)?.into_iter().next().unwrap_or_default())
     }
 }
 
@@ -204,14 +203,14 @@ impl TractGraphs {
 }
 
 impl Head {
-    fn load(bundle: &Bundle, file: &'static str, roi: RoiSpec, outputs: &[(&str, Vec<usize>)], single: bool) -> Result<Self, RuntimeError> {
+    fn load(bundle: &Bundle, file: &'static str, roi: RoiSpec, outputs: &[(&str, Vec<usize>)]) -> Result<Self, RuntimeError> {
         let names: Vec<String> = outputs.iter().map(|(name, _)| (*name).to_owned()).collect();
         let load = || -> TractResult<(Plan, [usize; 3])> {
             let mut model = parse(&bundle.path(file), &names)?;
             let channels = model.input_fact(0)?.shape.dim(1).and_then(|dim| dim.concretize()).and_then(|dim| dim.to_usize().ok());
             let channels = channels.ok_or_else(|| format_err!("the input states no number of channels"))?;
             let side = roi.resolution as usize;
-            let n = if single { 1.to_dim() } else { model.symbols.sym("rois").to_dim() };
+            let n = model.symbols.sym("rois").to_dim();
             model.set_input_fact(0, f32::fact(dims!(n, channels, side, side)).into())?;
             Ok((optimized(model)?.into_runnable()?, [channels, side, side]))
         };

@@ -10,10 +10,11 @@ use omnilabel_detect::nms::vote;
 use omnilabel_detect::proposals::suppress;
 use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish};
 use omnilabel_keypoints::geometry::{Point, Rect};
-use omnilabel_keypoints::heatmap::{MapKind, decode};
+use omnilabel_keypoints::heatmap::{MapKind, decode, locate};
 use omnilabel_keypoints::label::{Detection, Keypoint};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::view::{View, ViewGeometry};
+use rayon::prelude::*;
 
 /// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
 const KEPT_FEATURES: usize = 64 << 20;
@@ -123,7 +124,7 @@ impl Rcnn {
             }
         }
         finish(&mut sum, plan.views.len());
-        let detection = |(i, &(rect, score)): (usize, &(Rect, f32))| {
+        let detection = |(i, &(rect, score)): (usize, &(Rect, f32))| -> Detection {
             let mut detection = Detection { rect: in_frame[i], score, ..Detection::default() };
             for (j, map) in sum[i * one..][..one].chunks_exact(side * side).enumerate() {
                 let found = decode(map, side, rect, map_kind(plan.average));
@@ -142,7 +143,7 @@ impl Rcnn {
             }
             detection
         };
-        Ok(boxes.iter().enumerate().map(detection).collect())
+        Ok(self.workers.install(|| boxes.par_iter().enumerate().map(detection).collect()))
     }
 
     /// A view's maps unmirrored, as probabilities if those are averaged, and its own keypoints if there are other views.
@@ -156,7 +157,7 @@ impl Rcnn {
         let mut points = Vec::new();
         if plan.views.len() > 1 {
             for (&(rect, _), maps) in boxes.iter().zip(unflipped.chunks_exact(one)) {
-                points.extend(maps.chunks_exact(side * side).map(|map| decode(map, side, rect, map_kind(plan.average)).point));
+                points.extend(maps.chunks_exact(side * side).map(|map| locate(map, side, rect)));
             }
         }
         ViewMaps { maps: unflipped, points }

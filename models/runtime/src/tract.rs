@@ -1,7 +1,8 @@
 //! What every graph on tract shares: loading, plans for input shapes, workers.
 
 use crate::RuntimeError;
-use crate::fused::fuse_convolutions;
+use crate::fused::{fuse_convolutions, sharing};
+use omnilabel_conv::Threads;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
@@ -32,14 +33,16 @@ impl Engine {
         &self.pool
     }
 
+    /// Runs a graph: alone on a worker that is at work on its own picture already, else on a worker whose convolutions all share.
     pub(crate) fn run(&self, file: &str, plan: &Plan, input: Tensor) -> Result<TVec<TValue>, RuntimeError> {
-        // A worker that waits for others inside a graph may be handed another graph, and tract's scratch memory, borrowed by the
-        // first, aborts the process: a worker, of whichever pool, runs its graph alone.
-        let executor = match self.pool.current_num_threads() {
-            threads if threads > 1 && rayon::current_thread_index().is_none() => Executor::MultiThread(self.pool.clone()),
-            _ => Executor::SingleThread,
+        // Were tract's own products shared out, too, a worker that waits for others inside a graph could be handed another graph, and
+        // tract's scratch memory, borrowed by the first, would abort the process.
+        let run = |threads| multithread_tract_scope(Executor::SingleThread, || sharing(threads, || plan.run(tvec!(input.into()))));
+        let outputs = match self.pool.current_num_threads() {
+            many if many > 1 && rayon::current_thread_index().is_none() => self.pool.install(|| run(Threads::All)),
+            _ => run(Threads::One),
         };
-        multithread_tract_scope(executor, || plan.run(tvec!(input.into()))).map_err(graph_error(file))
+        outputs.map_err(graph_error(file))
     }
 }
 

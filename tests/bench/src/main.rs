@@ -10,6 +10,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// What the product's programs take, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The product's speed beside what a user would pick instead.
 #[derive(Parser)]
 #[command(name = "omnilabel-bench", version)]
