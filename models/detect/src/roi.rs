@@ -7,6 +7,7 @@
 use omnilabel_bundle::{NetworkSpec, RoiSpec};
 use omnilabel_keypoints::geometry::Rect;
 use rayon::prelude::*;
+use std::ops::Range;
 
 mod sealed {
     pub trait Sealed {}
@@ -143,13 +144,20 @@ impl<T: Real> Axis<T> {
     }
 
     /// The touched cells, empty when none is.
-    fn span(&self) -> std::ops::Range<usize> {
+    fn span(&self) -> Range<usize> {
         if self.taps.is_empty() { 0..0 } else { self.first..self.last + 1 }
     }
 }
 
 fn axes<T: Real>(rows: usize, columns: usize, scale: f32, roi: Rect, spec: RoiSpec) -> (Axis<T>, Axis<T>) {
     (Axis::new(roi.y1, roi.y2, scale, rows, spec), Axis::new(roi.x1, roi.x2, scale, columns, spec))
+}
+
+/// Rows and columns of a map of `rows` and `columns` cells, of `scale` cells per net pixel, that [`align`] reads for a RoI; empty where it
+/// reads none.
+pub fn reach(rows: usize, columns: usize, scale: f32, roi: Rect, spec: RoiSpec) -> (Range<usize>, Range<usize>) {
+    let (y, x) = axes::<f32>(rows, columns, scale, roi, spec);
+    (y.span(), x.span())
 }
 
 /// RoIAlign of one RoI in net pixels: writes `[c, resolution, resolution]` to `out`.

@@ -1,13 +1,15 @@
-//! Convolutions of a tract graph on `omnilabel_conv`: with their bias, the sum and the ReLU that follow in one pass, their weights shared
-//! by all plans, and 3×3 kernels by Winograd's filtering, which tract has not.
+//! Convolutions and fully connected layers of a tract graph on `omnilabel_conv`: with their bias, the sum and the ReLU that follow in
+//! one pass, their weights shared by all plans, and 3×3 kernels by Winograd's filtering, which tract has not.
 
-use omnilabel_conv::{Finish, Geometry, Threads, forward};
+use omnilabel_conv::{Finish, Geometry, Threads, dense, forward};
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec};
+use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::nn::DataFormat;
 
 thread_local! {
@@ -25,7 +27,7 @@ pub(crate) fn sharing<T>(threads: Threads, graph: impl FnOnce() -> T) -> T {
 
 /// A convolution with what follows it: inputs `x` `[n, c, h, w]` and, with `add`, a map of the output's shape.
 #[derive(Clone, Debug)]
-struct FusedConv {
+pub(crate) struct FusedConv {
     /// `[o, c/groups, kh, kw]`.
     weight: Arc<Tensor>,
     /// `[o]`.
@@ -46,6 +48,47 @@ impl PartialEq for FusedConv {
 
 impl Eq for FusedConv {}
 
+impl FusedConv {
+    /// Whether it keeps the map's size and looks one cell around each.
+    pub(crate) fn is_local(&self) -> bool {
+        self.weight.shape()[2..] == [3, 3] && (self.stride, self.padding, self.groups, self.add) == (1, 1, 1, false)
+    }
+
+    /// The cells in `rows` and `columns` of the output for the map `x` `[c, h, w]`: `[o, h, w]` with zeros elsewhere. For local ones.
+    pub(crate) fn part(&self, x: &[f32], [c, h, w]: [usize; 3], rows: Range<usize>, columns: Range<usize>) -> TractResult<Vec<f32>> {
+        let kernel: [usize; 4] = self.weight.shape().try_into()?;
+        let mut y = vec![0.0; kernel[0] * h * w];
+        if rows.is_empty() || columns.is_empty() {
+            return Ok(y);
+        }
+        let (down, across) = (rows.len() + 2, columns.len() + 2);
+        let mut window = vec![0.0; c * down * across];
+        for (to, from) in window.chunks_exact_mut(down * across).zip(x.chunks_exact(h * w)) {
+            for (row, to) in to.chunks_exact_mut(across).enumerate() {
+                // A cell around, where there is one.
+                let Some(y) = (rows.start + row).checked_sub(1).filter(|y| *y < h) else { continue };
+                let (first, last) = (columns.start.saturating_sub(1), (columns.end + 1).min(w));
+                to[first + 1 - columns.start..][..last - first].copy_from_slice(&from[y * w + first..y * w + last]);
+            }
+        }
+        let g = Geometry::new([1, c, down, across], kernel, 1, 0, 1).with_context(|| format!("a kernel of {kernel:?} on {c} channels"))?;
+        let part = self.compute(&g, &window, None)?;
+        for (to, from) in y.chunks_exact_mut(h * w).zip(part.chunks_exact(rows.len() * columns.len())) {
+            for (row, from) in rows.clone().zip(from.chunks_exact(columns.len())) {
+                to[row * w..][columns.clone()].copy_from_slice(from);
+            }
+        }
+        Ok(y)
+    }
+
+    fn compute(&self, g: &Geometry, x: &[f32], add: Option<&[f32]>) -> TractResult<Vec<f32>> {
+        let w = self.weight.try_as_plain_ram()?;
+        let bias = self.bias.as_ref().map(|bias| bias.try_as_plain_ram()).transpose()?;
+        let bias = bias.as_ref().map(|bias| bias.as_slice::<f32>()).transpose()?;
+        Ok(forward(g, x, w.as_slice::<f32>()?, Finish { bias, add, relu: self.relu }, SHARED.get()))
+    }
+}
+
 impl Op for FusedConv {
     fn name(&self) -> StaticName {
         "FusedConv".into()
@@ -63,16 +106,9 @@ impl EvalOp for FusedConv {
         let g = Geometry::new(shape, kernel, self.stride, self.padding, self.groups)
             .with_context(|| format!("a kernel of {kernel:?} does not fit {shape:?}"))?;
         let x = inputs[0].try_as_plain_ram()?;
-        let w = self.weight.try_as_plain_ram()?;
-        let bias = self.bias.as_ref().map(|bias| bias.try_as_plain_ram()).transpose()?;
         let add = inputs.get(1).map(|add| add.try_as_plain_ram()).transpose()?;
-        let finish = Finish {
-            bias: bias.as_ref().map(|bias| bias.as_slice::<f32>()).transpose()?,
-            add: add.as_ref().map(|add| add.as_slice::<f32>()).transpose()?,
-            relu: self.relu,
-        };
-        let (x, w) = (x.as_slice::<f32>()?, w.as_slice::<f32>()?);
-        let y = forward(&g, x, w, finish, SHARED.get());
+        let add = add.as_ref().map(|add| add.as_slice::<f32>()).transpose()?;
+        let y = self.compute(&g, x.as_slice::<f32>()?, add)?;
         Ok(tvec!(tract_ndarray::Array4::from_shape_vec((g.n, g.o, g.oh, g.ow), y)?.into_tensor().into_tvalue()))
     }
 }
@@ -89,10 +125,156 @@ impl TypedOp for FusedConv {
     as_op!();
 }
 
-/// Puts a [`FusedConv`] in the place of every convolution of `model` that it can compute, with the bias, the sum and the ReLU that belong
-/// to it; the others stay. To be called before tract rewrites the graph itself.
-pub(crate) fn fuse_convolutions(model: &mut TypedModel) -> TractResult<()> {
+/// A fully connected layer with its bias and ReLU: `[r, i]` → `[r, o]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FusedDense {
+    /// `[o, i]`.
+    weight: Arc<Tensor>,
+    /// `[o]`.
+    bias: Option<Arc<Tensor>>,
+    relu: bool,
+}
+
+impl Op for FusedDense {
+    fn name(&self) -> StaticName {
+        "FusedDense".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FusedDense {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (o, i) = (self.weight.shape()[0], self.weight.shape()[1]);
+        let [r, inner] = *inputs[0].shape() else { bail!("a fully connected layer of {:?}", inputs[0].shape()) };
+        ensure!(inner == i, "{inner} inputs of a fully connected layer of {i}");
+        let (x, w) = (inputs[0].try_as_plain_ram()?, self.weight.try_as_plain_ram()?);
+        let bias = self.bias.as_ref().map(|bias| bias.try_as_plain_ram()).transpose()?;
+        let bias = bias.as_ref().map(|bias| bias.as_slice::<f32>()).transpose()?;
+        let finish = Finish { bias, add: None, relu: self.relu };
+        let y = dense((r, i, o), x.as_slice::<f32>()?, w.as_slice::<f32>()?, finish, SHARED.get());
+        Ok(tvec!(tract_ndarray::Array2::from_shape_vec((r, o), y)?.into_tensor().into_tvalue()))
+    }
+}
+
+impl TypedOp for FusedDense {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        ensure!(inputs[0].rank() == 2, "a fully connected layer of {inputs:?}");
+        Ok(tvec!(f32::fact(&[inputs[0].shape[0].clone(), self.weight.shape()[0].to_dim()])))
+    }
+
+    as_op!();
+}
+
+/// The product of one axis of a map with a constant matrix of at most two numbers per row, such as interpolation exported as a product.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Banded {
+    axis: usize,
+    /// Of each output, its two sources and the bits of their weights; a source that is not there has weight 0.
+    taps: Vec<[(usize, u32); 2]>,
+}
+
+impl Op for Banded {
+    fn name(&self) -> StaticName {
+        "Banded".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Banded {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let mut shape: TVec<usize> = inputs[0].shape().into();
+        let from = shape[self.axis];
+        let run: usize = shape[self.axis + 1..].iter().product();
+        shape[self.axis] = self.taps.len();
+        let x = inputs[0].try_as_plain_ram()?;
+        let x = x.as_slice::<f32>()?;
+        ensure!(self.taps.iter().flatten().all(|(source, _)| *source < from), "an axis of {from}");
+        let taps: Vec<_> = self.taps.iter().map(|taps| taps.map(|(source, bits)| (source, f32::from_bits(bits)))).collect();
+        let mut y = vec![0.0f32; x.len() / from.max(1) * taps.len()];
+        for (x, y) in x.chunks_exact((from * run).max(1)).zip(y.chunks_exact_mut((taps.len() * run).max(1))) {
+            if run == 1 {
+                y.iter_mut().zip(&taps).for_each(|(y, [(a, wa), (b, wb)])| *y = wa * x[*a] + wb * x[*b]);
+                continue;
+            }
+            for (y, [(a, wa), (b, wb)]) in y.chunks_exact_mut(run).zip(&taps) {
+                y.iter_mut().zip(&x[a * run..]).zip(&x[b * run..]).for_each(|((y, a), b)| *y = wa * a + wb * b);
+            }
+        }
+        Ok(tvec!(tract_ndarray::ArrayD::from_shape_vec(&*shape, y)?.into_tensor().into_tvalue()))
+    }
+}
+
+impl TypedOp for Banded {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        ensure!(inputs[0].rank() > self.axis, "axis {} of {inputs:?}", self.axis);
+        let mut shape = inputs[0].shape.clone();
+        shape.set(self.axis, self.taps.len().to_dim());
+        Ok(tvec!(f32::fact(shape)))
+    }
+
+    as_op!();
+}
+
+/// The node as a [`Banded`] and its input.
+fn banded(model: &TypedModel, id: usize) -> TractResult<Option<(Banded, OutletId)>> {
+    let node = model.node(id);
+    let Some(product) = node.op_as::<EinSum>().filter(|op| op.q_params.is_none() && node.inputs.len() == 2) else { return Ok(None) };
+    let constants: Vec<usize> = (0..2).filter(|i| constant(model, node.inputs[*i]).is_some()).collect();
+    let [at] = constants[..] else { return Ok(None) };
+    let (input, Some(matrix)) = (node.inputs[1 - at], constant(model, node.inputs[at])) else { return Ok(None) };
+    let axes = product.axes.to_string();
+    let Some((sides, output)) = axes.split_once("->") else { return Ok(None) };
+    let sides: Vec<Vec<char>> = sides.split(',').map(|side| side.chars().collect()).collect();
+    let (Some(map), Some(letters), output) = (sides.get(1 - at), sides.get(at), output.chars().collect::<Vec<_>>()) else {
+        return Ok(None);
+    };
+    let fact = model.outlet_fact(input)?;
+    let f32s = fact.datum_type == f32::datum_type() && matrix.datum_type() == f32::datum_type();
+    if !f32s || map.len() != output.len() || letters.len() != matrix.rank() {
+        return Ok(None);
+    }
+    // One axis is another in the output, and of the matrix only these two are longer than 1.
+    let changed: Vec<usize> = (0..map.len()).filter(|i| map[*i] != output[*i]).collect();
+    let [axis] = changed[..] else { return Ok(None) };
+    let place = |letter: char| letters.iter().position(|l| *l == letter);
+    let (Some(row), Some(column)) = (place(output[axis]), place(map[axis])) else { return Ok(None) };
+    let (outputs, sources) = (matrix.shape()[row], matrix.shape()[column]);
+    if matrix.len() != outputs * sources || outputs * sources == 0 {
+        return Ok(None);
+    }
+    let values = matrix.try_as_plain_ram()?;
+    let values = values.as_slice::<f32>()?;
+    let value = |o: usize, i: usize| if row < column { values[o * sources + i] } else { values[i * outputs + o] };
+    let mut taps = Vec::with_capacity(outputs);
+    for o in 0..outputs {
+        let found: Vec<usize> = (0..sources).filter(|i| value(o, *i) != 0.0).collect();
+        let tap = |n: usize| found.get(n).map_or((0, 0), |i| (*i, value(o, *i).to_bits()));
+        if found.len() > 2 {
+            return Ok(None);
+        }
+        taps.push([tap(0), tap(1)]);
+    }
+    Ok(Some((Banded { axis, taps }, input)))
+}
+
+/// Puts operations of `omnilabel_conv` in the place of every convolution and fully connected layer of `model` that they can compute, with
+/// the bias, the sum and the ReLU that belong to it; the others stay. To be called before tract rewrites the graph itself.
+pub(crate) fn fuse(model: &mut TypedModel) -> TractResult<()> {
     for id in model.eval_order()? {
+        if let Some((op, input)) = layer(model, id)? {
+            fuse_layer(model, id, op, input)?;
+            continue;
+        }
+        if let Some((op, input)) = banded(model, id)? {
+            replace(model, id, op, &[input])?;
+            continue;
+        }
         let Some((mut op, input)) = convolution(model, id)? else { continue };
         let mut inputs = tvec!(input);
         let mut last = id;
@@ -104,21 +286,67 @@ pub(crate) fn fuse_convolutions(model: &mut TypedModel) -> TractResult<()> {
                 last = next;
             }
         }
-        if let Some((next, other)) = only_successor(model, last, "Max") {
-            let zero = constant(model, other).is_some_and(|value| value.cast_to_scalar::<f32>().is_ok_and(|v| v == 0.0));
-            if zero && model.node(next).outputs[0].fact.shape == model.node(last).outputs[0].fact.shape {
-                op.relu = true;
-                last = next;
-            }
+        if let Some(next) = relu(model, last) {
+            op.relu = true;
+            last = next;
         }
-        let mut patch = TypedModelPatch::new("fused convolution");
-        let taps = patch.taps(model, &inputs)?;
-        let name = model.node(last).name.clone();
-        let wire = patch.wire_node(name, op, &taps)?[0];
-        patch.shunt_outside(model, last.into(), wire)?;
-        patch.apply(model)?;
+        replace(model, last, op, &inputs)?;
     }
     Ok(())
+}
+
+/// Puts `op` in the place of node `last` and of those before it that nobody else reads.
+fn replace(model: &mut TypedModel, last: usize, op: impl Into<Box<dyn TypedOp>>, inputs: &[OutletId]) -> TractResult<()> {
+    let mut patch = TypedModelPatch::new("omnilabel_conv");
+    let taps = patch.taps(model, inputs)?;
+    let wire = patch.wire_node(model.node(last).name.clone(), op, &taps)?[0];
+    patch.shunt_outside(model, last.into(), wire)?;
+    patch.apply(model)
+}
+
+/// The ReLU that alone reads `id`.
+fn relu(model: &TypedModel, id: usize) -> Option<usize> {
+    let (next, other) = only_successor(model, id, "Max")?;
+    let zero = constant(model, other)?.cast_to_scalar::<f32>().is_ok_and(|v| v == 0.0);
+    (zero && model.node(next).outputs[0].fact.shape == model.node(id).outputs[0].fact.shape).then_some(next)
+}
+
+/// The node as a [`FusedDense`] and its input, when it is the product of an f32 matrix with a constant one.
+fn layer(model: &TypedModel, id: usize) -> TractResult<Option<(FusedDense, OutletId)>> {
+    let node = model.node(id);
+    let Some(product) = node.op_as::<EinSum>().filter(|op| op.q_params.is_none() && node.inputs.len() == 2) else { return Ok(None) };
+    let fact = model.outlet_fact(node.inputs[0])?;
+    let Some(weight) = constant(model, node.inputs[1]) else { return Ok(None) };
+    let f32s = fact.datum_type == f32::datum_type() && weight.datum_type() == f32::datum_type();
+    if !f32s || fact.rank() != 2 || weight.rank() != 2 || fact.konst.is_some() {
+        return Ok(None);
+    }
+    let axes = product.axes.to_string();
+    let letters: Vec<char> = axes.chars().filter(|c| !",->".contains(*c)).collect();
+    // [r, i] by [o, i] or by [i, o].
+    let weight = match letters[..] {
+        [r, i, o, i2, r2, o2] if (r, i, o) == (r2, i2, o2) => weight,
+        [r, i, i2, o, r2, o2] if (r, i, o) == (r2, i2, o2) => (*weight).clone().permute_axes(&[1, 0])?.into_arc_tensor(),
+        _ => return Ok(None),
+    };
+    Ok(Some((FusedDense { weight, bias: None, relu: false }, node.inputs[0])))
+}
+
+fn fuse_layer(model: &mut TypedModel, id: usize, mut op: FusedDense, input: OutletId) -> TractResult<()> {
+    let mut last = id;
+    let o = op.weight.shape()[0];
+    if let Some((next, other)) = only_successor(model, last, "Add")
+        && let Some(bias) = constant(model, other).filter(|bias| bias.len() == o && bias.datum_type() == f32::datum_type())
+        && model.node(next).outputs[0].fact.shape == model.node(last).outputs[0].fact.shape
+    {
+        op.bias = Some((*bias).clone().into_shape(&[o])?.into_arc_tensor());
+        last = next;
+    }
+    if let Some(next) = relu(model, last) {
+        op.relu = true;
+        last = next;
+    }
+    replace(model, last, op, &[input])
 }
 
 /// The node as a [`FusedConv`] and its input, when it is a convolution of f32 maps with constant weights, equal padding and stride.
@@ -139,7 +367,9 @@ fn convolution(model: &TypedModel, id: usize) -> TractResult<Option<(FusedConv, 
     let f32s = [&weight, &bias].iter().all(|t| t.datum_type() == f32::datum_type())
         && model.outlet_fact(node.inputs[0])?.datum_type == f32::datum_type();
     let channels = pool.output_channels;
-    if !(plain && square && f32s && weight.rank() == 4 && (bias.len() == channels || bias.len() == 1)) {
+    // Of groups of one channel (depthwise), tract's own operation makes more.
+    let grouped = conv.group > 1 && channels / conv.group < 4;
+    if grouped || !(plain && square && f32s && weight.rank() == 4 && (bias.len() == channels || bias.len() == 1)) {
         return Ok(None);
     }
     let bias = if bias.len() == channels {
@@ -153,15 +383,19 @@ fn convolution(model: &TypedModel, id: usize) -> TractResult<Option<(FusedConv, 
     Ok(Some((FusedConv { weight, bias, stride, padding, groups, add: false, relu: false }, node.inputs[0])))
 }
 
-/// The value of an outlet that is constant, if only through a cast to its own type.
+/// The value of an outlet that is constant, if only through operations on constants.
 fn constant(model: &TypedModel, outlet: OutletId) -> Option<Arc<Tensor>> {
     let fact = model.outlet_fact(outlet).ok()?;
     if let Some(value) = &fact.konst {
         return Some(value.clone());
     }
     let node = model.node(outlet.node);
-    let same = node.op.name() == "Cast" && model.outlet_fact(*node.inputs.first()?).ok()?.datum_type == fact.datum_type;
-    if same { constant(model, node.inputs[0]) } else { None }
+    if node.inputs.is_empty() {
+        return None;
+    }
+    let inputs = node.inputs.iter().map(|input| constant(model, *input).map(|value| value.into_tvalue())).collect::<Option<_>>()?;
+    let outputs = node.op.eval_out_of_plan(inputs).ok()??;
+    outputs.into_iter().nth(outlet.slot).map(|value| value.into_arc_tensor())
 }
 
 /// The node that alone reads `id`, when it is the binary operation `name`, and its other operand.

@@ -1,7 +1,9 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
-use crate::tract::{Engine, Plan, Plans, graph_error, optimized, parse, values_of};
+use crate::fused::FusedConv;
+use crate::tract::{Cut, Engine, Plan, Plans, cut, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
+use std::ops::Range;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::{dims, format_err};
@@ -46,11 +48,17 @@ pub enum RuntimeError {
     },
 }
 
+/// Values, channels, rows and columns of one level.
+pub type FeatureLevel = (Vec<f32>, usize, usize, usize);
+
+/// Which rows and columns are needed of a level of the given index, rows and columns.
+pub type Needed<'a> = &'a (dyn Fn(usize, usize, usize) -> (Range<usize>, Range<usize>) + Sync);
+
 /// The backbone's outputs, one tensor per level.
 #[derive(Clone, Debug, Default)]
 pub struct BackboneOutput {
-    /// `(values, channels, rows, columns)` per level that RoIs are pooled from; further levels are not looked at.
-    pub features: Vec<(Vec<f32>, usize, usize, usize)>,
+    /// Per level that RoIs are pooled from; further levels are not looked at.
+    pub features: Vec<FeatureLevel>,
     /// `(values [a, rows, columns], rows, columns)` per level.
     pub objectness: Vec<(Vec<f32>, usize, usize)>,
     /// `[4a, rows, columns]` per level.
@@ -64,6 +72,15 @@ pub trait Graphs: Send + Sync {
     /// # Errors
     /// [`RuntimeError::Graph`].
     fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError>;
+    /// The features of [`Graphs::backbone`] for a view whose boxes are known. Of each level, only the rows and columns that `needed(level,
+    /// rows, columns)` names are looked at.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`].
+    fn features(&self, image: &[f32], rows: usize, columns: usize, needed: Needed<'_>) -> Result<Vec<FeatureLevel>, RuntimeError> {
+        let _ = needed;
+        self.backbone(image, rows, columns).map(|output| output.features)
+    }
     /// Class logits `[r, 2]` and box deltas `[r, 8]` of `r` pooled RoIs.
     ///
     /// # Errors
@@ -87,6 +104,8 @@ pub struct TractGraphs {
 
 struct Backbone {
     plans: Plans,
+    /// Of the features alone, without the convolutions that end them.
+    features: Plans<Cut>,
     levels: usize,
     roi_levels: usize,
     anchors: usize,
@@ -110,11 +129,13 @@ impl TractGraphs {
         let network = rcnn(bundle)?;
         let (levels, roi_levels) = (network.levels.len(), network.roi_levels as usize);
         let each = |name: &'static str, n: usize| (0..n).map(move |level| format!("{name}_{level}"));
-        let names: Vec<_> = each("features", roi_levels).chain(each("objectness", levels)).chain(each("deltas", levels)).collect();
-        // An upper bound: the heads' weights are in it.
-        let weights: u64 = bundle.manifest().files.values().map(|file| file.bytes).sum();
+        let features: Vec<_> = each("features", roi_levels).collect();
+        let names: Vec<_> = features.iter().cloned().chain(each("objectness", levels)).chain(each("deltas", levels)).collect();
+        let parse = |names: &[String]| parse(&bundle.path(BACKBONE), names).map_err(graph_error(BACKBONE));
         let backbone = Backbone {
-            plans: Plans::new(parse(&bundle.path(BACKBONE), &names).map_err(graph_error(BACKBONE))?, weights),
+            // All that weighs is in convolutions.
+            plans: Plans::new(parse(&names)?, optimized, 0),
+            features: Plans::new(parse(&features)?, cut, 0),
             levels,
             roi_levels,
             anchors: network.aspect_ratios.len(),
@@ -160,6 +181,24 @@ impl Graphs for TractGraphs {
             out.deltas.push(values);
         }
         Ok(out)
+    }
+
+    fn features(&self, image: &[f32], rows: usize, columns: usize, needed: Needed<'_>) -> Result<Vec<FeatureLevel>, RuntimeError> {
+        let input = Tensor::from_shape(&[1, 3, rows, columns], image).map_err(graph_error(BACKBONE))?;
+        let cut = self.backbone.features.plan(rows, columns).map_err(graph_error(BACKBONE))?;
+        let outputs = self.engine.run(BACKBONE, &cut.plan, input)?;
+        let level = |(level, (value, tail)): (usize, (&TValue, &Option<FusedConv>))| {
+            let Some(tail) = tail else { return map_of(Some(value), &format!("features_{level}")).map(|(v, [c, h, w])| (v, c, h, w)) };
+            let [1, c, h, w] = *value.shape() else {
+                return Err(shape_error(&format!("features_{level} before its convolution"), value.shape(), "[1, c, h, w]"));
+            };
+            let (down, across) = needed(level, h, w);
+            let part = || tail.part(value.try_as_plain_ram()?.as_slice::<f32>()?, [c, h, w], down, across);
+            let part = self.engine.work(part).map_err(graph_error(BACKBONE))?;
+            let channels = part.len() / (h * w).max(1);
+            Ok((part, channels, h, w))
+        };
+        outputs.iter().zip(&cut.tails).enumerate().map(level).collect()
     }
 
     fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
@@ -212,7 +251,7 @@ impl Head {
             let side = roi.resolution as usize;
             let n = model.symbols.sym("rois").to_dim();
             model.set_input_fact(0, f32::fact(dims!(n, channels, side, side)).into())?;
-            Ok((optimized(model)?.into_runnable()?, [channels, side, side]))
+            Ok((optimized(model)?, [channels, side, side]))
         };
         let (plan, input) = load().map_err(graph_error(file))?;
         Ok(Self { file, plan, input, outputs: outputs.iter().map(|(_, shape)| shape.clone()).collect() })

@@ -18,7 +18,7 @@ pub use golden::{
     GOLDEN_BOX_TOLERANCE_PX, GOLDEN_SCORE_TOLERANCE, GOLDEN_TIES, GoldenMismatch, NewGolden, check_golden, golden_detections, write_golden,
     write_golden_in,
 };
-pub use graphs::{BackboneOutput, Graphs, RuntimeError, TractGraphs};
+pub use graphs::{BackboneOutput, FeatureLevel, Graphs, Needed, RuntimeError, TractGraphs};
 pub use plan::ViewPlan;
 pub use pose::{Dim, GraphInfo, PoseGraph, PoseTensor, TensorInfo, TractPose, inspect};
 pub use teacher::{Teacher, is_near};

@@ -1,22 +1,24 @@
 //! One pass of one view: the backbone, and what its heads find on the pyramid.
 
+use crate::graphs::FeatureLevel;
 use crate::rcnn::Rcnn;
 use crate::{BackboneOutput, RuntimeError};
 use omnilabel_bundle::{GRAPHS, RoiSpec};
 use omnilabel_detect::frame::{Frame, transform};
 use omnilabel_detect::proposals::{LevelOutput, detections, proposals};
-use omnilabel_detect::roi::{FeatureMap, pool};
+use omnilabel_detect::roi::{FeatureMap, level, pool, reach};
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::view::{View, ViewGeometry};
+use std::ops::Range;
 
-/// The most RoIs that are pooled and run through a head at a time.
-const ROI_BATCH: usize = 64;
+/// The most RoIs that are pooled and run through the box head at a time: its first layer's weights are read once for them.
+const BOX_BATCH: usize = 256;
 
 /// The feature maps of one view.
 pub(crate) struct Pyramid {
     pub(crate) view: View,
     pub(crate) geometry: ViewGeometry,
-    features: Vec<(Vec<f32>, usize, usize, usize)>,
+    features: Vec<FeatureLevel>,
 }
 
 /// The backbone's outputs of one view.
@@ -44,7 +46,7 @@ impl Pass {
             maps.map(|((objectness, rows, columns), deltas)| LevelOutput { objectness, deltas, rows: *rows, columns: *columns }).collect();
         let rois: Vec<Rect> = proposals(network, &network.rpn, &levels, net).into_iter().map(|(rect, _)| rect).collect();
         let (mut logits, mut deltas) = (Vec::new(), Vec::new());
-        for rois in rois.chunks(ROI_BATCH) {
+        for rois in rois.chunks(BOX_BATCH) {
             let (l, d) = rcnn.graphs.box_head(self.pyramid.pooled(rcnn, rois, network.box_roi), rois.len())?;
             expect(GRAPHS[1], "class_logits", l.len(), 2 * rois.len())?;
             expect(GRAPHS[1], "box_deltas", d.len(), 8 * rois.len())?;
@@ -58,24 +60,36 @@ impl Pass {
 }
 
 impl Pyramid {
+    /// The features of a view as far as the keypoints of `in_frame`, boxes in frame pixels, need them: neither RPN nor maps around
+    /// nobody.
+    pub(crate) fn around(rcnn: &Rcnn, frame: &Frame, view: View, in_frame: &[Rect]) -> Result<Self, RuntimeError> {
+        let image = rcnn.workers.install(|| transform(frame, &rcnn.input, view));
+        let (network, spec) = (&rcnn.network, rcnn.network.keypoint_roi);
+        let rois: Vec<Rect> = in_frame.iter().map(|&rect| image.geometry.net_from_frame_rect(rect)).collect();
+        let needed = |index: usize, rows: usize, columns: usize| {
+            let scale = network.levels.get(index).map_or(1.0, |level| 1.0 / level.stride as f32);
+            let reached = rois.iter().filter(|roi| level(network, **roi) == index).map(|roi| reach(rows, columns, scale, *roi, spec));
+            let join = |a: Range<usize>, b: Range<usize>| match (a.is_empty(), b.is_empty()) {
+                (true, _) => b,
+                (_, true) => a,
+                _ => a.start.min(b.start)..a.end.max(b.end),
+            };
+            reached.fold((0..0, 0..0), |(down, across), (y, x)| (join(down, y), join(across, x)))
+        };
+        let features = rcnn.graphs.features(&image.data, image.rows, image.columns, &needed)?;
+        check_features(rcnn, &features)?;
+        Ok(Self { view, geometry: image.geometry, features })
+    }
+
     /// Numbers held.
     pub(crate) fn values(&self) -> usize {
         self.features.iter().map(|level| level.0.len()).sum()
     }
 
-    /// Heatmaps `[boxes, k, side, side]` of boxes in frame pixels, as the network gives them (mirrored in a mirrored view).
-    pub(crate) fn heatmaps(&self, rcnn: &Rcnn, in_frame: &[Rect]) -> Result<Vec<f32>, RuntimeError> {
-        let network = &rcnn.network;
-        let one = rcnn.skeleton.len() * (network.heatmap_side as usize).pow(2);
+    /// What the keypoint head sees of boxes in frame pixels: `[boxes, c, q, q]`.
+    pub(crate) fn keypoint_rois(&self, rcnn: &Rcnn, in_frame: &[Rect]) -> Vec<f32> {
         let rois: Vec<Rect> = in_frame.iter().map(|&rect| self.geometry.net_from_frame_rect(rect)).collect();
-        let mut maps = Vec::with_capacity(rois.len() * one);
-        for rois in rois.chunks(ROI_BATCH) {
-            let found = rcnn.graphs.keypoint_head(self.pooled(rcnn, rois, network.keypoint_roi), rois.len())?;
-            expect(GRAPHS[2], "heatmaps", found.len(), one * rois.len())?;
-            finite(GRAPHS[2], "heatmaps", &found)?;
-            maps.extend(found);
-        }
-        Ok(maps)
+        self.pooled(rcnn, &rois, rcnn.network.keypoint_roi)
     }
 
     fn pooled(&self, rcnn: &Rcnn, rois: &[Rect], spec: RoiSpec) -> Vec<f32> {
@@ -94,23 +108,36 @@ impl Pyramid {
     }
 }
 
+/// Heatmaps `[r, k, side, side]` of `r` pooled RoIs, as the network gives them (mirrored in a mirrored view).
+pub(crate) fn heatmaps(rcnn: &Rcnn, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+    let found = rcnn.graphs.keypoint_head(rois, r)?;
+    expect(GRAPHS[2], "heatmaps", found.len(), r * rcnn.skeleton.len() * (rcnn.network.heatmap_side as usize).pow(2))?;
+    finite(GRAPHS[2], "heatmaps", &found)?;
+    Ok(found)
+}
+
 /// Whether the backbone gave what the manifest says.
 fn check(rcnn: &Rcnn, output: &BackboneOutput) -> Result<(), RuntimeError> {
     let network = &rcnn.network;
     let (levels, anchors) = (network.levels.len(), network.aspect_ratios.len());
     expect(GRAPHS[0], "the number of objectness maps", output.objectness.len(), levels)?;
     expect(GRAPHS[0], "the number of delta maps", output.deltas.len(), levels)?;
-    if output.features.len() < network.roi_levels as usize {
-        expect(GRAPHS[0], "the number of feature maps", output.features.len(), network.roi_levels as usize)?;
-    }
     for ((objectness, rows, columns), deltas) in output.objectness.iter().zip(&output.deltas) {
         expect(GRAPHS[0], "objectness", objectness.len(), anchors * rows * columns)?;
         expect(GRAPHS[0], "deltas", deltas.len(), 4 * anchors * rows * columns)?;
         finite(GRAPHS[0], "objectness", objectness)?;
         finite(GRAPHS[0], "deltas", deltas)?;
     }
-    let channels = output.features.first().map_or(0, |level| level.1);
-    for (values, c, rows, columns) in &output.features {
+    check_features(rcnn, &output.features)
+}
+
+fn check_features(rcnn: &Rcnn, features: &[FeatureLevel]) -> Result<(), RuntimeError> {
+    let levels = rcnn.network.roi_levels as usize;
+    if features.len() < levels {
+        expect(GRAPHS[0], "the number of feature maps", features.len(), levels)?;
+    }
+    let channels = features.first().map_or(0, |level| level.1);
+    for (values, c, rows, columns) in features {
         expect(GRAPHS[0], "the channels of a feature map", *c, channels)?;
         expect(GRAPHS[0], "features", values.len(), c * rows * columns)?;
     }

@@ -1,6 +1,6 @@
 //! Multi-transform inference with keypoint R-CNN (spec §3).
 
-use crate::pass::{Pass, Pyramid};
+use crate::pass::{Pass, Pyramid, heatmaps};
 use crate::plan::VOTING_IOU;
 use crate::workers::Workers;
 use crate::{Graphs, RuntimeError, ViewPlan};
@@ -18,6 +18,9 @@ use rayon::prelude::*;
 
 /// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
 const KEPT_FEATURES: usize = 64 << 20;
+
+/// RoIs that go through the keypoint head together: the more, the less its weights' reading costs, as long as their maps are small.
+const HEAD_ROIS: usize = 32;
 
 /// People in the base view's net pixels, by falling score, and the pyramids at hand.
 type Found = (Vec<(Rect, f32)>, Vec<Pyramid>);
@@ -102,25 +105,30 @@ impl Rcnn {
         }
         let to_base = self.geometry(frame, plan.base());
         let in_frame: Vec<Rect> = boxes.iter().map(|&(rect, _)| to_base.frame_from_net_rect(rect)).collect();
-        let maps_of = |&view: &View| -> Result<ViewMaps, RuntimeError> {
-            let known = known.iter().find(|pyramid| pyramid.view == view);
-            let maps = match known {
-                Some(pyramid) => pyramid.heatmaps(self, &in_frame)?,
-                None => Pass::run(self, frame, view)?.pyramid.heatmaps(self, &in_frame)?,
-            };
-            Ok(self.unflip(maps, view, plan, &boxes))
+        let pooled = |&view: &View| -> Result<Vec<f32>, RuntimeError> {
+            match known.iter().find(|pyramid| pyramid.view == view) {
+                Some(pyramid) => Ok(pyramid.keypoint_rois(self, &in_frame)),
+                None => Ok(Pyramid::around(self, frame, view, &in_frame)?.keypoint_rois(self, &in_frame)),
+            }
         };
         let (k, side) = (self.skeleton.len(), self.side());
         let one = k * side * side;
         let mut sum = vec![0.0; boxes.len() * one];
         let mut points: Vec<Vec<Point>> = Vec::new();
-        // In groups, so that only as many views' maps are held as are computed at a time; summed in the order of the views, so that
-        // the result does not depend on the workers.
-        for views in plan.views.chunks(self.workers.count()) {
-            for maps in self.workers.each(views, maps_of) {
-                let maps = maps?;
-                sum.iter_mut().zip(&maps.maps).for_each(|(sum, value)| *sum += value);
-                points.push(maps.points);
+        // In groups: as many views as fill the keypoint head, and every worker. Summed in the order of the views, so that the result
+        // does not depend on the workers.
+        let group = HEAD_ROIS.div_ceil(boxes.len()).next_multiple_of(self.workers.count());
+        let at_once = (HEAD_ROIS / boxes.len()).max(1);
+        for views in plan.views.chunks(group) {
+            let rois: Vec<Vec<f32>> = self.workers.each(views, pooled).into_iter().collect::<Result<_, _>>()?;
+            for (views, rois) in views.chunks(at_once).zip(rois.chunks(at_once)) {
+                let maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
+                let maps: Vec<(View, &[f32])> = views.iter().copied().zip(maps.chunks_exact(boxes.len() * one)).collect();
+                for view in self.workers.each(&maps, |(view, maps)| Ok(self.unflip(maps, *view, plan, &boxes))) {
+                    let view = view?;
+                    sum.iter_mut().zip(&view.maps).for_each(|(sum, value)| *sum += value);
+                    points.push(view.points);
+                }
             }
         }
         finish(&mut sum, plan.views.len());
@@ -147,7 +155,7 @@ impl Rcnn {
     }
 
     /// A view's maps unmirrored, as probabilities if those are averaged, and its own keypoints if there are other views.
-    fn unflip(&self, maps: Vec<f32>, view: View, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> ViewMaps {
+    fn unflip(&self, maps: &[f32], view: View, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> ViewMaps {
         let side = self.side();
         let one = self.skeleton.len() * side * side;
         let mut unflipped = vec![0.0; maps.len()];

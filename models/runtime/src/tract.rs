@@ -1,7 +1,7 @@
 //! What every graph on tract shares: loading, plans for input shapes, workers.
 
 use crate::RuntimeError;
-use crate::fused::{fuse_convolutions, sharing};
+use crate::fused::{FusedConv, fuse, sharing};
 use omnilabel_conv::Threads;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::ensure;
 
-/// Each plan holds its own packed copy of the weights: as many are kept as fit, within limits.
+/// A plan holds its own packed copy of the weights that are not of convolutions: as many are kept as fit, within limits.
 const PLAN_BYTES: u64 = 512 << 20;
 const MIN_PLANS: u64 = 4;
 const MAX_PLANS: u64 = 64;
@@ -33,35 +33,39 @@ impl Engine {
         &self.pool
     }
 
-    /// Runs a graph: alone on a worker that is at work on its own picture already, else on a worker whose convolutions all share.
-    pub(crate) fn run(&self, file: &str, plan: &Plan, input: Tensor) -> Result<TVec<TValue>, RuntimeError> {
+    /// Does work on graphs: alone on a worker that is at work on its own picture already, else on a worker whose convolutions all share.
+    pub(crate) fn work<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         // Were tract's own products shared out, too, a worker that waits for others inside a graph could be handed another graph, and
         // tract's scratch memory, borrowed by the first, would abort the process.
-        let run = |threads| multithread_tract_scope(Executor::SingleThread, || sharing(threads, || plan.run(tvec!(input.into()))));
-        let outputs = match self.pool.current_num_threads() {
+        let run = |threads| multithread_tract_scope(Executor::SingleThread, || sharing(threads, work));
+        match self.pool.current_num_threads() {
             many if many > 1 && rayon::current_thread_index().is_none() => self.pool.install(|| run(Threads::All)),
             _ => run(Threads::One),
-        };
-        outputs.map_err(graph_error(file))
+        }
+    }
+
+    pub(crate) fn run(&self, file: &str, plan: &Plan, input: Tensor) -> Result<TVec<TValue>, RuntimeError> {
+        self.work(|| plan.run(tvec!(input.into()))).map_err(graph_error(file))
     }
 }
 
-/// A graph on one image, optimised for each input shape it meets; the plans of the latest shapes are kept.
-pub(crate) struct Plans {
+/// A graph on one image, built for each input shape that it meets; what was built for the latest shapes is kept.
+pub(crate) struct Plans<P = Plan> {
     model: InferenceModel,
-    plans: Mutex<Vec<((usize, usize), Plan)>>,
+    build: fn(InferenceModel) -> TractResult<P>,
+    plans: Mutex<Vec<((usize, usize), P)>>,
     max: usize,
 }
 
-impl Plans {
-    /// `bytes` bounds the size of its weights.
-    pub(crate) fn new(model: InferenceModel, bytes: u64) -> Self {
+impl<P: Clone> Plans<P> {
+    /// `bytes` bounds the size of the weights that each plan copies.
+    pub(crate) fn new(model: InferenceModel, build: fn(InferenceModel) -> TractResult<P>, bytes: u64) -> Self {
         let max = (PLAN_BYTES / bytes.max(1)).clamp(MIN_PLANS, MAX_PLANS) as usize;
-        Self { model, plans: Mutex::new(Vec::new()), max }
+        Self { model, build, plans: Mutex::new(Vec::new()), max }
     }
 
     /// The plan for `[1, 3, rows, columns]`.
-    pub(crate) fn plan(&self, rows: usize, columns: usize) -> TractResult<Plan> {
+    pub(crate) fn plan(&self, rows: usize, columns: usize) -> TractResult<P> {
         let lock = || self.plans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut plans = lock();
         if let Some(at) = plans.iter().position(|(shape, _)| *shape == (rows, columns)) {
@@ -73,7 +77,7 @@ impl Plans {
         drop(plans);
         let mut model = self.model.clone();
         model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
-        let plan = optimized(model)?.into_runnable()?;
+        let plan = (self.build)(model)?;
         let mut plans = lock();
         plans.retain(|(shape, _)| *shape != (rows, columns));
         if plans.len() >= self.max {
@@ -84,11 +88,36 @@ impl Plans {
     }
 }
 
-/// The graph with its convolutions on `omnilabel_conv` and all else as tract does it best.
-pub(crate) fn optimized(model: InferenceModel) -> TractResult<TypedModel> {
+/// The graph with its convolutions and fully connected layers on `omnilabel_conv` and all else as tract does it best.
+pub(crate) fn optimized(model: InferenceModel) -> TractResult<Plan> {
     let mut model = model.into_typed()?;
-    fuse_convolutions(&mut model)?;
-    model.into_decluttered()?.into_optimized()
+    fuse(&mut model)?;
+    model.into_decluttered()?.into_optimized()?.into_runnable()
+}
+
+/// A graph without the convolutions that end it.
+#[derive(Clone)]
+pub(crate) struct Cut {
+    pub(crate) plan: Plan,
+    /// Of each output, the convolution that was cut off, if one could be.
+    pub(crate) tails: Vec<Option<FusedConv>>,
+}
+
+/// The graph with each output taken before the 3×3 convolution that makes it, where one does, so that it can be computed in part.
+pub(crate) fn cut(model: InferenceModel) -> TractResult<Cut> {
+    let mut model = model.into_typed()?;
+    fuse(&mut model)?;
+    let mut outputs = model.outputs.clone();
+    let tail = |outlet: &mut OutletId| {
+        let node = model.node(outlet.node);
+        let tail = node.op_as::<FusedConv>().filter(|conv| conv.is_local())?;
+        *outlet = node.inputs[0];
+        Some(tail.clone())
+    };
+    let tails = outputs.iter_mut().map(tail).collect();
+    model.select_output_outlets(&outputs)?;
+    let plan = model.into_decluttered()?.into_optimized()?.into_runnable()?;
+    Ok(Cut { plan, tails })
 }
 
 /// A graph with one input, and of its outputs those that are named, in their order.

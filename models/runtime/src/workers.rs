@@ -40,7 +40,8 @@ impl Workers {
     ) -> Vec<Result<T, RuntimeError>> {
         match &self.0 {
             Some(pool) if pool.current_num_threads() > 1 && items.len() >= pool.current_num_threads() => {
-                pool.install(|| items.par_iter().map(&work).collect())
+                // Each by itself: views of several sizes take several times.
+                pool.install(|| items.par_iter().with_max_len(1).map(&work).collect())
             }
             _ => items.iter().map(work).collect(),
         }

@@ -2,7 +2,7 @@
 
 use crate::RuntimeError;
 use crate::pose::refuse;
-use crate::tract::{Engine, Plans, graph_error};
+use crate::tract::{Engine, Plans, graph_error, optimized};
 use omnilabel_bundle::{POSE_GRAPH, PoseSpec};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -45,7 +45,7 @@ impl TractPose {
         // Somebody else's file: tract may find it malformed by a panic.
         let load = || -> Result<Self, RuntimeError> {
             let (model, dynamic) = parse(path, &names, pose)?;
-            let plans = Plans::new(model, bytes);
+            let plans = Plans::new(model, optimized, bytes);
             // Operators that tract does not have are named now and not with the first frame.
             plans.plan(pose.height as usize, pose.width as usize).map_err(graph_error(POSE_GRAPH))?;
             Ok(Self { plans, names: names.clone(), dynamic, engine })
