@@ -10,8 +10,8 @@ use crate::{Finish, Geometry, Scalar, Threads};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Numbers of a block of patches: 512 KiB of f32.
-const BLOCK: usize = 131_072;
+/// Numbers of a block of patches and its sums: 768 KiB of f32.
+const BLOCK: usize = 196_608;
 /// Columns of a block, where the map allows: enough to reuse the packed weights.
 const COLUMNS: (usize, usize) = (96, 2_048);
 /// Fewer blocks than this leave threads idle.
@@ -29,7 +29,7 @@ pub(crate) struct Partition {
 impl Partition {
     pub(crate) fn new(g: &Geometry) -> Self {
         let plane = g.plane().max(1);
-        let columns = (BLOCK / g.patch().max(1)).clamp(COLUMNS.0, COLUMNS.1);
+        let columns = (BLOCK / (g.patch() + g.channels())).clamp(COLUMNS.0, COLUMNS.1);
         if plane * 2 <= columns {
             let images = (columns / plane).clamp(1, g.n.div_ceil(BLOCKS).max(1));
             return Self { part: plane, images };

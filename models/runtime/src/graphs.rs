@@ -1,6 +1,5 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
-use crate::fused::FusedConv;
 use crate::tract::{Cut, Engine, Plan, Plans, cut, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
 use std::ops::Range;
@@ -51,8 +50,8 @@ pub enum RuntimeError {
 /// Values, channels, rows and columns of one level.
 pub type FeatureLevel = (Vec<f32>, usize, usize, usize);
 
-/// Which rows and columns are needed of a level of the given index, rows and columns.
-pub type Needed<'a> = &'a (dyn Fn(usize, usize, usize) -> (Range<usize>, Range<usize>) + Sync);
+/// Which rows and columns are needed of an image's level, given the indices of both and the level's rows and columns.
+pub type Needed<'a> = &'a (dyn Fn(usize, usize, usize, usize) -> (Range<usize>, Range<usize>) + Sync);
 
 /// The backbone's outputs, one tensor per level.
 #[derive(Clone, Debug, Default)]
@@ -72,14 +71,15 @@ pub trait Graphs: Send + Sync {
     /// # Errors
     /// [`RuntimeError::Graph`].
     fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError>;
-    /// The features of [`Graphs::backbone`] for a view whose boxes are known. Of each level, only the rows and columns that `needed(level,
-    /// rows, columns)` names are looked at.
+    /// The features of [`Graphs::backbone`] for views whose boxes are known, `[n, 3, rows, columns]`, of each. Of each level, only what
+    /// `needed` names is looked at.
     ///
     /// # Errors
     /// [`RuntimeError::Graph`].
-    fn features(&self, image: &[f32], rows: usize, columns: usize, needed: Needed<'_>) -> Result<Vec<FeatureLevel>, RuntimeError> {
+    fn features(&self, images: &[f32], rows: usize, columns: usize, needed: Needed<'_>) -> Result<Vec<Vec<FeatureLevel>>, RuntimeError> {
         let _ = needed;
-        self.backbone(image, rows, columns).map(|output| output.features)
+        let one = (3 * rows * columns).max(1);
+        images.chunks_exact(one).map(|image| Ok(self.backbone(image, rows, columns)?.features)).collect()
     }
     /// Class logits `[r, 2]` and box deltas `[r, 8]` of `r` pooled RoIs.
     ///
@@ -156,7 +156,7 @@ impl TractGraphs {
 impl Graphs for TractGraphs {
     fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
         let input = Tensor::from_shape(&[1, 3, rows, columns], image).map_err(graph_error(BACKBONE))?;
-        let plan = self.backbone.plans.plan(rows, columns).map_err(graph_error(BACKBONE))?;
+        let plan = self.backbone.plans.plan(1, rows, columns).map_err(graph_error(BACKBONE))?;
         let outputs = self.engine.run(BACKBONE, &plan, input)?;
         let mut outputs = outputs.iter();
         let mut out = BackboneOutput::default();
@@ -183,22 +183,32 @@ impl Graphs for TractGraphs {
         Ok(out)
     }
 
-    fn features(&self, image: &[f32], rows: usize, columns: usize, needed: Needed<'_>) -> Result<Vec<FeatureLevel>, RuntimeError> {
-        let input = Tensor::from_shape(&[1, 3, rows, columns], image).map_err(graph_error(BACKBONE))?;
-        let cut = self.backbone.features.plan(rows, columns).map_err(graph_error(BACKBONE))?;
+    fn features(&self, images: &[f32], rows: usize, columns: usize, needed: Needed<'_>) -> Result<Vec<Vec<FeatureLevel>>, RuntimeError> {
+        let n = images.len() / (3 * rows * columns).max(1);
+        let input = Tensor::from_shape(&[n, 3, rows, columns], images).map_err(graph_error(BACKBONE))?;
+        let cut = self.backbone.features.plan(n, rows, columns).map_err(graph_error(BACKBONE))?;
         let outputs = self.engine.run(BACKBONE, &cut.plan, input)?;
-        let level = |(level, (value, tail)): (usize, (&TValue, &Option<FusedConv>))| {
-            let Some(tail) = tail else { return map_of(Some(value), &format!("features_{level}")).map(|(v, [c, h, w])| (v, c, h, w)) };
-            let [1, c, h, w] = *value.shape() else {
-                return Err(shape_error(&format!("features_{level} before its convolution"), value.shape(), "[1, c, h, w]"));
-            };
-            let (down, across) = needed(level, h, w);
-            let part = || tail.part(value.try_as_plain_ram()?.as_slice::<f32>()?, [c, h, w], down, across);
-            let part = self.engine.work(part).map_err(graph_error(BACKBONE))?;
-            let channels = part.len() / (h * w).max(1);
-            Ok((part, channels, h, w))
-        };
-        outputs.iter().zip(&cut.tails).enumerate().map(level).collect()
+        let mut found = vec![Vec::new(); n];
+        for (level, (value, tail)) in outputs.iter().zip(&cut.tails).enumerate() {
+            let name = format!("features_{level}");
+            let [images, c, h, w] = *value.shape() else { return Err(shape_error(&name, value.shape(), "[n, c, h, w]")) };
+            if images != n {
+                return Err(shape_error(&name, value.shape(), &format!("{n} images")));
+            }
+            for (image, found) in found.iter_mut().enumerate() {
+                let part = || -> TractResult<Vec<f32>> {
+                    let values = value.try_as_plain_ram()?;
+                    let values = &values.as_slice::<f32>()?[image * c * h * w..][..c * h * w];
+                    let Some(tail) = tail else { return Ok(values.to_vec()) };
+                    let (down, across) = needed(image, level, h, w);
+                    tail.part(values, [c, h, w], down, across)
+                };
+                let part = self.engine.work(part).map_err(graph_error(BACKBONE))?;
+                let channels = part.len() / (h * w).max(1);
+                found.push((part, channels, h, w));
+            }
+        }
+        Ok(found)
     }
 
     fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {

@@ -4,7 +4,7 @@ use crate::graphs::FeatureLevel;
 use crate::rcnn::Rcnn;
 use crate::{BackboneOutput, RuntimeError};
 use omnilabel_bundle::{GRAPHS, RoiSpec};
-use omnilabel_detect::frame::{Frame, transform};
+use omnilabel_detect::frame::{Frame, NetImage, transform};
 use omnilabel_detect::proposals::{LevelOutput, detections, proposals};
 use omnilabel_detect::roi::{FeatureMap, level, pool, reach};
 use omnilabel_keypoints::geometry::Rect;
@@ -60,25 +60,34 @@ impl Pass {
 }
 
 impl Pyramid {
-    /// The features of a view as far as the keypoints of `in_frame`, boxes in frame pixels, need them: neither RPN nor maps around
-    /// nobody.
-    pub(crate) fn around(rcnn: &Rcnn, frame: &Frame, view: View, in_frame: &[Rect]) -> Result<Self, RuntimeError> {
-        let image = rcnn.workers.install(|| transform(frame, &rcnn.input, view));
+    /// The features of views of one scale as far as the keypoints of `in_frame`, boxes in frame pixels, need them: neither RPN nor maps
+    /// around nobody.
+    pub(crate) fn around(rcnn: &Rcnn, frame: &Frame, views: &[View], in_frame: &[Rect]) -> Result<Vec<Self>, RuntimeError> {
         let (network, spec) = (&rcnn.network, rcnn.network.keypoint_roi);
-        let rois: Vec<Rect> = in_frame.iter().map(|&rect| image.geometry.net_from_frame_rect(rect)).collect();
-        let needed = |index: usize, rows: usize, columns: usize| {
+        let images: Vec<_> = rcnn.workers.install(|| views.iter().map(|view| transform(frame, &rcnn.input, *view)).collect());
+        let Some(first) = images.first() else { return Ok(Vec::new()) };
+        let to_net = |image: &NetImage| in_frame.iter().map(|&rect| image.geometry.net_from_frame_rect(rect)).collect();
+        let rois: Vec<Vec<Rect>> = images.iter().map(to_net).collect();
+        let needed = |image: usize, index: usize, rows: usize, columns: usize| {
             let scale = network.levels.get(index).map_or(1.0, |level| 1.0 / level.stride as f32);
-            let reached = rois.iter().filter(|roi| level(network, **roi) == index).map(|roi| reach(rows, columns, scale, *roi, spec));
+            let own = rois[image].iter().filter(|roi| level(network, **roi) == index);
             let join = |a: Range<usize>, b: Range<usize>| match (a.is_empty(), b.is_empty()) {
                 (true, _) => b,
                 (_, true) => a,
                 _ => a.start.min(b.start)..a.end.max(b.end),
             };
+            let reached = own.map(|roi| reach(rows, columns, scale, *roi, spec));
             reached.fold((0..0, 0..0), |(down, across), (y, x)| (join(down, y), join(across, x)))
         };
-        let features = rcnn.graphs.features(&image.data, image.rows, image.columns, &needed)?;
-        check_features(rcnn, &features)?;
-        Ok(Self { view, geometry: image.geometry, features })
+        let (rows, columns) = (first.rows, first.columns);
+        let data = images.iter().map(|image| image.data.as_slice()).collect::<Vec<_>>().concat();
+        let features = rcnn.graphs.features(&data, rows, columns, &needed)?;
+        expect(GRAPHS[0], "the number of images", features.len(), views.len())?;
+        let pyramid = |((view, image), features): ((&View, &NetImage), Vec<FeatureLevel>)| {
+            check_features(rcnn, &features)?;
+            Ok(Self { view: *view, geometry: image.geometry, features })
+        };
+        views.iter().zip(&images).zip(features).map(pyramid).collect()
     }
 
     /// Numbers held.

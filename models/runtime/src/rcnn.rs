@@ -105,23 +105,26 @@ impl Rcnn {
         }
         let to_base = self.geometry(frame, plan.base());
         let in_frame: Vec<Rect> = boxes.iter().map(|&(rect, _)| to_base.frame_from_net_rect(rect)).collect();
-        let pooled = |&view: &View| -> Result<Vec<f32>, RuntimeError> {
-            match known.iter().find(|pyramid| pyramid.view == view) {
-                Some(pyramid) => Ok(pyramid.keypoint_rois(self, &in_frame)),
-                None => Ok(Pyramid::around(self, frame, view, &in_frame)?.keypoint_rois(self, &in_frame)),
-            }
+        let pooled = |views: &&[View]| -> Result<Vec<Vec<f32>>, RuntimeError> {
+            let at_hand = |view: &View| known.iter().find(|pyramid| pyramid.view == *view);
+            let unknown: Vec<View> = views.iter().copied().filter(|view| at_hand(view).is_none()).collect();
+            let found = Pyramid::around(self, frame, &unknown, &in_frame)?;
+            let of = |view: &View| at_hand(view).or_else(|| found.iter().find(|pyramid| pyramid.view == *view));
+            Ok(views.iter().filter_map(of).map(|pyramid| pyramid.keypoint_rois(self, &in_frame)).collect())
         };
         let (k, side) = (self.skeleton.len(), self.side());
         let one = k * side * side;
         let mut sum = vec![0.0; boxes.len() * one];
         let mut points: Vec<Vec<Point>> = Vec::new();
-        // In groups: as many views as fill the keypoint head, and every worker. Summed in the order of the views, so that the result
-        // does not depend on the workers.
-        let group = HEAD_ROIS.div_ceil(boxes.len()).next_multiple_of(self.workers.count());
+        // A view and its mirror image go through the backbone together. In groups: as many views as fill the keypoint head, and every
+        // worker. Summed in the order of the views, so that the result does not depend on the workers.
+        let scales: Vec<&[View]> = plan.views.chunk_by(|a, b| a.short_side == b.short_side && a.flip != b.flip).collect();
+        let group = HEAD_ROIS.div_ceil(2 * boxes.len()).next_multiple_of(self.workers.count());
         let at_once = (HEAD_ROIS / boxes.len()).max(1);
-        for views in plan.views.chunks(group) {
-            let rois: Vec<Vec<f32>> = self.workers.each(views, pooled).into_iter().collect::<Result<_, _>>()?;
-            for (views, rois) in views.chunks(at_once).zip(rois.chunks(at_once)) {
+        for scales in scales.chunks(group) {
+            let rois: Vec<Vec<Vec<f32>>> = self.workers.each(scales, pooled).into_iter().collect::<Result<_, _>>()?;
+            let rois: Vec<Vec<f32>> = rois.into_iter().flatten().collect();
+            for (views, rois) in scales.concat().chunks(at_once).zip(rois.chunks(at_once)) {
                 let maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
                 let maps: Vec<(View, &[f32])> = views.iter().copied().zip(maps.chunks_exact(boxes.len() * one)).collect();
                 for view in self.workers.each(&maps, |(view, maps)| Ok(self.unflip(maps, *view, plan, &boxes))) {

@@ -49,11 +49,14 @@ impl Engine {
     }
 }
 
-/// A graph on one image, built for each input shape that it meets; what was built for the latest shapes is kept.
+/// Images, rows and columns of an input.
+type Shape = (usize, usize, usize);
+
+/// A graph on images, built for each input shape that it meets; what was built for the latest shapes is kept.
 pub(crate) struct Plans<P = Plan> {
     model: InferenceModel,
     build: fn(InferenceModel) -> TractResult<P>,
-    plans: Mutex<Vec<((usize, usize), P)>>,
+    plans: Mutex<Vec<(Shape, P)>>,
     max: usize,
 }
 
@@ -64,11 +67,11 @@ impl<P: Clone> Plans<P> {
         Self { model, build, plans: Mutex::new(Vec::new()), max }
     }
 
-    /// The plan for `[1, 3, rows, columns]`.
-    pub(crate) fn plan(&self, rows: usize, columns: usize) -> TractResult<P> {
+    /// The plan for `[n, 3, rows, columns]`.
+    pub(crate) fn plan(&self, n: usize, rows: usize, columns: usize) -> TractResult<P> {
         let lock = || self.plans.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut plans = lock();
-        if let Some(at) = plans.iter().position(|(shape, _)| *shape == (rows, columns)) {
+        if let Some(at) = plans.iter().position(|(shape, _)| *shape == (n, rows, columns)) {
             // The latest used lies last.
             plans[at..].rotate_left(1);
             return Ok(plans[plans.len() - 1].1.clone());
@@ -76,14 +79,14 @@ impl<P: Clone> Plans<P> {
         // Built without the lock, so that other shapes go on; two threads may build the same plan once.
         drop(plans);
         let mut model = self.model.clone();
-        model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
+        model.set_input_fact(0, f32::fact([n, 3, rows, columns]).into())?;
         let plan = (self.build)(model)?;
         let mut plans = lock();
-        plans.retain(|(shape, _)| *shape != (rows, columns));
+        plans.retain(|(shape, _)| *shape != (n, rows, columns));
         if plans.len() >= self.max {
             plans.remove(0);
         }
-        plans.push(((rows, columns), plan.clone()));
+        plans.push(((n, rows, columns), plan.clone()));
         Ok(plan)
     }
 }

@@ -47,7 +47,7 @@ impl TractPose {
             let (model, dynamic) = parse(path, &names, pose)?;
             let plans = Plans::new(model, optimized, bytes);
             // Operators that tract does not have are named now and not with the first frame.
-            plans.plan(pose.height as usize, pose.width as usize).map_err(graph_error(POSE_GRAPH))?;
+            plans.plan(1, pose.height as usize, pose.width as usize).map_err(graph_error(POSE_GRAPH))?;
             Ok(Self { plans, names: names.clone(), dynamic, engine })
         };
         std::panic::catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| Err(refuse("tract cannot read this graph".to_owned())))
@@ -56,7 +56,7 @@ impl TractPose {
 
 impl PoseGraph for TractPose {
     fn run(&self, input: &[f32], rows: usize, columns: usize) -> Result<Vec<PoseTensor>, RuntimeError> {
-        let plan = self.plans.plan(rows, columns).map_err(graph_error(POSE_GRAPH))?;
+        let plan = self.plans.plan(1, rows, columns).map_err(graph_error(POSE_GRAPH))?;
         let input = Tensor::from_shape(&[1, 3, rows, columns], input).map_err(graph_error(POSE_GRAPH))?;
         let outputs = self.engine.run(POSE_GRAPH, &plan, input)?;
         let tensor = |(value, name): (&TValue, &String)| {
