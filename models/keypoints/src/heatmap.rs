@@ -95,6 +95,18 @@ fn range(values: &[f32]) -> (f32, f32) {
     (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
+/// The first place of a value.
+fn position(values: &[f32], value: f32) -> Option<usize> {
+    let mut start = 0;
+    for chunk in values.chunks(4 * LANES) {
+        if chunk.iter().fold(false, |any, v| any | (*v == value)) {
+            return chunk.iter().position(|v| *v == value).map(|i| start + i);
+        }
+        start += chunk.len();
+    }
+    None
+}
+
 /// `Σ exp(v − highest)`.
 fn sum_of_exp(values: &[f32], highest: f32) -> f32 {
     let mut sums = [0.0; LANES];
@@ -261,7 +273,7 @@ impl Chunk {
 /// Column, row and value of the first maximum of the resized map, whose own maximum is `highest`.
 fn peak(map: &[f32], side: usize, columns: Axis, rows: Axis, highest: f32) -> Option<(usize, usize, f32)> {
     // A first candidate close to the answer makes the bound sharp from the start.
-    let brightest = map.iter().position(|v| *v == highest).unwrap_or(0);
+    let brightest = position(map, highest).unwrap_or(0);
     let (x, y) = (columns.nearest(brightest % side), rows.nearest(brightest / side));
     let ((cx, tx), (cy, ty)) = (columns.source(x), rows.source(y));
     let (xs, wx) = (columns.taps(cx), weights(tx));

@@ -119,16 +119,21 @@ impl Rcnn {
         // A view and its mirror image go through the backbone together. In groups: as many views as fill the keypoint head, and every
         // worker. Summed in the order of the views, so that the result does not depend on the workers.
         let scales: Vec<&[View]> = plan.views.chunk_by(|a, b| a.short_side == b.short_side && a.flip != b.flip).collect();
-        let group = HEAD_ROIS.div_ceil(2 * boxes.len()).next_multiple_of(self.workers.count());
-        let at_once = (HEAD_ROIS / boxes.len()).max(1);
-        for scales in scales.chunks(group) {
+        let (workers, at_once) = (self.workers.count(), (HEAD_ROIS / boxes.len()).max(1));
+        for scales in scales.chunks((at_once * workers / 2).max(workers)) {
             let rois: Vec<Vec<Vec<f32>>> = self.workers.each(scales, pooled).into_iter().collect::<Result<_, _>>()?;
             let rois: Vec<Vec<f32>> = rois.into_iter().flatten().collect();
-            for (views, rois) in scales.concat().chunks(at_once).zip(rois.chunks(at_once)) {
+            let views = scales.concat();
+            // A batch for each worker, unless it is too large.
+            let batch = views.len().div_ceil(workers).min(at_once);
+            let batches: Vec<(&[View], &[Vec<f32>])> = views.chunks(batch).zip(rois.chunks(batch)).collect();
+            let unflipped = |(views, rois): &(&[View], &[Vec<f32>])| -> Result<Vec<ViewMaps>, RuntimeError> {
                 let maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
-                let maps: Vec<(View, &[f32])> = views.iter().copied().zip(maps.chunks_exact(boxes.len() * one)).collect();
-                for view in self.workers.each(&maps, |(view, maps)| Ok(self.unflip(maps, *view, plan, &boxes))) {
-                    let view = view?;
+                let views = views.iter().zip(maps.chunks_exact(boxes.len() * one));
+                Ok(views.map(|(view, maps)| self.unflip(maps, *view, plan, &boxes)).collect())
+            };
+            for views in self.workers.each(&batches, unflipped) {
+                for view in views? {
                     sum.iter_mut().zip(&view.maps).for_each(|(sum, value)| *sum += value);
                     points.push(view.points);
                 }
