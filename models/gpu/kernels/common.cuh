@@ -12,6 +12,7 @@
 #define THREADS 256
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
@@ -21,6 +22,7 @@ typedef unsigned long long u64;
 #define PHASE for (int once = 1; once; once = 0, __syncthreads())
 #define INFINITY_F __int_as_float(0x7f800000)
 #define BITS(v) __float_as_uint(v)
+#define FLOAT(bits) __uint_as_float(bits)
 
 #else
 
@@ -38,11 +40,18 @@ static thread_local Index threadIdx, blockIdx, gridDim;
 #define __device__
 #define INFINITY_F __builtin_inff()
 #define BITS(v) bits_of(v)
+#define FLOAT(bits) float_of(bits)
 
 static inline u32 bits_of(float v) {
     u32 bits;
     memcpy(&bits, &v, sizeof bits);
     return bits;
+}
+
+static inline float float_of(u32 bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
 }
 
 static inline u32 atomicAdd(u32* at, u32 value) {

@@ -1,7 +1,7 @@
 //! The kernels on an NVIDIA GPU: compiled by NVRTC for the GPU at hand, once per process and GPU (0.7 s for all of them), launched by
 //! the driver. Both are loaded when they are asked for, and [`GpuError::Missing`] where there are none.
 
-use crate::{Arg, Device, GpuError, Kernel, SOURCE, THREADS};
+use crate::{Arg, Array, Device, Element, GpuError, Kernel, SOURCE, THREADS};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result as driver};
 use cudarc::nvrtc::{Ptx, result as nvrtc, sys as nvrtc_sys};
 use std::any::Any;
@@ -23,10 +23,8 @@ pub fn check() -> Result<(), GpuError> {
 ///
 /// # Errors
 /// [`GpuError::Missing`].
-#[expect(unsafe_code, reason = "opens a shared library")]
 pub fn check_driver() -> Result<(), GpuError> {
-    // SAFETY: opening NVIDIA's driver library runs nothing but its own initialisers.
-    if unsafe { cudarc::driver::sys::is_culib_present() } {
+    if has_driver() {
         return Ok(());
     }
     let hint = "install NVIDIA's driver (libcuda.so.1), and let a container see it".to_owned();
@@ -37,14 +35,40 @@ pub fn check_driver() -> Result<(), GpuError> {
 ///
 /// # Errors
 /// [`GpuError::Missing`].
-#[expect(unsafe_code, reason = "opens a shared library")]
 pub fn check_compiler() -> Result<(), GpuError> {
-    // SAFETY: as above, of NVIDIA's compiler library.
-    if unsafe { nvrtc_sys::is_culib_present() } {
+    if has_compiler() {
         return Ok(());
     }
     let hint = "install libnvrtc of the CUDA toolkit, or fetch it with deploy/cuda/fetch and set LD_LIBRARY_PATH".to_owned();
     Err(GpuError::Missing { what: "NVRTC", hint })
+}
+
+#[cfg(not(feature = "cuda-linked"))]
+#[expect(unsafe_code, reason = "opens a shared library")]
+fn has_driver() -> bool {
+    // SAFETY: opening NVIDIA's driver library runs nothing but its own initialisers.
+    unsafe { cudarc::driver::sys::is_culib_present() }
+}
+
+#[cfg(not(feature = "cuda-linked"))]
+#[expect(unsafe_code, reason = "opens a shared library")]
+fn has_compiler() -> bool {
+    // SAFETY: as above, of NVIDIA's compiler library.
+    unsafe { nvrtc_sys::is_culib_present() }
+}
+
+/// What is linked in a library's place (`deploy/cuda/lazy.c`) refuses everything where there is none.
+#[cfg(feature = "cuda-linked")]
+fn has_driver() -> bool {
+    driver::init() != Err(cudarc::driver::DriverError(cudarc::driver::sys::CUresult::CUDA_ERROR_STUB_LIBRARY))
+}
+
+#[cfg(feature = "cuda-linked")]
+#[expect(unsafe_code, reason = "NVRTC's functions take raw pointers")]
+fn has_compiler() -> bool {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: writes two numbers.
+    unsafe { nvrtc_sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().is_ok()
 }
 
 /// Machine code of all kernels for an architecture such as `sm_87`. Not PTX: a driver refuses the PTX of a newer toolkit than its own.
@@ -117,6 +141,18 @@ impl CudaBuffer {
     /// What keeps it allocated, if it is a `T`.
     pub fn owner<T: Any>(&self) -> Option<&T> {
         self.owner.downcast_ref()
+    }
+
+    /// What keeps it allocated, if it is a `T`.
+    pub fn into_owner<T: Any>(self) -> Option<T> {
+        self.owner.downcast().ok().map(|owner| *owner)
+    }
+}
+
+impl<T: Element> Array<CudaDevice, T> {
+    /// Where it lies in the GPU's memory.
+    pub fn address(&self) -> u64 {
+        self.buffer().address + self.start_bytes() as u64
     }
 }
 

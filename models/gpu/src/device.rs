@@ -100,6 +100,7 @@ pub trait Device: Send + Sync {
 mod sealed {
     pub trait Sealed {}
     impl Sealed for u8 {}
+    impl Sealed for u16 {}
     impl Sealed for u32 {}
     impl Sealed for u64 {}
     impl Sealed for f32 {}
@@ -108,6 +109,7 @@ mod sealed {
 /// What arrays hold.
 pub trait Element: sealed::Sealed + bytemuck::Pod {}
 impl Element for u8 {}
+impl Element for u16 {}
 impl Element for u32 {}
 impl Element for u64 {}
 impl Element for f32 {}
@@ -180,13 +182,23 @@ impl<D: Device, T: Element> Array<D, T> {
         self.len == 0
     }
 
+    /// The memory it lies in, where nobody else has it.
+    pub fn into_buffer(self) -> Option<D::Buffer> {
+        Arc::into_inner(self.buffer)
+    }
+
     /// The memory it lies in, of which it may be a part.
     pub fn buffer(&self) -> &Arc<D::Buffer> {
         &self.buffer
     }
 
     pub(crate) fn arg(&self) -> Arg<'_, D::Buffer> {
-        Arg::Buffer(&self.buffer, self.start * size_of::<T>())
+        Arg::Buffer(&self.buffer, self.start_bytes())
+    }
+
+    /// Where it begins in its memory.
+    pub(crate) fn start_bytes(&self) -> usize {
+        self.start * size_of::<T>()
     }
 }
 

@@ -10,6 +10,7 @@ pub const SOURCE: &str = concat!(
     include_str!("../kernels/boxes.cu"),
     include_str!("../kernels/roi.cu"),
     include_str!("../kernels/heatmap.cu"),
+    include_str!("../kernels/train.cu"),
 );
 
 macro_rules! kernels {
@@ -55,4 +56,22 @@ kernels! {
     Scale "scale",
     Decode "decode",
     Agreement "agreement",
+    ReluBackward "relu_backward",
+    AddRelu "add_relu",
+    AddBias "add_bias",
+    ScaleRows "scale_rows",
+    SumChannels "sum_channels",
+    RowProducts "row_products",
+    MaxPoolBackward "max_pool_backward",
+    DoubleNearest "double_nearest",
+    DoubleNearestBackward "double_nearest_backward",
+    DoubleBilinear "double_bilinear",
+    DoubleBilinearBackward "double_bilinear_backward",
+    BatchAlign "batch_align",
+    BatchAlignBackward "batch_align_backward",
+    SquareSums "square_sums",
+    Sgd "sgd",
+    Adamw "adamw",
+    ToBf16 "to_bf16",
+    FromBf16 "from_bf16",
 }

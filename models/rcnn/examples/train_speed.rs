@@ -56,7 +56,7 @@ fn layers() -> Result<()> {
     let (mut ours, mut theirs) = (0.0, 0.0);
     for (name, n, c, o, k, side, stride) in LAYERS {
         let (x, w) = (Var::from_tensor(&random(&[n, c, side, side])?)?, Var::from_tensor(&random(&[o, c, k, k])?)?);
-        let spec = ConvSpec { stride, padding: k / 2, groups: 1, relu: false };
+        let spec = ConvSpec { stride, ..ConvSpec::padded(k / 2) };
         let forward = best(|| conv2d(&x, &w, None, spec).map(drop))?;
         let both = best(|| conv2d(&x, &w, None, spec)?.sum_all()?.backward().map(drop))?;
         let stock = best(|| x.conv2d(&w, k / 2, stride, 1, 1)?.sum_all()?.backward().map(drop))?;

@@ -57,6 +57,13 @@ pub fn write_bundle(network: &Network, meta: &ExportMeta, dir: &Path) -> Result<
 /// # Errors
 /// As [`write_bundle`].
 pub fn write_bundle_as(network: &Network, meta: &ExportMeta, dir: &Path, precision: Precision) -> Result<Bundle, RcnnError> {
+    let copy;
+    let network = if network.params().device().is_cpu() {
+        network
+    } else {
+        copy = network.on_host()?;
+        &copy
+    };
     let config = network.config();
     if meta.skeleton.len() != config.keypoints {
         let (skeleton, network) = (meta.skeleton.len(), config.keypoints);

@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`config`] | every size of the network, and the presets |
+//! | [`device`] | what a network is trained on: the CPU or a GPU |
 //! | [`ops`] | convolution, RoIAlign, upsampling, pooling as `CustomOp`s with their own backward |
 //! | [`params`] | named parameters, safetensors in and out |
 //! | [`network`] | body, FPN, RPN head, box head, keypoint head |
@@ -16,6 +17,7 @@
 
 pub mod augment;
 pub mod config;
+pub mod device;
 pub mod export;
 pub mod import;
 pub mod losses;
@@ -53,6 +55,9 @@ pub enum RcnnError {
     /// A configuration that cannot be.
     #[error("configuration: {0}")]
     Config(String),
+    /// A device that there is not, or that cannot do what is asked of it.
+    #[error("training device: {0}")]
+    Device(String),
     /// A checkpoint of another run.
     #[error("{path}: {message}")]
     Checkpoint {

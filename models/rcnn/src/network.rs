@@ -14,6 +14,7 @@ mod layer;
 
 use crate::RcnnError;
 use crate::config::Config;
+use crate::device::Place;
 use crate::import::{self, Naming, read_checkpoint};
 use crate::ops::roi_align;
 use crate::params::Params;
@@ -58,6 +59,25 @@ impl Network {
     /// [`RcnnError::Config`].
     pub fn new(config: Config, seed: u64) -> Result<Self, RcnnError> {
         Self::build(config, Params::new(seed))
+    }
+
+    /// As [`Network::new`], on a device.
+    ///
+    /// # Errors
+    /// [`RcnnError::Config`], or the device's.
+    pub fn new_on(config: Config, seed: u64, place: &Place) -> Result<Self, RcnnError> {
+        Self::build(config, Params::new(seed).on(place.clone()))
+    }
+
+    /// A copy on the CPU.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn on_host(&self) -> Result<Self, RcnnError> {
+        let copy = Self::zeros(self.config.clone(), self.params.dtype())?;
+        let tensors = self.params.all().map(|(name, var)| (name.to_owned(), var.as_detached_tensor())).collect();
+        copy.params.assign(&tensors)?;
+        Ok(copy)
     }
 
     /// A network of zeros in `dtype`, f32 or, for gradient checks, f64: for whoever loads every tensor.

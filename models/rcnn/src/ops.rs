@@ -1,4 +1,5 @@
-//! Differentiable operations with their own forward and backward on the CPU, f32 and f64 (f64 is for gradient checks).
+//! Differentiable operations with their own forward and backward: on the CPU in f32 and f64 (f64 is for gradient checks), with the feature
+//! `cuda` also on an NVIDIA GPU.
 //!
 //! candle 0.11 lacks or miscomputes the gradients of several operations that a feature pyramid needs, and its convolution's
 //! backward runs at a tenth of its matrix product's speed. Everything here is a `CustomOp`, so it takes part in candle's graph; convolutions
@@ -17,16 +18,22 @@
 //! | [`roi_align`] | levels `[n, c, h, w]`, RoIs → `[r, c, q, q]` |
 
 mod conv;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod element;
 mod elementwise;
+#[cfg(any(test, feature = "cuda"))]
+mod kernels;
 mod linear;
 mod pool;
 mod roi;
 mod upsample;
 
 pub use conv::{ConvSpec, conv_transpose2d, conv2d};
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::open as open_cuda;
 pub use elementwise::{add_relu, scale_rows};
-pub use linear::linear;
+pub use linear::{linear, linear_in};
 pub use pool::{max_pool2d, subsample2};
 pub use roi::roi_align;
 pub use upsample::{upsample_bilinear2, upsample_nearest2};

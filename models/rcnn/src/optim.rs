@@ -1,7 +1,9 @@
 //! SGD and AdamW on the parameters' own memory, and learning-rate schedules.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
@@ -53,17 +55,49 @@ pub(crate) struct Optim {
     /// The parameters by name.
     pub(crate) vars: Vec<(String, Var)>,
     /// First moments (SGD: momentum).
-    pub(crate) first: Vec<Vec<f32>>,
+    pub(crate) first: Vec<Moments>,
     /// Second moments (AdamW).
-    pub(crate) second: Vec<Vec<f32>>,
+    pub(crate) second: Vec<Moments>,
+}
+
+/// As many numbers as a parameter has, where it lies.
+pub(crate) enum Moments {
+    Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Gpu(crate::ops::cuda::Moments),
+}
+
+impl Moments {
+    pub(crate) fn new(like: &Tensor, values: Vec<f32>) -> Result<Self> {
+        match like.device() {
+            Device::Cpu => Ok(Self::Host(values)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => Ok(Self::Gpu(crate::ops::cuda::Moments::new(like, &values)?)),
+            other => bail!("optimiser: a parameter on {other:?}"),
+        }
+    }
+
+    pub(crate) fn to_vec(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(values) => Ok(values.clone()),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(moments) => moments.to_vec(),
+        }
+    }
+}
+
+impl Default for Moments {
+    fn default() -> Self {
+        Self::Host(Vec::new())
+    }
 }
 
 impl Optim {
-    pub(crate) fn new(kind: Optimizer, weight_decay: f64, clip: Option<f64>, vars: Vec<(String, Var)>) -> Self {
-        let zeros = || vars.iter().map(|(_, var)| vec![0.0; var.elem_count()]).collect::<Vec<_>>();
-        let second = if kind == Optimizer::AdamW { zeros() } else { Vec::new() };
-        let first = zeros();
-        Self { kind, weight_decay, clip, vars, first, second }
+    pub(crate) fn new(kind: Optimizer, weight_decay: f64, clip: Option<f64>, vars: Vec<(String, Var)>) -> Result<Self> {
+        let zeros = || vars.iter().map(|(_, var)| Moments::new(var, vec![0.0; var.elem_count()])).collect::<Result<Vec<_>>>();
+        let second = if kind == Optimizer::AdamW { zeros()? } else { Vec::new() };
+        let first = zeros()?;
+        Ok(Self { kind, weight_decay, clip, vars, first, second })
     }
 
     /// Updates all parameters; `step` counts from 0. Returns the gradient's norm before clipping. A parameter that took no part has
@@ -73,11 +107,7 @@ impl Optim {
         for (_, var) in &self.vars {
             gradients.push(grads.get(var.as_tensor()).map(Tensor::contiguous).transpose()?);
         }
-        let mut squares = 0.0;
-        for gradient in gradients.iter().flatten() {
-            squares += square_norm(gradient)?;
-        }
-        let norm = squares.sqrt();
+        let norm = square_norms(&gradients)?.sqrt();
         if !norm.is_finite() {
             return Ok(norm);
         }
@@ -101,6 +131,18 @@ impl Optim {
     }
 }
 
+fn square_norms(gradients: &[Option<Tensor>]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if gradients.iter().flatten().any(|gradient| gradient.device().is_cuda()) {
+        return crate::ops::cuda::square_norm(gradients.iter().flatten());
+    }
+    let mut squares = 0.0;
+    for gradient in gradients.iter().flatten() {
+        squares += square_norm(gradient)?;
+    }
+    Ok(squares)
+}
+
 fn square_norm(tensor: &Tensor) -> Result<f64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(data)) = &*storage else { bail!("optimiser: expected f32 on the host") };
@@ -116,7 +158,18 @@ struct Update {
     decay: f64,
     scale: f32,
     step: u64,
-    moments: Mutex<(Vec<f32>, Vec<f32>)>,
+    moments: Mutex<(Moments, Moments)>,
+}
+
+impl Update {
+    /// What AdamW multiplies the weight with, its rate, and what it multiplies the root with: decay and bias corrections.
+    fn adamw(&self) -> [f32; 3] {
+        let t = self.step as i32 + 1;
+        let shrink = (1.0 - self.lr * self.decay) as f32;
+        let rate = (self.lr / (1.0 - 0.9f64.powi(t))) as f32;
+        let root = (1.0 / (1.0 - 0.999f64.powi(t)).sqrt()) as f32;
+        [shrink, rate, root]
+    }
 }
 
 impl InplaceOp2 for Update {
@@ -131,7 +184,11 @@ impl InplaceOp2 for Update {
         };
         let (w, g) = (&mut w[ws..we], &g[gs..ge]);
         let Ok(mut moments) = self.moments.lock() else { bail!("optimiser: a thread panicked during an update") };
-        let (first, second) = &mut *moments;
+        let (first, second) = match &mut *moments {
+            (Moments::Host(first), Moments::Host(second)) => (first, second),
+            #[cfg(feature = "cuda")]
+            _ => bail!("optimiser: the moments of a parameter on the CPU lie elsewhere"),
+        };
         if w.len() != g.len() || w.len() != first.len() {
             bail!("optimiser: {} weights, {} gradients, {} moments", w.len(), g.len(), first.len());
         }
@@ -147,10 +204,7 @@ impl InplaceOp2 for Update {
                 });
             }
             Optimizer::AdamW => {
-                let t = self.step as i32 + 1;
-                let shrink = (1.0 - self.lr * self.decay) as f32;
-                let rate = (self.lr / (1.0 - 0.9f64.powi(t))) as f32;
-                let root = (1.0 / (1.0 - 0.999f64.powi(t)).sqrt()) as f32;
+                let [shrink, rate, root] = self.adamw();
                 let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
                 w.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
                     for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
@@ -164,19 +218,34 @@ impl InplaceOp2 for Update {
         }
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, weights: &mut CudaStorage, wl: &Layout, gradient: &CudaStorage, gl: &Layout) -> Result<()> {
+        use crate::ops::cuda;
+        let Ok(moments) = self.moments.lock() else { bail!("optimiser: a thread panicked during an update") };
+        match (self.kind, &*moments) {
+            (Optimizer::Sgd, (Moments::Gpu(first), _)) => {
+                cuda::sgd((weights, wl), (gradient, gl), first, [self.lr as f32, self.decay as f32, self.scale])
+            }
+            (Optimizer::AdamW, (Moments::Gpu(first), Moments::Gpu(second))) => {
+                let [shrink, rate, root] = self.adamw();
+                cuda::adamw((weights, wl), (gradient, gl), [first, second], [self.scale, shrink, rate, root])
+            }
+            _ => bail!("optimiser: the moments of a parameter on the GPU lie elsewhere"),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     /// Minimises ½‖w − 3‖² for two parameters, one a matrix, and returns the first element after `steps`.
     fn minimise(kind: Optimizer, lr: f64, decay: f64, clip: Option<f64>, steps: u64) -> (f32, f32) {
         let matrix = Var::zeros((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
         let vector = Var::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap();
         let vars = vec![("m".to_owned(), matrix.clone()), ("v".to_owned(), vector.clone())];
-        let mut optim = Optim::new(kind, decay, clip, vars);
+        let mut optim = Optim::new(kind, decay, clip, vars).unwrap();
         for step in 0..steps {
             let half = |v: &Var| ((v.as_tensor() - 3.0).unwrap().sqr().unwrap().sum_all().unwrap() * 0.5).unwrap();
             let loss = (half(&matrix) + half(&vector)).unwrap();

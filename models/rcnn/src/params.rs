@@ -1,6 +1,7 @@
 //! Named parameters: torchvision's names, ordered by name, in and out of safetensors files.
 
 use crate::RcnnError;
+use crate::device::{Arithmetic, Place};
 pub use candle_core::DType;
 use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
@@ -31,24 +32,40 @@ struct Param {
     parameter: bool,
 }
 
-/// All tensors of a network by name, in the order of the names. On the CPU; f32, or f64 for gradient checks.
+/// All tensors of a network by name, in the order of the names. f32, or f64 for gradient checks on the CPU.
 #[derive(Debug)]
 pub struct Params {
     /// Without one, fresh tensors are 0.
     seed: Option<u64>,
     dtype: DType,
+    place: Place,
     map: BTreeMap<String, Param>,
 }
 
 impl Params {
     /// No parameters yet; fresh ones are drawn from `seed` and their name, so that neither order nor threads matter.
     pub fn new(seed: u64) -> Self {
-        Self { seed: Some(seed), dtype: DType::F32, map: BTreeMap::new() }
+        Self { seed: Some(seed), dtype: DType::F32, place: Place::cpu(), map: BTreeMap::new() }
     }
 
     /// No parameters yet; fresh ones are 0, for whoever loads all of them.
     pub fn zeros(dtype: DType) -> Self {
-        Self { seed: None, dtype, map: BTreeMap::new() }
+        Self { seed: None, dtype, place: Place::cpu(), map: BTreeMap::new() }
+    }
+
+    /// The same on a device, before any is added.
+    pub fn on(self, place: Place) -> Self {
+        Self { place, ..self }
+    }
+
+    /// The device that they lie on.
+    pub fn device(&self) -> &Device {
+        &self.place.device
+    }
+
+    /// What layers compute in.
+    pub(crate) fn arithmetic(&self) -> Arithmetic {
+        self.place.arithmetic
     }
 
     /// Adds a parameter and returns the handle that a layer computes with: part of the graph only when `trainable`. A value set
@@ -81,9 +98,9 @@ impl Params {
                     Fill::Uniform(bound) => (0..len).map(|_| rng.random_range(-bound..=bound)).collect(),
                     Fill::Normal(std) => (0..len).map(|_| std * normal(&mut rng)).collect(),
                 };
-                Var::from_tensor(&Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(self.dtype)?)?
+                Var::from_tensor(&Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(self.device())?)?
             }
-            None => Var::zeros(shape, self.dtype, &Device::Cpu)?,
+            None => Var::zeros(shape, self.dtype, self.device())?,
         };
         let handle = if trainable { var.as_tensor().clone() } else { var.as_detached_tensor() };
         self.map.insert(name.to_owned(), Param { var, trainable, parameter });
@@ -127,7 +144,7 @@ impl Params {
     pub fn set(&self, name: &str, values: &[f32]) -> Result<(), RcnnError> {
         match self.get(name) {
             Some(var) if var.elem_count() == values.len() => {
-                Ok(var.set(&Tensor::from_slice(values, var.shape(), &Device::Cpu)?.to_dtype(var.dtype())?)?)
+                Ok(var.set(&Tensor::from_slice(values, var.shape(), var.device())?.to_dtype(var.dtype())?)?)
             }
             Some(var) => Err(RcnnError::Config(format!("tensor `{name}` has {} values, got {}", var.elem_count(), values.len()))),
             None => Err(RcnnError::Config(format!("no tensor `{name}`"))),
@@ -177,7 +194,7 @@ impl Params {
         let mut skipped = Vec::new();
         for (name, var) in self.all() {
             match tensors.get(name) {
-                Some(tensor) if tensor.dims() == var.dims() => var.set(&tensor.to_dtype(var.dtype())?)?,
+                Some(tensor) if tensor.dims() == var.dims() => var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?,
                 _ => skipped.push(name.to_owned()),
             }
         }

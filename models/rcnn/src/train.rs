@@ -10,11 +10,12 @@ mod objective;
 use crate::RcnnError;
 use crate::augment::{Augment, Batch, Draw, Sample, prepare};
 use crate::config::Config;
+use crate::device::Place;
 use crate::network::Network;
 use crate::optim::Optim;
 pub use crate::optim::{Optimizer, Schedule, learning_rate};
 use crate::targets::{self, MatchRule, Purpose, Truth, generator};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use objective::objective;
 pub use objective::{Chosen, objective_on};
 use omnilabel_keypoints::geometry::Rect;
@@ -137,8 +138,16 @@ impl Run {
     /// # Errors
     /// See [`RcnnError`].
     pub fn new(config: Config, options: TrainOptions, flip: &[u8], init: &Init) -> Result<Self, RcnnError> {
+        Self::new_on(config, options, flip, init, &Place::cpu())
+    }
+
+    /// As [`Run::new`], on a device.
+    ///
+    /// # Errors
+    /// See [`RcnnError`].
+    pub fn new_on(config: Config, options: TrainOptions, flip: &[u8], init: &Init, place: &Place) -> Result<Self, RcnnError> {
         let network = match init {
-            Init::Seed(seed) | Init::File(_, seed) => Network::new(config, *seed)?,
+            Init::Seed(seed) | Init::File(_, seed) => Network::new_on(config, *seed, place)?,
         };
         if let Init::File(path, _) = init {
             network.init_from(path)?;
@@ -154,7 +163,7 @@ impl Run {
             return Err(RcnnError::Config(format!("the flip permutation has {} entries for {keypoints} keypoints", flip.len())));
         }
         let vars: Vec<(String, Var)> = network.params().trainable().map(|(name, var)| (name.to_owned(), var.clone())).collect();
-        let optim = Optim::new(options.optimizer, options.weight_decay, options.clip, vars);
+        let optim = Optim::new(options.optimizer, options.weight_decay, options.clip, vars)?;
         Ok(Self { network, options, flip: flip.to_vec(), optim, uncalibrated: false, step: 0 })
     }
 
@@ -202,7 +211,7 @@ impl Run {
 
     fn calibrate_on(&mut self, batch: &Batch) -> Result<(), RcnnError> {
         if std::mem::take(&mut self.uncalibrated) {
-            self.network.calibrate(&images(batch, batch.truths.len())?)?;
+            self.network.calibrate(&self.images(batch)?)?;
         }
         Ok(())
     }
@@ -240,10 +249,12 @@ impl Run {
             let keypoints = targets::keypoint_sample(&rois, truth, side, limit, &mut rng(image, Purpose::Keypoint));
             (rois, keypoints)
         };
-        objective(&self.network, &images(batch, batch.truths.len())?, &batch.truths, anchors, rois)
+        objective(&self.network, &self.images(batch)?, &batch.truths, anchors, rois)
     }
-}
 
-fn images(batch: &Batch, count: usize) -> Result<Tensor, RcnnError> {
-    Ok(Tensor::from_slice(&batch.data, (count, 3, batch.rows, batch.columns), &Device::Cpu)?)
+    /// `[n, 3, h, w]`, where the network is.
+    fn images(&self, batch: &Batch) -> Result<Tensor, RcnnError> {
+        let shape = (batch.truths.len(), 3, batch.rows, batch.columns);
+        Ok(Tensor::from_slice(&batch.data, shape, self.network.params().device())?)
+    }
 }

@@ -63,7 +63,7 @@ fn conv(x: [usize; 4], w: [usize; 4], spec: ConvSpec) {
     check(move |t| conv2d(&t[0], &t[1], Some(&t[2]), spec), &inputs);
 }
 
-const PLAIN: ConvSpec = ConvSpec { stride: 1, padding: 1, groups: 1, relu: false };
+const PLAIN: ConvSpec = ConvSpec::padded(1);
 
 #[test]
 fn conv2d_3x3() {
@@ -223,7 +223,7 @@ fn forward_agrees_with_candle() {
     let x = values(1, &[3, 8, 33, 31]);
     let w = values(2, &[12, 4, 3, 3]);
     for stride in [1, 2] {
-        let spec = ConvSpec { stride, padding: 1, groups: 2, relu: false };
+        let spec = ConvSpec { stride, groups: 2, ..PLAIN };
         close(conv2d(&x, &w, None, spec).unwrap(), x.conv2d(&w, 1, stride, 1, 2).unwrap());
     }
     let d = values(2, &[8, 5, 4, 4]);

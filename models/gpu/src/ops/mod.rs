@@ -4,11 +4,16 @@ mod boxes;
 mod heatmap;
 mod image;
 mod roi;
+mod train;
 
 pub use boxes::{Boxes, Level, detections, proposals};
 pub use heatmap::{MAX_SIDE, Maps, Mirror, agreement, decode, scale, unflip};
 pub use image::{Checks, FrameOn, max_pool, view_image};
 pub use roi::{Features, MapOn, pool};
+pub use train::{
+    BatchRois, Doubling, Pooling, SQUARES, adamw, add_bias, add_relu, double, double_backward, from_bf16, max_pool_backward, relu_backward,
+    row_products, scale_rows, sgd, square_sums, sum_channels, to_bf16,
+};
 
 use crate::device::blocks;
 use crate::{Arg, Array, Device, Element, GpuError, Kernel};

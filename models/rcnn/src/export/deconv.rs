@@ -59,7 +59,7 @@ mod tests {
         let random = |shape: &[usize]| Tensor::rand(-1f32, 1.0, shape, &Device::Cpu).unwrap();
         let (c, k, h, w) = (3, 2, 4, 5);
         let (x, weight, bias) = (random(&[2, c, h, w]), random(&[c, k, 4, 4]), random(&[k]));
-        let expected = conv_transpose2d(&x, &weight, Some(&bias), ConvSpec { stride: 2, padding: 1, groups: 1, relu: false }).unwrap();
+        let expected = conv_transpose2d(&x, &weight, Some(&bias), ConvSpec { stride: 2, ..ConvSpec::padded(1) }).unwrap();
         let (conv, conv_bias) = shuffled(&weight, &bias).unwrap();
         let y = conv2d(&x, &conv, Some(&conv_bias), ConvSpec::padded(1)).unwrap();
         let y = y.reshape(&[2, k, 2, 2, h, w][..]).unwrap().permute(vec![0, 1, 4, 2, 5, 3]).unwrap().reshape((2, k, 2 * h, 2 * w)).unwrap();

@@ -3,6 +3,7 @@
 use super::layer::{Conv, Linear, Shape};
 use crate::RcnnError;
 use crate::config::Config;
+use crate::device::Arithmetic;
 use crate::export::deconv::unshuffled;
 use crate::ops::{ConvSpec, conv_transpose2d, upsample_bilinear2};
 use crate::params::{Fill, Params};
@@ -82,10 +83,11 @@ pub(crate) struct KeypointHead {
     pub(crate) weight: Tensor,
     /// `[k]`.
     pub(crate) bias: Tensor,
+    arithmetic: Arithmetic,
 }
 
 /// Stride 2, padding 1: doubles the map with a kernel of [`DECONV_KERNEL`].
-pub(crate) const DECONV: ConvSpec = ConvSpec { stride: 2, padding: 1, groups: 1, relu: false };
+pub(crate) const DECONV: ConvSpec = ConvSpec { stride: 2, ..ConvSpec::padded(1) };
 /// Side of the transposed convolution's kernel.
 pub(crate) const DECONV_KERNEL: usize = 4;
 
@@ -105,7 +107,7 @@ impl KeypointHead {
         let shape = [input, config.keypoints, DECONV_KERNEL, DECONV_KERNEL];
         let weight = params.add(&format!("{deconv}.weight"), &shape, fill, true)?;
         let bias = params.add(&format!("{deconv}.bias"), &[config.keypoints], Fill::Constant(0.0), true)?;
-        Ok(Self { convs, deconv, weight, bias })
+        Ok(Self { convs, deconv, weight, bias, arithmetic: params.arithmetic() })
     }
 
     /// Names of the exported weight and bias, see [`crate::export::deconv`].
@@ -134,6 +136,7 @@ impl KeypointHead {
         for conv in &self.convs {
             x = conv.forward(&x)?;
         }
-        Ok(conv_transpose2d(&x, &self.weight, Some(&self.bias), DECONV)?)
+        let spec = ConvSpec { arithmetic: self.arithmetic, ..DECONV };
+        Ok(conv_transpose2d(&x, &self.weight, Some(&self.bias), spec)?)
     }
 }

@@ -1,6 +1,7 @@
 //! The layers that everything is made of.
 
 use crate::RcnnError;
+use crate::device::Arithmetic;
 use crate::ops::{self, ConvSpec};
 use crate::params::{Fill, Params};
 use candle_core::Tensor;
@@ -47,6 +48,11 @@ impl Shape {
 
     pub(crate) fn relu(mut self) -> Self {
         self.spec.relu = true;
+        self
+    }
+
+    fn computed_in(mut self, arithmetic: Arithmetic) -> Self {
+        self.spec.arithmetic = arithmetic;
         self
     }
 
@@ -98,6 +104,7 @@ pub(crate) struct Conv {
 impl Conv {
     /// With a bias that starts at 0.
     pub(crate) fn with_bias(params: &mut Params, name: &str, shape: Shape, fill: Fill) -> Result<Self, RcnnError> {
+        let shape = shape.computed_in(params.arithmetic());
         let weight = params.add(&format!("{name}.weight"), &shape.weight(), fill, true)?;
         let bias = params.add(&format!("{name}.bias"), &[shape.output], Fill::Constant(0.0), true)?;
         Ok(Self { name: name.to_owned(), shape, weight, bias: Some(bias), norm: None })
@@ -105,6 +112,7 @@ impl Conv {
 
     /// With a frozen batch-norm named `norm`.
     pub(crate) fn with_norm(params: &mut Params, name: &str, norm: &str, shape: Shape, train: Train) -> Result<Self, RcnnError> {
+        let shape = shape.computed_in(params.arithmetic());
         let weight = params.add(&format!("{name}.weight"), &shape.weight(), shape.he_fan_out(), train.weight)?;
         let mut vector = |field: &str, value, trained| {
             let (name, fill) = (format!("{norm}.{field}"), Fill::Constant(value));
@@ -199,6 +207,7 @@ pub(crate) struct Linear {
     pub(crate) weight: Tensor,
     pub(crate) bias: Tensor,
     pub(crate) relu: bool,
+    arithmetic: Arithmetic,
 }
 
 impl Linear {
@@ -207,10 +216,10 @@ impl Linear {
         let fill = Fill::Uniform(1.0 / (inputs as f32).sqrt());
         let weight = params.add(&format!("{name}.weight"), &[outputs, inputs], fill, true)?;
         let bias = params.add(&format!("{name}.bias"), &[outputs], fill, true)?;
-        Ok(Self { name: name.to_owned(), weight, bias, relu })
+        Ok(Self { name: name.to_owned(), weight, bias, relu, arithmetic: params.arithmetic() })
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, RcnnError> {
-        Ok(ops::linear(x, &self.weight, &self.bias, self.relu)?)
+        Ok(ops::linear_in(x, &self.weight, &self.bias, self.relu, self.arithmetic)?)
     }
 }

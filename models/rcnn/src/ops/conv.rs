@@ -1,6 +1,11 @@
 //! Convolution and transposed convolution with fused bias and ReLU.
 
 use super::element::{dispatch, elements, optional, slice};
+#[cfg(feature = "cuda")]
+use super::{cuda, kernels};
+use crate::device::Arithmetic;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 use omnilabel_conv::{Finish, Geometry, Scalar, Threads, Wanted, backward, forward, positive, relu_backward};
@@ -16,12 +21,14 @@ pub struct ConvSpec {
     pub groups: usize,
     /// Whether ReLU follows.
     pub relu: bool,
+    /// What the products are computed in, on a GPU.
+    pub arithmetic: Arithmetic,
 }
 
 impl ConvSpec {
     /// Stride 1, one group, no ReLU.
     pub const fn padded(padding: usize) -> Self {
-        Self { stride: 1, padding, groups: 1, relu: false }
+        Self { stride: 1, padding, groups: 1, relu: false, arithmetic: Arithmetic::F32 }
     }
 
     /// The same with a ReLU behind it.
@@ -58,7 +65,7 @@ fn bias_or_zeros(bias: Option<&Tensor>, channels: usize, x: &Tensor) -> Result<T
     }
 }
 
-fn geometry(x: &[usize], weight: &[usize], spec: ConvSpec) -> Result<Geometry> {
+pub(super) fn geometry(x: &[usize], weight: &[usize], spec: ConvSpec) -> Result<Geometry> {
     let (&[n, c, h, w], &[o, inner, kh, kw]) = (x, weight) else {
         bail!("conv2d: input {x:?} and weight {weight:?}, both need four dimensions");
     };
@@ -70,7 +77,7 @@ fn geometry(x: &[usize], weight: &[usize], spec: ConvSpec) -> Result<Geometry> {
 }
 
 /// The geometry of the convolution whose input gradient the transposed convolution is.
-fn transposed(x: &[usize], weight: &[usize], spec: ConvSpec) -> Result<Geometry> {
+pub(super) fn transposed(x: &[usize], weight: &[usize], spec: ConvSpec) -> Result<Geometry> {
     let (&[n, o, oh, ow], &[inner, c, kh, kw]) = (x, weight) else {
         bail!("conv_transpose2d: input {x:?} and weight {weight:?}, both need four dimensions");
     };
@@ -117,11 +124,31 @@ impl CustomOp3 for Conv {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let g = geometry(xl.dims(), wl.dims(), self.spec)?;
+        let y = cuda::forward([(x, xl), (w, wl), (b, bl)], |e, operands| kernels::conv(e, self.spec, &g, operands))?;
+        Ok((y, Shape::from((g.n, g.o, g.oh, g.ow))))
+    }
+
     fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let g = geometry(x.dims(), w.dims(), self.spec)?;
         let wanted = Wanted { input: x.track_op(), weight: w.track_op(), bias: b.track_op() };
         let name = self.name();
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let f = |e: &_, tensors| kernels::conv_backward(e, self.spec, &g, tensors, wanted);
+            return cuda::backward([x, w, y, &grad], [x, w, b], f).map(Gradients::from);
+        }
         let ((xg, xl), (wg, wl), (yg, yl), (gg, gl)) =
             (x.storage_and_layout(), w.storage_and_layout(), y.storage_and_layout(), grad.storage_and_layout());
         dispatch!(name, x.dtype(), T => {
@@ -166,10 +193,31 @@ impl CustomOp3 for ConvTranspose {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let g = transposed(xl.dims(), wl.dims(), self.spec)?;
+        let y = cuda::forward([(x, xl), (w, wl), (b, bl)], |e, operands| kernels::conv_transpose(e, self.spec, &g, operands))?;
+        Ok((y, Shape::from((g.n, g.c, g.h, g.w))))
+    }
+
     fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let g = transposed(x.dims(), w.dims(), self.spec)?;
         let name = self.name();
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let wanted = Wanted { input: x.track_op(), weight: w.track_op(), bias: b.track_op() };
+            let f = |e: &_, tensors| kernels::conv_transpose_backward(e, self.spec, &g, tensors, wanted);
+            return cuda::backward([x, w, y, &grad], [x, w, b], f).map(Gradients::from);
+        }
         let ((xg, xl), (wg, wl), (yg, yl), (gg, gl)) =
             (x.storage_and_layout(), w.storage_and_layout(), y.storage_and_layout(), grad.storage_and_layout());
         dispatch!(name, x.dtype(), T => {

@@ -82,6 +82,17 @@ macro_rules! unary_op {
                 })
             }
 
+            #[cfg(feature = "cuda")]
+            fn cuda_fwd(
+                &self,
+                storage: &candle_core::CudaStorage,
+                layout: &candle_core::Layout,
+            ) -> candle_core::Result<(candle_core::CudaStorage, candle_core::Shape)> {
+                use crate::ops::kernels::Unary;
+                let y = crate::ops::cuda::forward([(storage, layout)], |e, [x]| self.forward_on(e, x, layout.dims()))?;
+                Ok((y, candle_core::Shape::from(self.out_dims(layout.dims()))))
+            }
+
             fn bwd(
                 &self,
                 input: &candle_core::Tensor,
@@ -92,6 +103,12 @@ macro_rules! unary_op {
                     return Ok(None);
                 }
                 let grad = grad.contiguous()?;
+                #[cfg(feature = "cuda")]
+                if input.device().is_cuda() {
+                    use crate::ops::kernels::Unary;
+                    let f = |e: &_, [x, grad]: [&_; 2]| Ok([Some(self.backward_on(e, x, grad, input.dims())?)]);
+                    return crate::ops::cuda::backward([input, &grad], [input], f).map(|[dx]| dx);
+                }
                 let ((ig, il), (og, ol), (gg, gl)) = (input.storage_and_layout(), output.storage_and_layout(), grad.storage_and_layout());
                 crate::ops::element::dispatch!($name, input.dtype(), T => {
                     use crate::ops::element::elements;

@@ -1,6 +1,10 @@
 //! Sums with ReLU, and the scaling of rows (a frozen batch-norm folded into a weight).
 
 use super::element::{Element, dispatch, elements, slice, tensor};
+#[cfg(feature = "cuda")]
+use super::{cuda, kernels};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 use omnilabel_conv::{positive, relu_backward};
@@ -49,9 +53,19 @@ impl CustomOp2 for AddRelu {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, a: &CudaStorage, al: &Layout, b: &CudaStorage, bl: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((cuda::forward([(a, al), (b, bl)], |e, [a, b]| kernels::add_relu(e, a, b))?, al.shape().clone()))
+    }
+
     fn bwd(&self, _: &Tensor, _: &Tensor, y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let name = self.name();
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if y.device().is_cuda() {
+            let f = |e: &_, [y, grad]: [&_; 2]| Ok([Some(kernels::add_relu_backward(e, y, grad)?)]);
+            return cuda::backward([y, &grad], [y], f).map(|[masked]| (masked.clone(), masked));
+        }
         let ((yg, yl), (gg, gl)) = (y.storage_and_layout(), grad.storage_and_layout());
         dispatch!(name, y.dtype(), T => {
             let masked = tensor(relu_backward::<T>(elements(name, &yg, yl)?, elements(name, &gg, gl)?), y.shape())?;
@@ -77,9 +91,20 @@ impl CustomOp2 for ScaleRows {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, xl: &Layout, s: &CudaStorage, sl: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((cuda::forward([(x, xl), (s, sl)], |e, [x, s]| kernels::scale_rows(e, x, s))?, xl.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, s: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let name = self.name();
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let wanted = [x.track_op(), s.track_op()];
+            let f = |e: &_, tensors| kernels::scale_rows_backward(e, tensors, wanted);
+            return cuda::backward([x, s, &grad], [x, s], f).map(|[dx, ds]| (dx, ds));
+        }
         let ((xg, xl), (sg, sl), (gg, gl)) = (x.storage_and_layout(), s.storage_and_layout(), grad.storage_and_layout());
         dispatch!(name, x.dtype(), T => {
             let (x_data, s_data, dy): (&[T], &[T], &[T]) =

@@ -1,6 +1,11 @@
 //! The fully connected layer with fused bias and ReLU.
 
 use super::element::{dispatch, elements, optional, slice};
+#[cfg(feature = "cuda")]
+use super::{cuda, kernels};
+use crate::device::Arithmetic;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 use omnilabel_conv::{Finish, Threads, Wanted, dense, dense_backward, relu_backward};
@@ -10,8 +15,16 @@ use omnilabel_conv::{Finish, Threads, Wanted, dense, dense_backward, relu_backwa
 /// # Errors
 /// When shapes or types do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, relu: bool) -> Result<Tensor> {
+    linear_in(x, weight, bias, relu, Arithmetic::F32)
+}
+
+/// As [`linear`]; on a GPU the products are computed in `arithmetic`.
+///
+/// # Errors
+/// When shapes or types do not fit.
+pub fn linear_in(x: &Tensor, weight: &Tensor, bias: &Tensor, relu: bool, arithmetic: Arithmetic) -> Result<Tensor> {
     dims(x.dims(), weight.dims(), bias.dims())?;
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear { relu })
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear { relu, arithmetic })
 }
 
 fn dims(x: &[usize], w: &[usize], b: &[usize]) -> Result<(usize, usize, usize)> {
@@ -23,6 +36,18 @@ fn dims(x: &[usize], w: &[usize], b: &[usize]) -> Result<(usize, usize, usize)> 
 
 struct Linear {
     relu: bool,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a GPU's"))]
+    arithmetic: Arithmetic,
+}
+
+#[cfg(feature = "cuda")]
+impl Linear {
+    fn dense(&self, (r, i, o): (usize, usize, usize)) -> Result<kernels::Dense> {
+        if r * i * o == 0 {
+            bail!("linear: nothing to multiply, {r} rows of {i} for {o} outputs");
+        }
+        Ok(kernels::Dense { r, i, o, relu: self.relu, arithmetic: self.arithmetic })
+    }
 }
 
 impl CustomOp3 for Linear {
@@ -48,6 +73,21 @@ impl CustomOp3 for Linear {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let dense = self.dense(dims(xl.dims(), wl.dims(), bl.dims())?)?;
+        let y = cuda::forward([(x, xl), (w, wl), (b, bl)], |e, operands| kernels::dense(e, dense, operands))?;
+        Ok((y, Shape::from((dense.r, dense.o))))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -59,6 +99,13 @@ impl CustomOp3 for Linear {
         let (r, i, o) = dims(x.dims(), w.dims(), b.dims())?;
         let name = self.name();
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let dense = self.dense((r, i, o))?;
+            let wanted = Wanted { input: x.track_op(), weight: w.track_op(), bias: b.track_op() };
+            let f = |e: &_, tensors| kernels::dense_backward(e, dense, tensors, wanted);
+            return cuda::backward([x, w, y, &grad], [x, w, b], f).map(Into::into);
+        }
         let ((xg, xl), (wg, wl), (yg, yl), (gg, gl)) =
             (x.storage_and_layout(), w.storage_and_layout(), y.storage_and_layout(), grad.storage_and_layout());
         dispatch!(name, x.dtype(), T => {

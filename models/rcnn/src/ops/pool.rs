@@ -25,14 +25,14 @@ pub fn subsample2(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(MaxPool { kernel: 1, stride: 2, padding: 0 })
 }
 
-struct MaxPool {
-    kernel: usize,
-    stride: usize,
-    padding: usize,
+pub(super) struct MaxPool {
+    pub(super) kernel: usize,
+    pub(super) stride: usize,
+    pub(super) padding: usize,
 }
 
 impl MaxPool {
-    fn out(&self, size: usize) -> usize {
+    pub(super) fn out(&self, size: usize) -> usize {
         (size + 2 * self.padding - self.kernel) / self.stride + 1
     }
 

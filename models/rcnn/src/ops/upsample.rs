@@ -22,7 +22,7 @@ pub fn upsample_bilinear2(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Bilinear)
 }
 
-struct Nearest;
+pub(super) struct Nearest;
 
 impl Nearest {
     fn forward<T: Element>(&self, x: &[T], dims: &[usize]) -> (Vec<T>, Vec<usize>) {
@@ -55,7 +55,7 @@ impl Nearest {
 
 unary_op!(Nearest, "upsample_nearest2");
 
-struct Bilinear;
+pub(super) struct Bilinear;
 
 /// Output `o` lies a quarter of a cell from the centre of source `near` and three quarters from that of `far`.
 fn sources(o: usize, size: usize) -> (usize, usize) {

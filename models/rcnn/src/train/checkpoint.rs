@@ -3,8 +3,10 @@
 use super::{Run, TrainOptions};
 use crate::RcnnError;
 use crate::config::Config;
+use crate::device::Place;
 use crate::network::Network;
-use candle_core::{Device, Tensor};
+use crate::optim::Moments;
+use candle_core::Tensor;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
@@ -47,9 +49,9 @@ impl Run {
             parts.push((format!("{WEIGHT}{name}"), var.dims().to_vec(), bytes(&weights)));
         }
         for (index, (name, var)) in self.optim.vars.iter().enumerate() {
-            parts.push((format!("{FIRST}{name}"), var.dims().to_vec(), bytes(&self.optim.first[index])));
+            parts.push((format!("{FIRST}{name}"), var.dims().to_vec(), bytes(&self.optim.first[index].to_vec()?)));
             if let Some(second) = self.optim.second.get(index) {
-                parts.push((format!("{SECOND}{name}"), var.dims().to_vec(), bytes(second)));
+                parts.push((format!("{SECOND}{name}"), var.dims().to_vec(), bytes(&second.to_vec()?)));
             }
         }
         let bad = |message: String| RcnnError::Checkpoint { path: path.to_owned(), message };
@@ -72,6 +74,14 @@ impl Run {
     /// # Errors
     /// [`RcnnError::Checkpoint`] when the configuration or options differ.
     pub fn resume(dir: &Path, config: Config, options: TrainOptions, flip: &[u8]) -> Result<Self, RcnnError> {
+        Self::resume_on(dir, config, options, flip, &Place::cpu())
+    }
+
+    /// As [`Run::resume`], on a device, which may be another than the run was begun on.
+    ///
+    /// # Errors
+    /// As [`Run::resume`].
+    pub fn resume_on(dir: &Path, config: Config, options: TrainOptions, flip: &[u8], place: &Place) -> Result<Self, RcnnError> {
         let path = dir.join(FILE);
         let bad = |message: String| RcnnError::Checkpoint { path: path.clone(), message };
         let bytes = std::fs::read(&path).map_err(|source| io(&path, source))?;
@@ -88,7 +98,7 @@ impl Run {
         let step = field("step")?.parse().map_err(|e| bad(format!("`step`: {e}")))?;
         let uncalibrated = field("uncalibrated")?.parse().map_err(|e| bad(format!("`uncalibrated`: {e}")))?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
-        let network = Network::new(config, 0)?;
+        let network = Network::new_on(config, 0, place)?;
         let mut run = Self::assemble(network, options, flip)?;
         let values = |prefix: &str, name: &str, shape: &[usize]| {
             let view = tensors.tensor(&format!("{prefix}{name}")).map_err(|e| bad(format!("{prefix}{name}: {e}")))?;
@@ -99,13 +109,13 @@ impl Run {
         };
         for (name, var) in run.network.params().all() {
             let shape = var.dims();
-            var.set(&Tensor::from_vec(values(WEIGHT, name, shape)?, shape, &Device::Cpu)?)?;
+            var.set(&Tensor::from_vec(values(WEIGHT, name, shape)?, shape, var.device())?)?;
         }
         let optim = &mut run.optim;
         for (index, (name, var)) in optim.vars.iter().enumerate() {
-            optim.first[index] = values(FIRST, name, var.dims())?;
+            optim.first[index] = Moments::new(var, values(FIRST, name, var.dims())?)?;
             if let Some(second) = optim.second.get_mut(index) {
-                *second = values(SECOND, name, var.dims())?;
+                *second = Moments::new(var, values(SECOND, name, var.dims())?)?;
             }
         }
         run.step = step;
