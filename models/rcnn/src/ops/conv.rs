@@ -146,8 +146,8 @@ impl CustomOp3 for Conv {
         let grad = grad.contiguous()?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let f = |e: &_, tensors| kernels::conv_backward(e, self.spec, &g, tensors, wanted);
-            return cuda::backward([x, w, y, &grad], [x, w, b], f).map(Gradients::from);
+            return cuda::backward([x, w, y, &grad], [x, w, b], |e, tensors| kernels::conv_backward(e, self.spec, &g, tensors, wanted))
+                .map(Gradients::from);
         }
         let ((xg, xl), (wg, wl), (yg, yl), (gg, gl)) =
             (x.storage_and_layout(), w.storage_and_layout(), y.storage_and_layout(), grad.storage_and_layout());
@@ -215,8 +215,10 @@ impl CustomOp3 for ConvTranspose {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             let wanted = Wanted { input: x.track_op(), weight: w.track_op(), bias: b.track_op() };
-            let f = |e: &_, tensors| kernels::conv_transpose_backward(e, self.spec, &g, tensors, wanted);
-            return cuda::backward([x, w, y, &grad], [x, w, b], f).map(Gradients::from);
+            return cuda::backward([x, w, y, &grad], [x, w, b], |e, tensors| {
+                kernels::conv_transpose_backward(e, self.spec, &g, tensors, wanted)
+            })
+            .map(Gradients::from);
         }
         let ((xg, xl), (wg, wl), (yg, yl), (gg, gl)) =
             (x.storage_and_layout(), w.storage_and_layout(), y.storage_and_layout(), grad.storage_and_layout());

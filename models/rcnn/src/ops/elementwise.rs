@@ -102,8 +102,8 @@ impl CustomOp2 for ScaleRows {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             let wanted = [x.track_op(), s.track_op()];
-            let f = |e: &_, tensors| kernels::scale_rows_backward(e, tensors, wanted);
-            return cuda::backward([x, s, &grad], [x, s], f).map(|[dx, ds]| (dx, ds));
+            return cuda::backward([x, s, &grad], [x, s], |e, tensors| kernels::scale_rows_backward(e, tensors, wanted))
+                .map(|[dx, ds]| (dx, ds));
         }
         let ((xg, xl), (sg, sl), (gg, gl)) = (x.storage_and_layout(), s.storage_and_layout(), grad.storage_and_layout());
         dispatch!(name, x.dtype(), T => {

@@ -103,8 +103,8 @@ impl CustomOp3 for Linear {
         if x.device().is_cuda() {
             let dense = self.dense((r, i, o))?;
             let wanted = Wanted { input: x.track_op(), weight: w.track_op(), bias: b.track_op() };
-            let f = |e: &_, tensors| kernels::dense_backward(e, dense, tensors, wanted);
-            return cuda::backward([x, w, y, &grad], [x, w, b], f).map(Into::into);
+            return cuda::backward([x, w, y, &grad], [x, w, b], |e, tensors| kernels::dense_backward(e, dense, tensors, wanted))
+                .map(Into::into);
         }
         let ((xg, xl), (wg, wl), (yg, yl), (gg, gl)) =
             (x.storage_and_layout(), w.storage_and_layout(), y.storage_and_layout(), grad.storage_and_layout());
