@@ -20,6 +20,7 @@ use omnilabel_keypoints::label::Thresholds;
 use omnilabel_rcnn::RcnnError;
 use omnilabel_rcnn::augment::Sample;
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::device::Compute;
 use omnilabel_rcnn::optim::learning_rate;
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, Losses, Run, TrainOptions};
@@ -119,6 +120,9 @@ pub struct ArmConfig {
     /// Precision of the weights in the bundle.
     #[serde(default)]
     pub weights: Precision,
+    /// What it is trained on; it may differ from one resumption to the next.
+    #[serde(skip)]
+    pub compute: Compute,
 }
 
 /// Thresholds of a model that is not calibrated.
@@ -243,10 +247,14 @@ fn steps(
     let checkpoint = arm.out.join("checkpoint");
     let options = &arm.options;
     let flip = manual.skeleton.flip();
+    let place = arm.compute.open()?;
+    if let Some(why) = &place.instead {
+        tracing::warn!("trained on the processor: {why}");
+    }
     let mut run = if Run::has_checkpoint(&checkpoint) {
-        Run::resume(&checkpoint, arm.network.clone(), options.clone(), flip)?
+        Run::resume_on(&checkpoint, arm.network.clone(), options.clone(), flip, &place)?
     } else {
-        Run::new(arm.network.clone(), options.clone(), flip, &arm.init)?
+        Run::new_on(arm.network.clone(), options.clone(), flip, &arm.init, &place)?
     };
     let mut mix = Mix::new(options.seed, options.batch, manual.items.len(), generated.map_or(0, |g| g.items.len()))?;
     let first = run.step_index();

@@ -23,6 +23,7 @@ use crate::samples::{LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::device::Compute;
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, TrainOptions};
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,8 @@ pub struct DistillConfig {
     pub student_options: TrainOptions,
     /// The first weights of every arm.
     pub init: Init,
+    /// What every arm is trained on.
+    pub compute: Compute,
     /// The teacher's views.
     pub views: Views,
     /// How τ is chosen.
@@ -256,6 +259,7 @@ impl Method<'_> {
             parent: None,
             golden: 2,
             weights: Precision::F32,
+            compute: self.config.compute,
         };
         match train_arm(&arm, manual, generated, &mut |report| (self.event)(Event::Step(report)), self.cancel)? {
             ArmOutcome::Finished(bundle) => Ok(Some(*bundle)),

@@ -41,6 +41,7 @@ fn arm(out: &Path, steps: u64) -> ArmConfig {
         parent: None,
         golden: 2,
         weights: omnilabel_rcnn::params::Precision::F32,
+        compute: omnilabel_rcnn::device::Compute::default(),
     }
 }
 
@@ -149,6 +150,7 @@ fn method(labelled: Dataset, unlabelled: Dataset, val: Dataset, out: &Path) -> D
         teacher_options: options(6),
         student_options: options(3),
         init: Init::Seed(3),
+        compute: omnilabel_rcnn::device::Compute::default(),
         views: Views { scales: vec![64], flip: true, ..Views::default() },
         mode: Mode::Paper,
         ignore_from: Some(0.5),

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::ensemble::Average;
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::device::{Arithmetic, Compute, TrainDevice};
 use omnilabel_rcnn::train::{Init, TrainOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -107,6 +108,27 @@ pub(super) struct TrainFlags {
     /// Seed of everything random but the first weights
     #[arg(long)]
     seed: Option<u64>,
+    /// What is trained on; `auto` is the GPU if it can be used
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceArg,
+    /// What a GPU computes products in; weights and losses are f32 either way
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionArg,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum DeviceArg {
+    #[default]
+    Cpu,
+    Cuda,
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum PrecisionArg {
+    #[default]
+    F32,
+    Bf16,
 }
 
 /// `--config`.
@@ -124,6 +146,7 @@ pub(super) struct Training {
     pub(super) network: Config,
     pub(super) options: TrainOptions,
     pub(super) init: Init,
+    pub(super) compute: Compute,
 }
 
 impl TrainFlags {
@@ -134,6 +157,11 @@ impl TrainFlags {
                 .with_context(|| format!("{} is not a training configuration", path.display()))?,
             None => TrainFile::default(),
         };
+        let compute = self.compute();
+        // Tried at once: a training that cannot begin leaves nothing behind.
+        if let Some(why) = compute.open()?.instead {
+            eprintln!("trained on the processor: {why}");
+        }
         let mut options = file.options;
         options.batch = self.batch.unwrap_or(options.batch);
         options.lr = self.lr.unwrap_or(options.lr);
@@ -154,7 +182,17 @@ impl TrainFlags {
         if let Some(taken) = taken {
             eprintln!("{taken}");
         }
-        Ok(Training { network, options, init })
+        Ok(Training { network, options, init, compute })
+    }
+
+    fn compute(&self) -> Compute {
+        let device = match self.device {
+            DeviceArg::Cpu => TrainDevice::Cpu,
+            DeviceArg::Cuda => TrainDevice::Cuda,
+            DeviceArg::Auto => TrainDevice::Auto,
+        };
+        let precision = if self.precision == PrecisionArg::Bf16 { Arithmetic::Bf16 } else { Arithmetic::F32 };
+        Compute { device, precision }
     }
 }
 
@@ -193,7 +231,17 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("train.toml");
         std::fs::write(&path, text)?;
-        let flags = TrainFlags { config: Some(path), preset: None, short_side: None, init: None, batch: Some(3), lr: None, seed: None };
+        let flags = TrainFlags {
+            config: Some(path),
+            preset: None,
+            short_side: None,
+            init: None,
+            batch: Some(3),
+            lr: None,
+            seed: None,
+            device: DeviceArg::Cpu,
+            precision: PrecisionArg::F32,
+        };
         flags.resolve(14)
     }
 

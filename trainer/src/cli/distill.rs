@@ -112,6 +112,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         teacher_options: steps(args.teacher_steps),
         student_options: steps(args.student_steps),
         init: training.init,
+        compute: training.compute,
         views: args.views.views()?,
         mode: args.tau,
         ignore_from: args.ignore_from,

@@ -79,6 +79,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         parent: None,
         golden: args.golden,
         weights: if args.weights == Weights::F16 { Precision::F16 } else { Precision::F32 },
+        compute: training.compute,
     };
     let stop = stop_flag()?;
     let progress = bar(arm.options.steps, "steps")?.with_prefix("train");

@@ -11,6 +11,7 @@ use omnilabel_bundle::{Bundle, DETECTOR, MANIFEST, Manifest};
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::{Detection, Thresholds};
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::device::Compute;
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, Losses, TrainOptions};
 use std::path::{Path, PathBuf};
@@ -88,6 +89,7 @@ pub struct Arm {
     init: Init,
     checkpoint_every: u64,
     weights: Precision,
+    compute: Compute,
 }
 
 impl Arm {
@@ -116,7 +118,10 @@ impl Arm {
             tracing::info!("{taken}");
         }
         let RoundConfig { train, checkpoint_every, .. } = &config.round;
-        Ok(Self { network, options: train.clone(), init, checkpoint_every: *checkpoint_every, weights: config.model.weights })
+        let compute = Compute { device: config.model.device, precision: config.model.precision };
+        // Tried at once, not when the first round begins.
+        compute.open().context("`model.device`")?;
+        Ok(Self { network, options: train.clone(), init, checkpoint_every: *checkpoint_every, weights: config.model.weights, compute })
     }
 }
 
@@ -149,6 +154,7 @@ impl TrainArm for Arm {
             parent: Some(job.parent.clone()),
             golden: GOLDEN,
             weights: self.weights,
+            compute: self.compute,
         };
         let manual = SampleSet::load(&Dataset::load(&job.manual)?)?;
         let generated = SampleSet::load(&Dataset::load(&job.generated)?)?;

@@ -5,6 +5,7 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use omnilabel_keypoints::wire::topic;
 use omnilabel_link::LinkConfig;
+use omnilabel_rcnn::device::{Arithmetic, TrainDevice};
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::TrainOptions;
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,12 @@ pub struct ModelConfig {
     /// Precision of the weights in a student's bundle: `f32`, or `f16` at half the bytes.
     #[serde(default)]
     pub weights: Precision,
+    /// What students are trained on: `cpu`, `cuda` (an NVIDIA GPU, or an error), `auto` (the GPU if it can be used).
+    #[serde(default)]
+    pub device: TrainDevice,
+    /// What a GPU computes products in: `f32`, or `bf16`.
+    #[serde(default)]
+    pub precision: Arithmetic,
     /// Seed of what `init` does not give.
     #[serde(default = "default_seed")]
     pub seed: u64,
