@@ -60,3 +60,29 @@ impl Workers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_keep_the_order_of_the_items_and_the_dearest_begin() {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+        let begun = Mutex::new(Vec::new());
+        let work = |item: &u64| {
+            begun.lock().unwrap().push(*item);
+            // Nobody is done before another worker has begun.
+            while begun.lock().unwrap().len() < 2 {
+                std::thread::yield_now();
+            }
+            if *item == 7 { Err(RuntimeError::Request("seven".into())) } else { Ok(10 * item) }
+        };
+        let results = Workers::new(pool).each(&[3, 9, 1, 7], |item| *item, work);
+        let results: Vec<Option<u64>> = results.into_iter().map(Result::ok).collect();
+        assert_eq!(results, [Some(30), Some(90), Some(10), None]);
+        let mut first = begun.into_inner().unwrap();
+        first.truncate(2);
+        first.sort_unstable();
+        assert_eq!(first, [7, 9]);
+    }
+}
