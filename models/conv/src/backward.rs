@@ -88,7 +88,7 @@ fn share(channels: usize) -> usize {
 
 fn input_gradient<T: Scalar>(g: &Geometry, w: &[T], dy: &[T], dx: &mut [T]) {
     if let Some(adjoint) = g.adjoint() {
-        if winograd::pays(&adjoint) {
+        if winograd::pays(&adjoint, false) {
             return winograd::forward(&adjoint, dy, &Taps::adjoint(&adjoint, w), Finish::default(), dx, Threads::All);
         }
         if g.pointwise() {

@@ -1,6 +1,6 @@
 //! Which way a convolution takes, and what follows its sums.
 
-use crate::winograd::{self, Taps};
+use crate::winograd::{self, Kernels, Taps};
 use crate::{Geometry, Scalar, Threads, grouped, patches, positive};
 
 /// What follows the sums, while they are in the cache: `y = relu(sums + bias + add)`, each where wanted.
@@ -40,18 +40,37 @@ const SHARED_PRODUCTS: usize = 1 << 20;
 /// # Panics
 /// When a slice has not the length that `g` says.
 pub fn forward<T: Scalar>(g: &Geometry, x: &[T], w: &[T], finish: Finish<'_, T>, threads: Threads) -> Vec<T> {
+    let mut y = vec![T::ZERO; g.n * g.output_len()];
+    forward_into(g, x, w, None, finish, &mut y, threads);
+    y
+}
+
+/// [`forward`] to `y`, whose values do not matter before; `kernels` are those of `w`, where they were kept.
+///
+/// # Panics
+/// When a slice has not the length that `g` says.
+pub fn forward_into<T: Scalar>(
+    g: &Geometry,
+    x: &[T],
+    w: &[T],
+    kernels: Option<&Kernels<T>>,
+    finish: Finish<'_, T>,
+    y: &mut [T],
+    threads: Threads,
+) {
     assert_eq!((x.len(), w.len()), (g.n * g.input_len(), g.o * g.patch()), "input and weight of {g:?}");
     assert!(finish.bias.is_none_or(|bias| bias.len() == g.o), "bias of {g:?}");
     assert!(finish.add.is_none_or(|add| add.len() == g.n * g.output_len()), "addend of {g:?}");
-    let mut y = vec![T::ZERO; g.n * g.output_len()];
+    assert_eq!(y.len(), g.n * g.output_len(), "output of {g:?}");
     let threads = if y.len() * g.patch() < SHARED_PRODUCTS { Threads::One } else { threads };
     if y.is_empty() {
-    } else if winograd::pays(g) {
-        winograd::forward(g, x, &Taps::straight(g, w), finish, &mut y, threads);
+    } else if let Some(kernels) = kernels.filter(|_| winograd::pays(g, true)) {
+        winograd::forward_kept(g, x, kernels, finish, y, threads);
+    } else if winograd::pays(g, false) {
+        winograd::forward(g, x, &Taps::straight(g, w), finish, y, threads);
     } else if grouped::pays(g) {
-        grouped::forward(g, x, w, finish, &mut y, threads);
+        grouped::forward(g, x, w, finish, y, threads);
     } else {
-        patches::forward(g, x, w, finish, &mut y, threads);
+        patches::forward(g, x, w, finish, y, threads);
     }
-    y
 }

@@ -31,9 +31,10 @@ mod winograd;
 
 pub use backward::{Wanted, backward, relu_backward};
 pub use dense::{dense, dense_backward};
-pub use forward::{Finish, forward};
+pub use forward::{Finish, forward, forward_into};
 pub use geometry::Geometry;
 pub use scalar::{Scalar, positive};
+pub use winograd::Kernels;
 
 /// Whether one operation is shared among the threads of the current rayon pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! 144. Interpolated at 0, ±5/8, ±3/2 and ∞: in f32 the error is then twice the definition's, where the usual 0, ±1, ±2 give five
 //! times (`tests/accuracy.rs`); all constants of the data's transforms are dyadic and so exact.
 //!
-//! Weights are transformed at each call, which costs a few per cent and keeps no second copy four times their size.
+//! Weights are transformed at each call, or once ([`Kernels`]) where they stay: the copy is four times their size.
 
 use crate::gemm::{Mat, gemm};
 use crate::scratch::scratch;
@@ -27,6 +27,8 @@ const BLOCK: usize = 3 << 19;
 /// What transforming the kernel of a pair of channels costs, in products: it writes and reads 36 numbers, beyond the cache where
 /// channels are many (measured at 512 × 512).
 const KERNEL_COST: usize = 1_500;
+/// The most bytes that [`Kernels`] take: beyond, many channels' products outweigh the transform of their kernels.
+const KEPT_BYTES: usize = 10 << 20;
 
 /// The interpolation points besides 0 and ∞ are ±A and ±B.
 const A: f64 = 0.625;
@@ -54,18 +56,48 @@ impl<'a, T> Taps<'a, T> {
     }
 }
 
+/// Transformed weights, for weights that many calls share.
+#[derive(Clone, Debug)]
+pub struct Kernels<T>(Vec<T>);
+
+impl<T: Scalar> Kernels<T> {
+    /// Those of the weight `[o, c/groups, kh, kw]` of `g`, whatever the size of its maps; `None` where they would not be used, or are large.
+    ///
+    /// # Panics
+    /// When `w` has not the length that `g` says.
+    pub fn new(g: &Geometry, w: &[T]) -> Option<Self> {
+        assert_eq!(w.len(), g.o * g.patch(), "weight of {g:?}");
+        let len = PRODUCTS * g.o * g.c;
+        if !fits(g) || len * size_of::<T>() > KEPT_BYTES {
+            return None;
+        }
+        let mut kernels = vec![T::ZERO; len];
+        transform(g, &Taps::straight(g, w), &mut kernels, Threads::One);
+        Some(Self(kernels))
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.0.len() * size_of::<T>()
+    }
+}
+
 /// Tiles of a plane, down and across.
 fn tiles(g: &Geometry) -> (usize, usize) {
     (g.oh.div_ceil(TILE), g.ow.div_ceil(TILE))
 }
 
-/// Whether this way beats patches.
-pub(crate) fn pays(g: &Geometry) -> bool {
+/// Whether this way is one at all.
+fn fits(g: &Geometry) -> bool {
+    g.kh == 3 && g.kw == 3 && g.stride == 1 && g.groups == 1 && g.c.min(g.o) >= MIN_CHANNELS
+}
+
+/// Whether this way beats patches; `kept` kernels cost nothing.
+pub(crate) fn pays(g: &Geometry, kept: bool) -> bool {
     let (down, across) = tiles(g);
-    let fits = g.kh == 3 && g.kw == 3 && g.stride == 1 && g.groups == 1;
     // Per pair of channels.
     let products = PRODUCTS * g.n * down * across;
-    fits && g.c.min(g.o) >= MIN_CHANNELS && products + KERNEL_COST < 9 * g.n * g.plane()
+    fits(g) && products + if kept { 0 } else { KERNEL_COST } < 9 * g.n * g.plane()
 }
 
 /// Rows of tiles in a block: the number whose tiles fill the lanes best.
@@ -82,26 +114,39 @@ fn block_rows(g: &Geometry) -> usize {
 
 /// `y = x ⋆ taps`, then `finish`.
 pub(crate) fn forward<T: Scalar>(g: &Geometry, x: &[T], taps: &Taps<'_, T>, finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
+    scratch(PRODUCTS * g.o * g.c, |kernels: &mut [T]| {
+        transform(g, taps, kernels, threads);
+        multiply(g, x, kernels, finish, y, threads);
+    });
+}
+
+/// The same with kernels that were transformed before.
+pub(crate) fn forward_kept<T: Scalar>(g: &Geometry, x: &[T], kernels: &Kernels<T>, finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
+    assert_eq!(kernels.0.len(), PRODUCTS * g.o * g.c, "kernels of {g:?}");
+    multiply(g, x, &kernels.0, finish, y, threads);
+}
+
+/// All kernels: `[o, 36, c]`.
+fn transform<T: Scalar>(g: &Geometry, taps: &Taps<'_, T>, kernels: &mut [T], threads: Threads) {
+    threads.each(kernels.par_chunks_exact_mut(PRODUCTS * g.c).enumerate(), |(o, kernels)| {
+        wide(|| transform_kernels(taps, o, g.c, kernels));
+    });
+}
+
+fn multiply<T: Scalar>(g: &Geometry, x: &[T], kernels: &[T], finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
     let (down, _) = tiles(g);
-    let c = g.c;
-    scratch(PRODUCTS * g.o * c, |kernels: &mut [T]| {
-        threads.each(kernels.par_chunks_exact_mut(PRODUCTS * c).enumerate(), |(o, kernels)| {
-            wide(|| transform_kernels(taps, o, c, kernels));
-        });
-        // Of each row of tiles, its part of every output plane.
-        let mut rows: Vec<Vec<&mut [T]>> = (0..g.n * down).map(|_| Vec::with_capacity(g.o)).collect();
-        for (index, plane) in y.chunks_exact_mut(g.plane()).enumerate() {
-            for (row, part) in plane.chunks_mut(TILE * g.ow).enumerate() {
-                rows[index / g.o * down + row].push(part);
-            }
+    // Of each row of tiles, its part of every output plane.
+    let mut rows: Vec<Vec<&mut [T]>> = (0..g.n * down).map(|_| Vec::with_capacity(g.o)).collect();
+    for (index, plane) in y.chunks_exact_mut(g.plane()).enumerate() {
+        for (row, part) in plane.chunks_mut(TILE * g.ow).enumerate() {
+            rows[index / g.o * down + row].push(part);
         }
-        let in_block = block_rows(g);
-        let kernels = &*kernels;
-        let few = rows.len().div_ceil(in_block) < 2;
-        let (between, within) = if few { (Threads::One, threads) } else { (threads, Threads::One) };
-        between.each(rows.par_chunks_mut(in_block).enumerate(), |(index, rows)| {
-            block(g, x, kernels, finish, index * in_block, rows, within);
-        });
+    }
+    let in_block = block_rows(g);
+    let few = rows.len().div_ceil(in_block) < 2;
+    let (between, within) = if few { (Threads::One, threads) } else { (threads, Threads::One) };
+    between.each(rows.par_chunks_mut(in_block).enumerate(), |(index, rows)| {
+        block(g, x, kernels, finish, index * in_block, rows, within);
     });
 }
 

@@ -1,6 +1,6 @@
 //! Every way of computing a convolution against its definition, in f64, where ways differ by rounding alone.
 
-use omnilabel_conv::{Finish, Geometry, Threads, Wanted, backward, dense, dense_backward, forward};
+use omnilabel_conv::{Finish, Geometry, Kernels, Threads, Wanted, backward, dense, dense_backward, forward, forward_into};
 use proptest::prelude::*;
 
 /// Relative to the largest value; f64 rounding through at most some thousand terms and Winograd's transforms.
@@ -61,6 +61,11 @@ fn check(g: Geometry, seed: u64) {
     let finished: Vec<f64> = sums.iter().enumerate().map(|(i, s)| (s + bias[i / plane % g.o] + add[i]).max(0.0)).collect();
     let finish = Finish { bias: Some(&bias), add: Some(&add), relu: true };
     assert_close(&format!("finished {g:?}"), &forward(&g, &x, &w, finish, Threads::All), &finished);
+    // With kernels kept, and over what lay in the output before.
+    let kernels = Kernels::new(&g, &w);
+    let mut y = vec![1e9; finished.len()];
+    forward_into(&g, &x, &w, kernels.as_ref(), finish, &mut y, Threads::All);
+    assert_close(&format!("kept {g:?}"), &y, &finished);
     let dy = noise(g.n * g.output_len(), seed + 4);
     let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; g.o]);
     products(&g, |y, i, k| {
@@ -171,4 +176,17 @@ proptest! {
             check(g, seed);
         }
     }
+}
+
+#[test]
+fn kernels_are_kept_where_they_are_used_and_small() {
+    let kept = |c: usize, o: usize, kernel: usize, stride: usize, groups: usize| {
+        let g = Geometry::new([1, c, 8, 8], [o, c / groups, kernel, kernel], stride, 1, groups).unwrap();
+        Kernels::new(&g, &vec![1.0f32; o * c / groups * kernel * kernel]).map(|kernels| kernels.bytes())
+    };
+    assert_eq!(kept(32, 64, 3, 1, 1), Some(36 * 32 * 64 * 4));
+    assert_eq!(
+        [kept(32, 64, 1, 1, 1), kept(32, 64, 3, 2, 1), kept(32, 64, 3, 1, 2), kept(8, 64, 3, 1, 1), kept(512, 512, 3, 1, 1)],
+        [None; 5]
+    );
 }

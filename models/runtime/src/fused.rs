@@ -1,10 +1,10 @@
 //! Convolutions and fully connected layers of a tract graph on `omnilabel_conv`: with their bias, the sum and the ReLU that follow in
 //! one pass, their weights shared by all plans, and 3×3 kernels by Winograd's filtering, which tract has not.
 
-use omnilabel_conv::{Finish, Geometry, Threads, dense, forward};
+use omnilabel_conv::{Finish, Geometry, Kernels, Threads, dense, forward_into};
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
@@ -25,11 +25,40 @@ pub(crate) fn sharing<T>(threads: Threads, graph: impl FnOnce() -> T) -> T {
     result
 }
 
+/// The transformed weights that all plans of a graph share.
+#[derive(Default)]
+pub(crate) struct Kept {
+    weights: Mutex<Vec<(Arc<Tensor>, Option<Arc<Kernels<f32>>>)>>,
+}
+
+/// The most bytes of transformed weights of one graph.
+const KEPT_BYTES: usize = 128 << 20;
+
+impl Kept {
+    /// Those of `weight`; `None` where they are not used, or too many.
+    fn kernels(&self, weight: &Arc<Tensor>, stride: usize, padding: usize, groups: usize) -> TractResult<Option<Arc<Kernels<f32>>>> {
+        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, kernels)) = weights.iter().find(|(known, _)| Arc::ptr_eq(known, weight)) {
+            return Ok(kernels.clone());
+        }
+        let kernel: [usize; 4] = weight.shape().try_into()?;
+        let Some(g) = Geometry::new([1, groups * kernel[1], kernel[2], kernel[3]], kernel, stride, padding, groups) else {
+            return Ok(None);
+        };
+        let left = KEPT_BYTES - weights.iter().filter_map(|(_, kernels)| kernels.as_ref()).map(|kernels| kernels.bytes()).sum::<usize>();
+        let values = weight.try_as_plain_ram()?;
+        let kernels = Kernels::new(&g, values.as_slice::<f32>()?).filter(|kernels| kernels.bytes() <= left).map(Arc::new);
+        weights.push((weight.clone(), kernels.clone()));
+        Ok(kernels)
+    }
+}
+
 /// A convolution with what follows it: inputs `x` `[n, c, h, w]` and, with `add`, a map of the output's shape.
 #[derive(Clone, Debug)]
 pub(crate) struct FusedConv {
     /// `[o, c/groups, kh, kw]`.
     weight: Arc<Tensor>,
+    kernels: Option<Arc<Kernels<f32>>>,
     /// `[o]`.
     bias: Option<Arc<Tensor>>,
     stride: usize,
@@ -72,7 +101,8 @@ impl FusedConv {
             }
         }
         let g = Geometry::new([1, c, down, across], kernel, 1, 0, 1).with_context(|| format!("a kernel of {kernel:?} on {c} channels"))?;
-        let part = self.compute(&g, &window, None)?;
+        let mut part = vec![0.0; g.output_len()];
+        self.compute(&g, &window, None, &mut part)?;
         for (to, from) in y.chunks_exact_mut(h * w).zip(part.chunks_exact(rows.len() * columns.len())) {
             for (row, from) in rows.clone().zip(from.chunks_exact(columns.len())) {
                 to[row * w..][columns.clone()].copy_from_slice(from);
@@ -81,11 +111,13 @@ impl FusedConv {
         Ok(y)
     }
 
-    fn compute(&self, g: &Geometry, x: &[f32], add: Option<&[f32]>) -> TractResult<Vec<f32>> {
+    fn compute(&self, g: &Geometry, x: &[f32], add: Option<&[f32]>, y: &mut [f32]) -> TractResult<()> {
         let w = self.weight.try_as_plain_ram()?;
         let bias = self.bias.as_ref().map(|bias| bias.try_as_plain_ram()).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.as_slice::<f32>()).transpose()?;
-        Ok(forward(g, x, w.as_slice::<f32>()?, Finish { bias, add, relu: self.relu }, SHARED.get()))
+        let finish = Finish { bias, add, relu: self.relu };
+        forward_into(g, x, w.as_slice::<f32>()?, self.kernels.as_deref(), finish, y, SHARED.get());
+        Ok(())
     }
 }
 
@@ -108,8 +140,9 @@ impl EvalOp for FusedConv {
         let x = inputs[0].try_as_plain_ram()?;
         let add = inputs.get(1).map(|add| add.try_as_plain_ram()).transpose()?;
         let add = add.as_ref().map(|add| add.as_slice::<f32>()).transpose()?;
-        let y = self.compute(&g, x.as_slice::<f32>()?, add)?;
-        Ok(tvec!(tract_ndarray::Array4::from_shape_vec((g.n, g.o, g.oh, g.ow), y)?.into_tensor().into_tvalue()))
+        let mut y = Tensor::zero::<f32>(&[g.n, g.o, g.oh, g.ow])?;
+        self.compute(&g, x.as_slice::<f32>()?, add, y.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?)?;
+        Ok(tvec!(y.into_tvalue()))
     }
 }
 
@@ -196,7 +229,9 @@ impl EvalOp for Banded {
         let x = x.as_slice::<f32>()?;
         ensure!(self.taps.iter().flatten().all(|(source, _)| *source < from), "an axis of {from}");
         let taps: Vec<_> = self.taps.iter().map(|taps| taps.map(|(source, bits)| (source, f32::from_bits(bits)))).collect();
-        let mut y = vec![0.0f32; x.len() / from.max(1) * taps.len()];
+        let mut tensor = Tensor::zero::<f32>(&shape)?;
+        let mut y = tensor.try_as_plain_ram_mut()?;
+        let y = y.as_slice_mut::<f32>()?;
         for (x, y) in x.chunks_exact((from * run).max(1)).zip(y.chunks_exact_mut((taps.len() * run).max(1))) {
             if run == 1 {
                 y.iter_mut().zip(&taps).for_each(|(y, [(a, wa), (b, wb)])| *y = wa * x[*a] + wb * x[*b]);
@@ -206,7 +241,7 @@ impl EvalOp for Banded {
                 y.iter_mut().zip(&x[a * run..]).zip(&x[b * run..]).for_each(|((y, a), b)| *y = wa * a + wb * b);
             }
         }
-        Ok(tvec!(tract_ndarray::ArrayD::from_shape_vec(&*shape, y)?.into_tensor().into_tvalue()))
+        Ok(tvec!(tensor.into_tvalue()))
     }
 }
 
@@ -265,7 +300,7 @@ fn banded(model: &TypedModel, id: usize) -> TractResult<Option<(Banded, OutletId
 
 /// Puts operations of `omnilabel_conv` in the place of every convolution and fully connected layer of `model` that they can compute, with
 /// the bias, the sum and the ReLU that belong to it; the others stay. To be called before tract rewrites the graph itself.
-pub(crate) fn fuse(model: &mut TypedModel) -> TractResult<()> {
+pub(crate) fn fuse(model: &mut TypedModel, kept: &Kept) -> TractResult<()> {
     for id in model.eval_order()? {
         if let Some((op, input)) = layer(model, id)? {
             fuse_layer(model, id, op, input)?;
@@ -276,6 +311,7 @@ pub(crate) fn fuse(model: &mut TypedModel) -> TractResult<()> {
             continue;
         }
         let Some((mut op, input)) = convolution(model, id)? else { continue };
+        op.kernels = kept.kernels(&op.weight, op.stride, op.padding, op.groups)?;
         let mut inputs = tvec!(input);
         let mut last = id;
         if let Some((next, other)) = only_successor(model, last, "Add") {
@@ -380,7 +416,7 @@ fn convolution(model: &TypedModel, id: usize) -> TractResult<Option<(FusedConv, 
     let zero = bias.try_as_plain_ram()?.as_slice::<f32>()?.iter().all(|v| *v == 0.0);
     let bias = (!zero).then(|| bias.into_arc_tensor());
     let (stride, padding, groups) = (strides[0], padding[0], conv.group);
-    Ok(Some((FusedConv { weight, bias, stride, padding, groups, add: false, relu: false }, node.inputs[0])))
+    Ok(Some((FusedConv { weight, kernels: None, bias, stride, padding, groups, add: false, relu: false }, node.inputs[0])))
 }
 
 /// The value of an outlet that is constant, if only through operations on constants.

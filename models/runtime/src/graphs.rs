@@ -1,5 +1,6 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
+use crate::fused::Kept;
 use crate::tract::{Cut, Engine, Plan, Plans, cut, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
 use std::ops::Range;
@@ -131,11 +132,15 @@ impl TractGraphs {
         let each = |name: &'static str, n: usize| (0..n).map(move |level| format!("{name}_{level}"));
         let features: Vec<_> = each("features", roi_levels).collect();
         let names: Vec<_> = features.iter().cloned().chain(each("objectness", levels)).chain(each("deltas", levels)).collect();
-        let parse = |names: &[String]| parse(&bundle.path(BACKBONE), names).map_err(graph_error(BACKBONE));
+        let whole = parse(&bundle.path(BACKBONE), &names).map_err(graph_error(BACKBONE))?;
+        // Shares the weights.
+        let mut body = whole.clone();
+        body.select_outputs_by_name(&features).map_err(graph_error(BACKBONE))?;
+        let kept = Arc::<Kept>::default();
         let backbone = Backbone {
             // All that weighs is in convolutions.
-            plans: Plans::new(parse(&names)?, optimized, 0),
-            features: Plans::new(parse(&features)?, cut, 0),
+            plans: Plans::new(whole, optimized, &kept, 0),
+            features: Plans::new(body, cut, &kept, 0),
             levels,
             roi_levels,
             anchors: network.aspect_ratios.len(),
@@ -261,7 +266,7 @@ impl Head {
             let side = roi.resolution as usize;
             let n = model.symbols.sym("rois").to_dim();
             model.set_input_fact(0, f32::fact(dims!(n, channels, side, side)).into())?;
-            Ok((optimized(model)?, [channels, side, side]))
+            Ok((optimized(model, &Kept::default())?, [channels, side, side]))
         };
         let (plan, input) = load().map_err(graph_error(file))?;
         Ok(Self { file, plan, input, outputs: outputs.iter().map(|(_, shape)| shape.clone()).collect() })

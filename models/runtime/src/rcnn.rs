@@ -22,6 +22,9 @@ const KEPT_FEATURES: usize = 64 << 20;
 /// RoIs that go through the keypoint head together: the more, the less its weights' reading costs, as long as their maps are small.
 const HEAD_ROIS: usize = 32;
 
+/// RoIs that wait for the keypoint head at most, where views are that many: 50 MiB of the paper's networks.
+const POOLED_ROIS: usize = 256;
+
 /// People in the base view's net pixels, by falling score, and the pyramids at hand.
 type Found = (Vec<(Rect, f32)>, Vec<Pyramid>);
 
@@ -47,7 +50,7 @@ impl Rcnn {
         let mut pooled = Vec::new();
         let mut kept = Vec::new();
         let mut budget = KEPT_FEATURES;
-        let found = self.workers.each(&plan.views, |&view| {
+        let found = self.workers.each(&plan.views, pixels, |&view| {
             let pass = Pass::run(self, frame, view)?;
             let boxes = pass.boxes(self, false)?;
             Ok((pass.pyramid, boxes))
@@ -116,23 +119,24 @@ impl Rcnn {
         let one = k * side * side;
         let mut sum = vec![0.0; boxes.len() * one];
         let mut points: Vec<Vec<Point>> = Vec::new();
-        // A view and its mirror image go through the backbone together. In groups: as many views as fill the keypoint head, and every
-        // worker. Summed in the order of the views, so that the result does not depend on the workers.
+        // A view and its mirror image go through the backbone together. In groups that fill every worker, within a limit of memory.
+        // Summed in the order of the views, so that the result does not depend on the workers.
         let scales: Vec<&[View]> = plan.views.chunk_by(|a, b| a.short_side == b.short_side && a.flip != b.flip).collect();
         let (workers, at_once) = (self.workers.count(), (HEAD_ROIS / boxes.len()).max(1));
-        for scales in scales.chunks((at_once * workers / 2).max(workers)) {
-            let rois: Vec<Vec<Vec<f32>>> = self.workers.each(scales, pooled).into_iter().collect::<Result<_, _>>()?;
+        for scales in scales.chunks((POOLED_ROIS / (2 * boxes.len())).max(workers)) {
+            let cost = |views: &&[View]| views.iter().map(pixels).sum();
+            let rois: Vec<Vec<Vec<f32>>> = self.workers.each(scales, cost, pooled).into_iter().collect::<Result<_, _>>()?;
             let rois: Vec<Vec<f32>> = rois.into_iter().flatten().collect();
             let views = scales.concat();
-            // A batch for each worker, unless it is too large.
-            let batch = views.len().div_ceil(workers).min(at_once);
+            // As many batches for each worker, none too large.
+            let batch = views.len().div_ceil(views.len().div_ceil(at_once).next_multiple_of(workers));
             let batches: Vec<(&[View], &[Vec<f32>])> = views.chunks(batch).zip(rois.chunks(batch)).collect();
             let unflipped = |(views, rois): &(&[View], &[Vec<f32>])| -> Result<Vec<ViewMaps>, RuntimeError> {
                 let maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
                 let views = views.iter().zip(maps.chunks_exact(boxes.len() * one));
                 Ok(views.map(|(view, maps)| self.unflip(maps, *view, plan, &boxes)).collect())
             };
-            for views in self.workers.each(&batches, unflipped) {
+            for views in self.workers.each(&batches, |(views, _)| views.len() as u64, unflipped) {
                 for view in views? {
                     sum.iter_mut().zip(&view.maps).for_each(|(sum, value)| *sum += value);
                     points.push(view.points);
@@ -182,6 +186,11 @@ impl Rcnn {
     fn side(&self) -> usize {
         self.network.heatmap_side as usize
     }
+}
+
+/// What a view costs, up to a factor.
+pub(crate) fn pixels(view: &View) -> u64 {
+    u64::from(view.short_side).pow(2)
 }
 
 fn map_kind(average: Average) -> MapKind {

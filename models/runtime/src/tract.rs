@@ -1,7 +1,7 @@
 //! What every graph on tract shares: loading, plans for input shapes, workers.
 
 use crate::RuntimeError;
-use crate::fused::{FusedConv, fuse, sharing};
+use crate::fused::{FusedConv, Kept, fuse, sharing};
 use omnilabel_conv::Threads;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -49,22 +49,26 @@ impl Engine {
     }
 }
 
+/// Makes what runs of a model, and shares what is kept of its weights.
+type Build<P> = fn(InferenceModel, &Kept) -> TractResult<P>;
+
 /// Images, rows and columns of an input.
 type Shape = (usize, usize, usize);
 
 /// A graph on images, built for each input shape that it meets; what was built for the latest shapes is kept.
 pub(crate) struct Plans<P = Plan> {
     model: InferenceModel,
-    build: fn(InferenceModel) -> TractResult<P>,
+    build: Build<P>,
+    kept: Arc<Kept>,
     plans: Mutex<Vec<(Shape, P)>>,
     max: usize,
 }
 
 impl<P: Clone> Plans<P> {
-    /// `bytes` bounds the size of the weights that each plan copies.
-    pub(crate) fn new(model: InferenceModel, build: fn(InferenceModel) -> TractResult<P>, bytes: u64) -> Self {
+    /// `bytes` bounds the size of the weights that each plan copies; graphs of the same weights share what is `kept` of them.
+    pub(crate) fn new(model: InferenceModel, build: Build<P>, kept: &Arc<Kept>, bytes: u64) -> Self {
         let max = (PLAN_BYTES / bytes.max(1)).clamp(MIN_PLANS, MAX_PLANS) as usize;
-        Self { model, build, plans: Mutex::new(Vec::new()), max }
+        Self { model, build, kept: kept.clone(), plans: Mutex::new(Vec::new()), max }
     }
 
     /// The plan for `[n, 3, rows, columns]`.
@@ -80,7 +84,7 @@ impl<P: Clone> Plans<P> {
         drop(plans);
         let mut model = self.model.clone();
         model.set_input_fact(0, f32::fact([n, 3, rows, columns]).into())?;
-        let plan = (self.build)(model)?;
+        let plan = (self.build)(model, &self.kept)?;
         let mut plans = lock();
         plans.retain(|(shape, _)| *shape != (n, rows, columns));
         if plans.len() >= self.max {
@@ -92,9 +96,9 @@ impl<P: Clone> Plans<P> {
 }
 
 /// The graph with its convolutions and fully connected layers on `omnilabel_conv` and all else as tract does it best.
-pub(crate) fn optimized(model: InferenceModel) -> TractResult<Plan> {
+pub(crate) fn optimized(model: InferenceModel, kept: &Kept) -> TractResult<Plan> {
     let mut model = model.into_typed()?;
-    fuse(&mut model)?;
+    fuse(&mut model, kept)?;
     model.into_decluttered()?.into_optimized()?.into_runnable()
 }
 
@@ -107,9 +111,9 @@ pub(crate) struct Cut {
 }
 
 /// The graph with each output taken before the 3×3 convolution that makes it, where one does, so that it can be computed in part.
-pub(crate) fn cut(model: InferenceModel) -> TractResult<Cut> {
+pub(crate) fn cut(model: InferenceModel, kept: &Kept) -> TractResult<Cut> {
     let mut model = model.into_typed()?;
-    fuse(&mut model)?;
+    fuse(&mut model, kept)?;
     let mut outputs = model.outputs.clone();
     let tail = |outlet: &mut OutletId| {
         let node = model.node(outlet.node);

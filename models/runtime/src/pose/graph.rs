@@ -45,7 +45,7 @@ impl TractPose {
         // Somebody else's file: tract may find it malformed by a panic.
         let load = || -> Result<Self, RuntimeError> {
             let (model, dynamic) = parse(path, &names, pose)?;
-            let plans = Plans::new(model, optimized, bytes);
+            let plans = Plans::new(model, optimized, &Arc::default(), bytes);
             // Operators that tract does not have are named now and not with the first frame.
             plans.plan(1, pose.height as usize, pose.width as usize).map_err(graph_error(POSE_GRAPH))?;
             Ok(Self { plans, names: names.clone(), dynamic, engine })

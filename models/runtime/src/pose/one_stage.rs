@@ -3,6 +3,7 @@
 use crate::pass::finite;
 use crate::pose::merge::{merge, pooled};
 use crate::pose::{PoseGraph, refuse};
+use crate::rcnn::pixels;
 use crate::workers::Workers;
 use crate::{RuntimeError, ViewPlan};
 use omnilabel_bundle::{InputSpec, Letterbox, OneStageSpec, POSE_GRAPH, PoseOutput, PoseSpec};
@@ -36,7 +37,7 @@ impl OneStage {
             views.push(base);
         }
         let found: Vec<Vec<Candidate>> =
-            self.workers.each(&views, |&view| self.view(frame, view, spec)).into_iter().collect::<Result<_, _>>()?;
+            self.workers.each(&views, pixels, |&view| self.view(frame, view, spec)).into_iter().collect::<Result<_, _>>()?;
         let averaged = &found[..plan.views.len()];
         let mut people = if plan.box_voting { pooled(averaged, spec) } else { found[known.unwrap_or(plan.views.len())].clone() };
         people.retain(|person| person.score >= plan.score_floor);

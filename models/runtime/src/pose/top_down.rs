@@ -30,7 +30,7 @@ enum Reading<'s> {
 impl TopDown {
     /// One detection per box (frame pixels, with an area), in their order.
     pub(crate) fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        self.workers.each(boxes, |&(rect, score)| self.person(frame, rect, score, plan)).into_iter().collect()
+        self.workers.each(boxes, |_| 1, |&(rect, score)| self.person(frame, rect, score, plan)).into_iter().collect()
     }
 
     /// Frame pixels per input pixel, or per cell of a map, where that is larger, for a person in `rect`.

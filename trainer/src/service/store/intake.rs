@@ -90,18 +90,24 @@ impl Store {
         let now = now_ms.cast_signed();
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
         let mut done = Committed::default();
-        let mut touched: BTreeMap<(&str, i64), BTreeSet<i64>> = BTreeMap::new();
+        for (device, epoch) in stated_epochs(records) {
+            seen(&mut tx, device, epoch, now).await.map_err(self.sql("store a device"))?;
+        }
+        let mut outboxes: BTreeMap<(&str, i64), Outbox> = BTreeMap::new();
         for (device, record) in records {
-            self.seen(&mut tx, device, now).await?;
             match record {
                 Record::Label(row) => {
                     let (epoch, sequence) = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
-                    touched.entry((device, epoch)).or_default().insert(sequence);
-                    label(&mut tx, device, row, now, &mut done).await.map_err(self.sql("store a label"))?;
+                    let outbox = outboxes.entry((device, epoch)).or_default();
+                    outbox.touched.insert(sequence);
+                    if label(&mut tx, device, row, now, &mut done).await.map_err(self.sql("store a label"))? {
+                        outbox.settled.insert(sequence);
+                    }
                 }
                 Record::Frame { key, frame, refused, jpeg } => {
                     let (epoch, sequence) = (key.epoch.cast_signed(), key.sequence.cast_signed());
-                    touched.entry((device, epoch)).or_default().insert(sequence);
+                    let outbox = outboxes.entry((device, epoch)).or_default();
+                    outbox.touched.insert(sequence);
                     let hash = Sha256::digest(jpeg);
                     let kept = refused.is_none().then_some(jpeg.as_slice());
                     let fresh = sqlx::query(
@@ -122,7 +128,9 @@ impl Store {
                     if fresh.rows_affected() == 0 {
                         done.repeated += 1;
                     } else {
-                        settle(&mut tx, device, epoch, sequence).await.map_err(self.sql("settle a label"))?;
+                        if settle(&mut tx, device, epoch, sequence).await.map_err(self.sql("settle a label"))? {
+                            outbox.settled.insert(sequence);
+                        }
                         let (device, bytes) = (device.clone(), jpeg.len());
                         done.refused.extend(refused.clone().map(|reason| RefusedFrame { device, key: *key, bytes, reason }));
                     }
@@ -147,8 +155,9 @@ impl Store {
                 }
             }
         }
-        for ((device, epoch), sequences) in &touched {
-            let acks = runs::acks(&mut tx, self.collector, device, *epoch, sequences).await.map_err(self.sql("read the watermark"))?;
+        for ((device, epoch), Outbox { touched, settled }) in &outboxes {
+            runs::insert(&mut tx, device, *epoch, settled).await.map_err(self.sql("store what is settled"))?;
+            let acks = runs::acks(&mut tx, self.collector, device, *epoch, touched).await.map_err(self.sql("read the watermark"))?;
             done.acks.extend(acks.into_iter().map(|ack| ((*device).to_owned(), ack)));
         }
         let commits: i64 = sqlx::query_scalar(
@@ -160,16 +169,6 @@ impl Store {
         tx.commit().await.map_err(self.sql("commit"))?;
         marker::write(self.state_dir(), marker::Marker { collector: self.collector, commits: commits.cast_unsigned() })?;
         Ok(done)
-    }
-
-    async fn seen(&self, tx: &mut SqliteConnection, device: &str, now: i64) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO devices (device, seen_ms) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET seen_ms = excluded.seen_ms")
-            .bind(device)
-            .bind(now)
-            .execute(tx)
-            .await
-            .map_err(self.sql("store a device"))
-            .map(drop)
     }
 
     /// The current acknowledgement of every device's latest outbox epoch, for a (re)connect.
@@ -192,12 +191,54 @@ impl Store {
     }
 }
 
-async fn label(db: &mut SqliteConnection, device: &str, row: &LabelRow, now: i64, done: &mut Committed) -> Result<(), sqlx::Error> {
+/// What a batch says of one outbox epoch.
+#[derive(Default)]
+struct Outbox {
+    /// Sequences of its labels and frames.
+    touched: BTreeSet<i64>,
+    /// Of these, what is settled from now on.
+    settled: BTreeSet<i64>,
+}
+
+/// The devices of a batch, with the latest outbox epoch that each speaks of.
+fn stated_epochs(records: &[(String, Record)]) -> BTreeMap<&str, Option<i64>> {
+    let mut devices: BTreeMap<&str, Option<i64>> = BTreeMap::new();
+    for (device, record) in records {
+        let epoch = devices.entry(device).or_default();
+        match record {
+            Record::Label(row) => *epoch = Some(row.key.epoch.cast_signed()),
+            Record::Status(status) if !is_last_will(status) => *epoch = Some(status.epoch.cast_signed()),
+            _ => {}
+        }
+    }
+    devices
+}
+
+/// The last will knows nothing but that the device is gone.
+const fn is_last_will(status: &StatusMsg) -> bool {
+    !status.online && status.epoch == 0
+}
+
+async fn seen(db: &mut SqliteConnection, device: &str, epoch: Option<i64>, now: i64) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO devices (device, seen_ms, epoch) VALUES (?, ?, ?) ON CONFLICT (device) DO UPDATE \
+         SET seen_ms = excluded.seen_ms, epoch = coalesce(excluded.epoch, epoch)",
+    )
+    .bind(device)
+    .bind(now)
+    .bind(epoch)
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Stores one label; whether it is new and settled.
+async fn label(db: &mut SqliteConnection, device: &str, row: &LabelRow, now: i64, done: &mut Committed) -> Result<bool, sqlx::Error> {
     let (epoch, sequence) = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
-    sqlx::query("UPDATE devices SET epoch = ? WHERE device = ?").bind(epoch).bind(device).execute(&mut *db).await?;
-    let fresh = sqlx::query(
+    let settled: Option<bool> = sqlx::query_scalar(
         "INSERT OR IGNORE INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, \
-         settled, refused, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)",
+         settled, refused, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
+         NOT ?10 OR EXISTS (SELECT 1 FROM frames WHERE device = ?1 AND epoch = ?2 AND sequence = ?3), ?11, ?12) RETURNING settled",
     )
     .bind(device)
     .bind(epoch)
@@ -211,13 +252,11 @@ async fn label(db: &mut SqliteConnection, device: &str, row: &LabelRow, now: i64
     .bind(row.wants_frame)
     .bind(&row.refused)
     .bind(&row.payload)
-    .execute(&mut *db)
-    .await?
-    .rows_affected()
-        > 0;
-    if fresh {
+    .fetch_optional(&mut *db)
+    .await?;
+    if let Some(settled) = settled {
         done.stored += 1;
-        return settle(db, device, epoch, sequence).await;
+        return Ok(settled);
     }
     let same: bool = sqlx::query_scalar("SELECT payload = ? FROM labels WHERE device = ? AND epoch = ? AND sequence = ?")
         .bind(&row.payload)
@@ -238,36 +277,31 @@ async fn label(db: &mut SqliteConnection, device: &str, row: &LabelRow, now: i64
     .bind(epoch)
     .bind(!same)
     .execute(db)
-    .await
-    .map(drop)
+    .await?;
+    Ok(false)
 }
 
-/// Marks a label as settled if nothing more is awaited, and its sequence as part of the runs.
-async fn settle(db: &mut SqliteConnection, device: &str, epoch: i64, sequence: i64) -> Result<(), sqlx::Error> {
-    let settled = sqlx::query(
-        "UPDATE labels SET settled = 1 WHERE device = ?1 AND epoch = ?2 AND sequence = ?3 AND settled = 0 AND (wants_frame = 0 OR EXISTS \
-         (SELECT 1 FROM frames WHERE device = ?1 AND epoch = ?2 AND sequence = ?3))",
-    )
-    .bind(device)
-    .bind(epoch)
-    .bind(sequence)
-    .execute(&mut *db)
-    .await?;
-    if settled.rows_affected() > 0 { runs::insert(db, device, epoch, sequence).await } else { Ok(()) }
+/// Marks the label of a frame that has just been stored as settled; whether it is here and was not.
+async fn settle(db: &mut SqliteConnection, device: &str, epoch: i64, sequence: i64) -> Result<bool, sqlx::Error> {
+    let settled = sqlx::query("UPDATE labels SET settled = 1 WHERE device = ? AND epoch = ? AND sequence = ? AND settled = 0")
+        .bind(device)
+        .bind(epoch)
+        .bind(sequence)
+        .execute(&mut *db)
+        .await?;
+    Ok(settled.rows_affected() > 0)
 }
 
 async fn status_row(db: &mut SqliteConnection, device: &str, status: &StatusMsg) -> Result<(), sqlx::Error> {
-    if !status.online && status.epoch == 0 {
-        // The last will knows nothing but that the device is gone.
+    if is_last_will(status) {
         sqlx::query("UPDATE devices SET online = 0 WHERE device = ?").bind(device).execute(db).await?;
         return Ok(());
     }
-    sqlx::query("UPDATE devices SET online = ?, model = ?, frames = ?, bad_frames = ?, epoch = ? WHERE device = ?")
+    sqlx::query("UPDATE devices SET online = ?, model = ?, frames = ?, bad_frames = ? WHERE device = ?")
         .bind(status.online)
         .bind(status.model.cast_signed())
         .bind(status.frames.cast_signed())
         .bind(status.bad_frames.cast_signed())
-        .bind(status.epoch.cast_signed())
         .bind(device)
         .execute(&mut *db)
         .await?;

@@ -5,45 +5,52 @@ use omnilabel_keypoints::wire::{AckMsg, MAX_GAPS, VERSION};
 use sqlx::SqliteConnection;
 use std::collections::BTreeSet;
 
-/// Adds one sequence and joins it with its neighbours. Adding it twice changes nothing.
-pub(super) async fn insert(db: &mut SqliteConnection, device: &str, epoch: i64, sequence: i64) -> Result<(), sqlx::Error> {
-    // The run at or below the sequence, and the one that starts right above it.
+/// Adds `sequences` and joins what they touch. Adding one twice changes nothing.
+pub(super) async fn insert(db: &mut SqliteConnection, device: &str, epoch: i64, sequences: &BTreeSet<i64>) -> Result<(), sqlx::Error> {
+    for (first, last) in consecutive(sequences) {
+        insert_run(&mut *db, device, epoch, first, last).await?;
+    }
+    Ok(())
+}
+
+/// As inclusive runs.
+fn consecutive(sequences: &BTreeSet<i64>) -> Vec<(i64, i64)> {
+    let mut runs: Vec<(i64, i64)> = Vec::new();
+    for &sequence in sequences {
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(sequence) => *last = sequence,
+            _ => runs.push((sequence, sequence)),
+        }
+    }
+    runs
+}
+
+async fn insert_run(db: &mut SqliteConnection, device: &str, epoch: i64, first: i64, last: i64) -> Result<(), sqlx::Error> {
+    // The run that begins at or below it, and those that begin in it or right above.
     let below: Option<(i64, i64)> =
         sqlx::query_as("SELECT first, last FROM runs WHERE device = ? AND epoch = ? AND first <= ? ORDER BY first DESC LIMIT 1")
             .bind(device)
             .bind(epoch)
-            .bind(sequence)
+            .bind(first)
             .fetch_optional(&mut *db)
             .await?;
-    if below.is_some_and(|(_, last)| last >= sequence) {
-        return Ok(());
-    }
-    let above: Option<(i64, i64)> = match sequence.checked_add(1) {
-        None => None,
-        Some(next) => {
-            sqlx::query_as("SELECT first, last FROM runs WHERE device = ? AND epoch = ? AND first = ?")
-                .bind(device)
-                .bind(epoch)
-                .bind(next)
-                .fetch_optional(&mut *db)
-                .await?
-        }
+    let (first, last) = match below {
+        Some((start, end)) if end >= first.saturating_sub(1) => (start, last.max(end)),
+        _ => (first, last),
     };
-    let first = below.filter(|(_, last)| *last == sequence - 1).map_or(sequence, |(first, _)| first);
-    let last = above.map_or(sequence, |(_, last)| last);
-    if let Some((start, _)) = above {
-        sqlx::query("DELETE FROM runs WHERE device = ? AND epoch = ? AND first = ?")
+    let joined: Vec<i64> =
+        sqlx::query_scalar("DELETE FROM runs WHERE device = ? AND epoch = ? AND first > ? AND first <= ? RETURNING last")
             .bind(device)
             .bind(epoch)
-            .bind(start)
-            .execute(&mut *db)
+            .bind(first)
+            .bind(last.saturating_add(1))
+            .fetch_all(&mut *db)
             .await?;
-    }
     sqlx::query("INSERT INTO runs (device, epoch, first, last) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET last = excluded.last")
         .bind(device)
         .bind(epoch)
         .bind(first)
-        .bind(last)
+        .bind(joined.into_iter().fold(last, i64::max))
         .execute(db)
         .await
         .map(drop)
