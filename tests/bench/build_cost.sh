@@ -40,9 +40,9 @@ fi
 
 stripped=$(mktemp)
 programs=(target/release/omnilabel-edge target/release/omnilabel-trainer target/release/omnilabel)
-# What is shipped is held against the target, where it was built.
-held=${programs[0]}
-[ ! -f target-ship/ship/omnilabel-edge ] || { held=target-ship/ship/omnilabel-edge && programs+=("$held"); }
+# What is shipped is held against the target, where it has just been built.
+held=
+[ "${1:-}" != --ship ] || { held=target-ship/ship/omnilabel-edge && programs+=("$held"); }
 for program in "${programs[@]}"; do
     strip -o "$stripped" "$program"
     mb() { echo "scale=1; $(stat -c %s "$1") / 1000000" | bc; }

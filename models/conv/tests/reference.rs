@@ -116,18 +116,25 @@ fn every_way_agrees_with_the_definition() {
 #[test]
 fn results_do_not_depend_on_the_threads() {
     let f32s = |len, seed| noise(len, seed).into_iter().map(|v| v as f32).collect::<Vec<_>>();
-    for g in
-        [geometry([2, 32, 30, 30], 48, 3, 1, 1, 1), geometry([2, 32, 30, 30], 48, 3, 2, 1, 1), geometry([1, 64, 28, 28], 64, 1, 1, 0, 1)]
-    {
-        let (x, w) = (f32s(g.n * g.input_len(), 1), f32s(g.o * g.c * g.kh * g.kw, 2));
+    let on = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    for g in [
+        geometry([2, 32, 30, 30], 48, 3, 1, 1, 1),
+        geometry([2, 32, 30, 30], 48, 3, 2, 1, 1),
+        geometry([1, 64, 28, 28], 64, 1, 1, 0, 1),
+        geometry([2, 64, 28, 28], 64, 3, 1, 1, 16),
+    ] {
+        let (x, w) = (f32s(g.n * g.input_len(), 1), f32s(g.o * g.c / g.groups * g.kh * g.kw, 2));
         let dy = f32s(g.n * g.output_len(), 3);
         let wanted = Wanted { input: true, weight: true, bias: true };
-        let on = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-            pool.install(|| (forward(&g, &x, &w, Finish::default(), Threads::All), backward(&g, &x, &w, &dy, wanted)))
-        };
-        assert_eq!(on(1), on(3), "{g:?}");
+        let both = || (forward(&g, &x, &w, Finish::default(), Threads::All), backward(&g, &x, &w, &dy, wanted));
+        assert_eq!(on(1).install(both), on(3).install(both), "{g:?}");
     }
+    let (r, i, o) = (64, 4096, 1024);
+    let wanted = Wanted { input: true, weight: true, bias: true };
+    let (x, w, dy) = (f32s(r * i, 4), f32s(o * i, 5), f32s(r * o, 6));
+    let layer =
+        || (dense((r, i, o), &x, &w, Finish::default(), Threads::All), dense_backward((r, i, o), &x, &w, &dy, wanted, Threads::All));
+    assert_eq!(on(1).install(layer), on(3).install(layer));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use omnilabel_conv::{Finish, Geometry, Kernels, Threads, dense, forward_into};
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_onnx::prelude::*;
@@ -25,10 +26,13 @@ pub(crate) fn sharing<T>(threads: Threads, graph: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Transformed weights; `None` where they are not kept.
+type Shared = Option<Arc<Kernels<f32>>>;
+
 /// The transformed weights that all plans of a graph share.
 #[derive(Default)]
 pub(crate) struct Kept {
-    weights: Mutex<Vec<(Arc<Tensor>, Option<Arc<Kernels<f32>>>)>>,
+    weights: Mutex<Vec<(Arc<Tensor>, Shared)>>,
 }
 
 /// The most bytes of transformed weights of one graph.
@@ -36,8 +40,10 @@ const KEPT_BYTES: usize = 128 << 20;
 
 impl Kept {
     /// Those of `weight`; `None` where they are not used, or too many.
-    fn kernels(&self, weight: &Arc<Tensor>, stride: usize, padding: usize, groups: usize) -> TractResult<Option<Arc<Kernels<f32>>>> {
+    fn kernels(&self, weight: &Arc<Tensor>, stride: usize, padding: usize, groups: usize) -> TractResult<Shared> {
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        // A weight that the file does not hold as it is, but computes, belongs to one plan and ends with it.
+        weights.retain(|(known, _)| Arc::strong_count(known) > 1);
         if let Some((_, kernels)) = weights.iter().find(|(known, _)| Arc::ptr_eq(known, weight)) {
             return Ok(kernels.clone());
         }
@@ -58,7 +64,7 @@ impl Kept {
 pub(crate) struct FusedConv {
     /// `[o, c/groups, kh, kw]`.
     weight: Arc<Tensor>,
-    kernels: Option<Arc<Kernels<f32>>>,
+    kernels: Shared,
     /// `[o]`.
     bias: Option<Arc<Tensor>>,
     stride: usize,
@@ -257,12 +263,12 @@ impl TypedOp for Banded {
 }
 
 /// The node as a [`Banded`] and its input.
-fn banded(model: &TypedModel, id: usize) -> TractResult<Option<(Banded, OutletId)>> {
+fn banded(model: &TypedModel, constants: &Constants, id: usize) -> TractResult<Option<(Banded, OutletId)>> {
     let node = model.node(id);
     let Some(product) = node.op_as::<EinSum>().filter(|op| op.q_params.is_none() && node.inputs.len() == 2) else { return Ok(None) };
-    let constants: Vec<usize> = (0..2).filter(|i| constant(model, node.inputs[*i]).is_some()).collect();
-    let [at] = constants[..] else { return Ok(None) };
-    let (input, Some(matrix)) = (node.inputs[1 - at], constant(model, node.inputs[at])) else { return Ok(None) };
+    let sides: Vec<usize> = (0..2).filter(|i| constants.get(node.inputs[*i]).is_some()).collect();
+    let [at] = sides[..] else { return Ok(None) };
+    let (input, Some(matrix)) = (node.inputs[1 - at], constants.get(node.inputs[at])) else { return Ok(None) };
     let axes = product.axes.to_string();
     let Some((sides, output)) = axes.split_once("->") else { return Ok(None) };
     let sides: Vec<Vec<char>> = sides.split(',').map(|side| side.chars().collect()).collect();
@@ -301,16 +307,18 @@ fn banded(model: &TypedModel, id: usize) -> TractResult<Option<(Banded, OutletId
 /// Puts operations of `omnilabel_conv` in the place of every convolution and fully connected layer of `model` that they can compute, with
 /// the bias, the sum and the ReLU that belong to it; the others stay. To be called before tract rewrites the graph itself.
 pub(crate) fn fuse(model: &mut TypedModel, kept: &Kept) -> TractResult<()> {
-    for id in model.eval_order()? {
-        if let Some((op, input)) = layer(model, id)? {
-            fuse_layer(model, id, op, input)?;
+    let order = model.eval_order()?;
+    let constants = Constants::of(model, &order)?;
+    for id in order {
+        if let Some((op, input)) = layer(model, &constants, id)? {
+            fuse_layer(model, &constants, id, op, input)?;
             continue;
         }
-        if let Some((op, input)) = banded(model, id)? {
+        if let Some((op, input)) = banded(model, &constants, id)? {
             replace(model, id, op, &[input])?;
             continue;
         }
-        let Some((mut op, input)) = convolution(model, id)? else { continue };
+        let Some((mut op, input)) = convolution(model, &constants, id)? else { continue };
         op.kernels = kept.kernels(&op.weight, op.stride, op.padding, op.groups)?;
         let mut inputs = tvec!(input);
         let mut last = id;
@@ -322,7 +330,7 @@ pub(crate) fn fuse(model: &mut TypedModel, kept: &Kept) -> TractResult<()> {
                 last = next;
             }
         }
-        if let Some(next) = relu(model, last) {
+        if let Some(next) = relu(model, &constants, last) {
             op.relu = true;
             last = next;
         }
@@ -341,18 +349,18 @@ fn replace(model: &mut TypedModel, last: usize, op: impl Into<Box<dyn TypedOp>>,
 }
 
 /// The ReLU that alone reads `id`.
-fn relu(model: &TypedModel, id: usize) -> Option<usize> {
+fn relu(model: &TypedModel, constants: &Constants, id: usize) -> Option<usize> {
     let (next, other) = only_successor(model, id, "Max")?;
-    let zero = constant(model, other)?.cast_to_scalar::<f32>().is_ok_and(|v| v == 0.0);
+    let zero = constants.get(other)?.cast_to_scalar::<f32>().is_ok_and(|v| v == 0.0);
     (zero && model.node(next).outputs[0].fact.shape == model.node(id).outputs[0].fact.shape).then_some(next)
 }
 
 /// The node as a [`FusedDense`] and its input, when it is the product of an f32 matrix with a constant one.
-fn layer(model: &TypedModel, id: usize) -> TractResult<Option<(FusedDense, OutletId)>> {
+fn layer(model: &TypedModel, constants: &Constants, id: usize) -> TractResult<Option<(FusedDense, OutletId)>> {
     let node = model.node(id);
     let Some(product) = node.op_as::<EinSum>().filter(|op| op.q_params.is_none() && node.inputs.len() == 2) else { return Ok(None) };
     let fact = model.outlet_fact(node.inputs[0])?;
-    let Some(weight) = constant(model, node.inputs[1]) else { return Ok(None) };
+    let Some(weight) = constants.get(node.inputs[1]) else { return Ok(None) };
     let f32s = fact.datum_type == f32::datum_type() && weight.datum_type() == f32::datum_type();
     if !f32s || fact.rank() != 2 || weight.rank() != 2 || fact.konst.is_some() {
         return Ok(None);
@@ -368,17 +376,17 @@ fn layer(model: &TypedModel, id: usize) -> TractResult<Option<(FusedDense, Outle
     Ok(Some((FusedDense { weight, bias: None, relu: false }, node.inputs[0])))
 }
 
-fn fuse_layer(model: &mut TypedModel, id: usize, mut op: FusedDense, input: OutletId) -> TractResult<()> {
+fn fuse_layer(model: &mut TypedModel, constants: &Constants, id: usize, mut op: FusedDense, input: OutletId) -> TractResult<()> {
     let mut last = id;
     let o = op.weight.shape()[0];
     if let Some((next, other)) = only_successor(model, last, "Add")
-        && let Some(bias) = constant(model, other).filter(|bias| bias.len() == o && bias.datum_type() == f32::datum_type())
+        && let Some(bias) = constants.get(other).filter(|bias| bias.len() == o && bias.datum_type() == f32::datum_type())
         && model.node(next).outputs[0].fact.shape == model.node(last).outputs[0].fact.shape
     {
         op.bias = Some((*bias).clone().into_shape(&[o])?.into_arc_tensor());
         last = next;
     }
-    if let Some(next) = relu(model, last) {
+    if let Some(next) = relu(model, constants, last) {
         op.relu = true;
         last = next;
     }
@@ -386,11 +394,11 @@ fn fuse_layer(model: &mut TypedModel, id: usize, mut op: FusedDense, input: Outl
 }
 
 /// The node as a [`FusedConv`] and its input, when it is a convolution of f32 maps with constant weights, equal padding and stride.
-fn convolution(model: &TypedModel, id: usize) -> TractResult<Option<(FusedConv, OutletId)>> {
+fn convolution(model: &TypedModel, constants: &Constants, id: usize) -> TractResult<Option<(FusedConv, OutletId)>> {
     let node = model.node(id);
     let Some(conv) = node.op_as::<Conv>() else { return Ok(None) };
     let pool = &conv.pool_spec;
-    let (Some(weight), Some(bias)) = (constant(model, node.inputs[1]), constant(model, node.inputs[2])) else { return Ok(None) };
+    let (Some(weight), Some(bias)) = (constants.get(node.inputs[1]), constants.get(node.inputs[2])) else { return Ok(None) };
     let padding = match &pool.padding {
         PaddingSpec::Explicit(before, after) | PaddingSpec::ExplicitOnnxPool(before, after, _) if before == after => before.clone(),
         PaddingSpec::Valid => tvec!(0, 0),
@@ -419,19 +427,41 @@ fn convolution(model: &TypedModel, id: usize) -> TractResult<Option<(FusedConv, 
     Ok(Some((FusedConv { weight, kernels: None, bias, stride, padding, groups, add: false, relu: false }, node.inputs[0])))
 }
 
-/// The value of an outlet that is constant, if only through operations on constants.
-fn constant(model: &TypedModel, outlet: OutletId) -> Option<Arc<Tensor>> {
-    let fact = model.outlet_fact(outlet).ok()?;
-    if let Some(value) = &fact.konst {
-        return Some(value.clone());
+/// The values of a graph's outlets that are constant, if only through operations on constants.
+struct Constants(HashMap<OutletId, Arc<Tensor>>);
+
+/// Larger results of operations on constants stay with tract.
+const CONSTANT_BYTES: usize = 256 << 20;
+
+impl Constants {
+    /// Each operation is looked at once, after those that it reads.
+    fn of(model: &TypedModel, order: &[usize]) -> TractResult<Self> {
+        let mut known = HashMap::<OutletId, Arc<Tensor>>::new();
+        for node in order.iter().map(|id| model.node(*id)) {
+            let outlets = (0..node.outputs.len()).map(|slot| OutletId::new(node.id, slot));
+            for (outlet, fact) in outlets.clone().zip(&node.outputs) {
+                if let Some(value) = &fact.fact.konst {
+                    known.insert(outlet, value.clone());
+                }
+            }
+            let bytes =
+                |fact: &TypedFact| fact.shape.as_concrete().map(|shape| shape.iter().product::<usize>() * fact.datum_type.size_of());
+            let small = node.outputs.iter().all(|output| bytes(&output.fact).is_some_and(|bytes| bytes <= CONSTANT_BYTES));
+            if node.inputs.is_empty() || !small || outlets.clone().all(|outlet| known.contains_key(&outlet)) {
+                continue;
+            }
+            let inputs = node.inputs.iter().map(|input| known.get(input).map(|value| value.clone().into_tvalue())).collect();
+            let Some(inputs) = inputs else { continue };
+            if let Ok(Some(outputs)) = node.op.eval_out_of_plan(inputs) {
+                known.extend(outlets.zip(outputs.into_iter().map(|value| value.into_arc_tensor())));
+            }
+        }
+        Ok(Self(known))
     }
-    let node = model.node(outlet.node);
-    if node.inputs.is_empty() {
-        return None;
+
+    fn get(&self, outlet: OutletId) -> Option<Arc<Tensor>> {
+        self.0.get(&outlet).cloned()
     }
-    let inputs = node.inputs.iter().map(|input| constant(model, *input).map(|value| value.into_tvalue())).collect::<Option<_>>()?;
-    let outputs = node.op.eval_out_of_plan(inputs).ok()??;
-    outputs.into_iter().nth(outlet.slot).map(|value| value.into_arc_tensor())
 }
 
 /// The node that alone reads `id`, when it is the binary operation `name`, and its other operand.
@@ -445,4 +475,43 @@ fn only_successor(model: &TypedModel, id: usize, name: &str) -> Option<(usize, O
     let op = next.op_as::<TypedBinOp>()?;
     let other = next.inputs.iter().find(|input| input.node != id)?;
     (op.0.name() == name && next.inputs.len() == 2).then_some((next.id, *other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tract_onnx::tract_core::ops::math::{add, neg};
+
+    /// A file may be small and its graph deep, or have as many paths as there are atoms.
+    #[test]
+    fn constants_cost_one_look_at_each_operation() {
+        let mut model = TypedModel::default();
+        let mut deep = model.add_source("x", f32::fact([1000])).unwrap();
+        for i in 0..20_000 {
+            deep = model.wire_node(format!("deep {i}"), neg(), &[deep]).unwrap()[0];
+        }
+        let mut wide = model.add_const("c", Tensor::zero::<f32>(&[1000]).unwrap()).unwrap();
+        for i in 0..64 {
+            wide = model.wire_node(format!("wide {i}"), add(), &[wide, wide]).unwrap()[0];
+        }
+        let end = model.wire_node("end", add(), &[deep, wide]).unwrap();
+        model.select_output_outlets(&end).unwrap();
+        let constants = Constants::of(&model, &model.eval_order().unwrap()).unwrap();
+        assert!(constants.get(deep).is_none() && constants.get(end[0]).is_none());
+        assert_eq!(constants.get(wide).unwrap().shape(), [1000]);
+    }
+
+    #[test]
+    fn kept_weights_are_shared_bounded_and_let_go() {
+        let kept = Kept::default();
+        let weights: Vec<_> = (0..15).map(|_| Tensor::zero::<f32>(&[256, 256, 3, 3]).unwrap().into_arc_tensor()).collect();
+        let kernels: Vec<_> = weights.iter().map(|weight| kept.kernels(weight, 1, 1, 1).unwrap()).collect();
+        let bytes = kernels.iter().flatten().map(|kernels| kernels.bytes()).sum::<usize>();
+        assert!(kernels[13].is_some() && kernels[14].is_none() && bytes <= KEPT_BYTES, "{bytes}");
+        assert!(Arc::ptr_eq(kept.kernels(&weights[0], 1, 1, 1).unwrap().as_ref().unwrap(), kernels[0].as_ref().unwrap()));
+        drop(weights);
+        let another = Tensor::zero::<f32>(&[64, 64, 3, 3]).unwrap().into_arc_tensor();
+        assert!(kept.kernels(&another, 1, 1, 1).unwrap().is_some());
+        assert_eq!(kept.weights.lock().unwrap().len(), 1);
+    }
 }

@@ -80,14 +80,14 @@ impl Rcnn {
     /// People with their keypoints, in frame pixels, by falling score.
     pub(crate) fn detect(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
         let (boxes, known) = self.find(frame, plan)?;
-        self.keypoints(frame, plan, boxes, known)
+        self.keypoints(frame, plan, &boxes, &known)
     }
 
     /// The keypoints of `boxes` in frame pixels.
     pub(crate) fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
         let to_base = self.geometry(frame, plan.base());
-        let boxes = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
-        self.keypoints(frame, plan, boxes, Vec::new())
+        let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        self.keypoints(frame, plan, &boxes, &[])
     }
 
     /// How `view` of `frame` maps.
@@ -96,16 +96,19 @@ impl Rcnn {
     }
 
     /// Steps 2 to 6: `boxes` are in the base view's net pixels, `known` the pyramids at hand.
-    fn keypoints(
+    fn keypoints(&self, frame: &Frame, plan: &ViewPlan, boxes: &[(Rect, f32)], known: &[Pyramid]) -> Result<Vec<Detection>, RuntimeError> {
+        // A crowd in parts: two views of a part are within the limit.
+        let parts: Result<Vec<_>, _> = boxes.chunks(POOLED_ROIS / 2).map(|boxes| self.keypoints_of(frame, plan, boxes, known)).collect();
+        Ok(parts?.into_iter().flatten().collect())
+    }
+
+    fn keypoints_of(
         &self,
         frame: &Frame,
         plan: &ViewPlan,
-        boxes: Vec<(Rect, f32)>,
-        known: Vec<Pyramid>,
+        boxes: &[(Rect, f32)],
+        known: &[Pyramid],
     ) -> Result<Vec<Detection>, RuntimeError> {
-        if boxes.is_empty() {
-            return Ok(Vec::new());
-        }
         let to_base = self.geometry(frame, plan.base());
         let in_frame: Vec<Rect> = boxes.iter().map(|&(rect, _)| to_base.frame_from_net_rect(rect)).collect();
         let pooled = |views: &&[View]| -> Result<Vec<Vec<f32>>, RuntimeError> {
@@ -119,22 +122,22 @@ impl Rcnn {
         let one = k * side * side;
         let mut sum = vec![0.0; boxes.len() * one];
         let mut points: Vec<Vec<Point>> = Vec::new();
-        // A view and its mirror image go through the backbone together. In groups that fill every worker, within a limit of memory.
-        // Summed in the order of the views, so that the result does not depend on the workers.
+        // A view and its mirror image go through the backbone together. Groups and batches follow from the views and boxes alone, and are
+        // summed in the order of the views, so that the result does not depend on the workers.
         let scales: Vec<&[View]> = plan.views.chunk_by(|a, b| a.short_side == b.short_side && a.flip != b.flip).collect();
-        let (workers, at_once) = (self.workers.count(), (HEAD_ROIS / boxes.len()).max(1));
-        for scales in scales.chunks((POOLED_ROIS / (2 * boxes.len())).max(workers)) {
+        let at_once = (HEAD_ROIS / boxes.len()).max(1);
+        for scales in scales.chunks(POOLED_ROIS / (2 * boxes.len())) {
             let cost = |views: &&[View]| views.iter().map(pixels).sum();
             let rois: Vec<Vec<Vec<f32>>> = self.workers.each(scales, cost, pooled).into_iter().collect::<Result<_, _>>()?;
             let rois: Vec<Vec<f32>> = rois.into_iter().flatten().collect();
             let views = scales.concat();
-            // As many batches for each worker, none too large.
-            let batch = views.len().div_ceil(views.len().div_ceil(at_once).next_multiple_of(workers));
+            // An even number of batches, as there are workers.
+            let batch = views.len().div_ceil(views.len().div_ceil(at_once).next_multiple_of(2));
             let batches: Vec<(&[View], &[Vec<f32>])> = views.chunks(batch).zip(rois.chunks(batch)).collect();
             let unflipped = |(views, rois): &(&[View], &[Vec<f32>])| -> Result<Vec<ViewMaps>, RuntimeError> {
                 let maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
                 let views = views.iter().zip(maps.chunks_exact(boxes.len() * one));
-                Ok(views.map(|(view, maps)| self.unflip(maps, *view, plan, &boxes)).collect())
+                Ok(views.map(|(view, maps)| self.unflip(maps, *view, plan, boxes)).collect())
             };
             for views in self.workers.each(&batches, |(views, _)| views.len() as u64, unflipped) {
                 for view in views? {

@@ -19,11 +19,6 @@ impl Workers {
         self.0.is_none()
     }
 
-    /// How many there are, the caller's own counted.
-    pub(crate) fn count(&self) -> usize {
-        self.0.as_ref().map_or(1, |pool| pool.current_num_threads())
-    }
-
     /// Runs `work` on the workers, so that it takes no other core than the model was given.
     pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.0 {
@@ -46,12 +41,13 @@ impl Workers {
                 order.sort_by_key(|i| Reverse(cost(&items[*i])));
                 let next = AtomicUsize::new(0);
                 let done = Mutex::new(Vec::with_capacity(items.len()));
-                pool.broadcast(|_| {
+                let share = || {
                     while let Some(&i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let result = work(&items[i]);
                         done.lock().unwrap_or_else(PoisonError::into_inner).push((i, result));
                     }
-                });
+                };
+                pool.scope(|scope| (0..pool.current_num_threads()).for_each(|_| scope.spawn(|_| share())));
                 let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
                 done.sort_by_key(|(i, _)| *i);
                 done.into_iter().map(|(_, result)| result).collect()

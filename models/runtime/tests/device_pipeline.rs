@@ -14,3 +14,17 @@ use pipeline_cases::Painted;
 fn teacher_on(graphs: Painted, manifest: Manifest, skeleton: Skeleton) -> Teacher {
     Teacher::on_device(Shim, OnHost(graphs), manifest, skeleton).unwrap()
 }
+
+/// What no frame could be labelled with is refused when it is loaded, so that `auto` takes the CPU.
+#[test]
+fn a_network_that_the_kernels_have_no_room_for_is_refused_at_once() {
+    let refused = |change: fn(&mut omnilabel_bundle::NetworkSpec)| {
+        let (graphs, mut manifest, skeleton) = pipeline_cases::painted();
+        change(manifest.network.rcnn_mut().unwrap());
+        Teacher::on_device(Shim, OnHost(graphs), manifest, skeleton).err().unwrap().to_string()
+    };
+    let maps = refused(|network| network.heatmap_side = 65);
+    assert_eq!(maps, "the side of a heatmap: 65, the GPU kernels take at most 64");
+    let candidates = refused(|network| network.rpn.pre_nms_top_n = 9000);
+    assert_eq!(candidates, "RPN candidates per level: 9000, the GPU kernels take at most 8192");
+}

@@ -9,6 +9,7 @@ A failure is answered by {"error": text}. Every side is a process of its own, so
 """
 import json
 import os
+import pathlib
 import sys
 import time
 import traceback
@@ -33,6 +34,8 @@ def serve(prepare, extra=None):
                 work, answer = prepare(request), {}
             elif kind == "check":
                 answer = work.check()
+                # What the comparison took is not what the work takes.
+                pathlib.Path("/proc/self/clear_refs").write_text("5")
             elif kind == "run":
                 if hasattr(work, "measure"):
                     answer = work.measure(request["repeat"])

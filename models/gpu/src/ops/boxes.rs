@@ -218,6 +218,6 @@ pub fn detections<D: Device>(
     take(device, kept, &rects, &scores)
 }
 
-fn group_fits(what: &'static str, found: usize) -> Result<(), GpuError> {
+pub(super) fn group_fits(what: &'static str, found: usize) -> Result<(), GpuError> {
     if found <= MAX_GROUP { Ok(()) } else { Err(GpuError::Limit { what, found, most: MAX_GROUP }) }
 }

@@ -97,9 +97,7 @@ pub fn decode<D: Device>(
     sized(Kernel::Decode, "the maps", maps, shape.len())?;
     sized(Kernel::Decode, "the boxes", rects, 4 * shape.boxes)?;
     sized(Kernel::Decode, "the points", found, 4 * shape.count())?;
-    if shape.side == 0 || shape.side > MAX_SIDE {
-        return Err(GpuError::Limit { what: "the side of a heatmap", found: shape.side, most: MAX_SIDE });
-    }
+    side_fits(shape.side)?;
     let probabilities = average == Average::Probabilities;
     run(device, Kernel::Decode, shape.count() * THREADS, 1, &[maps, rects, found, &shape.keypoints, &shape.side, &probabilities])
 }
@@ -126,4 +124,12 @@ pub fn agreement<D: Device>(
     let args: [&dyn super::IntoArg<D>; 8] = [views, found, rects, sigmas, &out, &view_count, &count, &shape.keypoints];
     run(device, Kernel::Agreement, count, 1, &args)?;
     Ok(out)
+}
+
+pub(super) fn side_fits(side: usize) -> Result<(), GpuError> {
+    if (1..=MAX_SIDE).contains(&side) {
+        Ok(())
+    } else {
+        Err(GpuError::Limit { what: "the side of a heatmap", found: side, most: MAX_SIDE })
+    }
 }

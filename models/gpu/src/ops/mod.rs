@@ -17,6 +17,17 @@ pub use train::{
 
 use crate::device::blocks;
 use crate::{Arg, Array, Device, Element, GpuError, Kernel};
+use omnilabel_bundle::NetworkSpec;
+
+/// Whether the kernels have room for a network, whatever the frame.
+///
+/// # Errors
+/// [`GpuError::Limit`].
+pub fn fits(network: &NetworkSpec) -> Result<(), GpuError> {
+    boxes::group_fits("RPN candidates per level", network.rpn.pre_nms_top_n as usize)?;
+    boxes::group_fits("proposals", network.rpn.post_nms_top_n as usize)?;
+    heatmap::side_fits(network.heatmap_side as usize)
+}
 
 /// An argument of a kernel.
 trait IntoArg<D: Device> {

@@ -97,17 +97,13 @@ fn refused(operation: &'static str) -> impl Fn(TractError) -> RuntimeError {
     move |e| GpuError::Driver { operation, message: crate::tract::told(&e) }.into()
 }
 
-/// Opens tract-cuda on this thread. Where a library is missing it says so; where one is broken it panics.
+/// Opens tract-cuda on this thread. Where a library is missing it says so; where one is broken, or lacks a function, it panics.
 fn open() -> Result<CudaDevice, RuntimeError> {
     check()?;
     let missing = |e: TractError| GpuError::Missing { what: "a library that tract-cuda needs", hint: crate::tract::told(&e) };
     tract_cuda::utils::ensure_cuda_runtime_dependencies("cudart, cuBLAS and cuDNN").map_err(missing)?;
-    let stream = catch_unwind(AssertUnwindSafe(|| with_cuda_stream(|stream| Ok(Arc::clone(stream)))));
-    let stream = stream.map_err(|panic| {
-        let said = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-        GpuError::Driver { operation: "open tract-cuda", message: said.unwrap_or_default() }
-    })?;
-    Ok(CudaDevice::on(stream.map_err(refused("open tract-cuda"))?)?)
+    let stream = with_cuda_stream(|stream| Ok(Arc::clone(stream))).map_err(refused("open tract-cuda"))?;
+    Ok(CudaDevice::on(stream)?)
 }
 
 /// A model with the thread on which all its work is done.
@@ -125,11 +121,15 @@ pub(crate) fn load(bundle: &Bundle) -> Result<Box<dyn DeviceModel>, RuntimeError
     let network = manifest.network.rcnn().ok_or_else(wrapped)?.clone();
     let thread = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "cuda".to_owned()).build();
     let thread = thread.map_err(|e| RuntimeError::Request(format!("a thread for the GPU: {e}")))?;
-    let model = thread.install(|| -> Result<Box<dyn DeviceModel>, RuntimeError> {
+    let open = || -> Result<Box<dyn DeviceModel>, RuntimeError> {
         let device = open()?;
         let graphs = DeviceTract::load(bundle, OnCuda)?;
         Ok(Box::new(DeviceRcnn::new(device, graphs, network.clone(), manifest.input.clone(), bundle.skeleton().clone())?))
-    })?;
+    };
+    let model = thread.install(|| catch_unwind(AssertUnwindSafe(open))).map_err(|panic| {
+        let said = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        GpuError::Driver { operation: "open the model", message: said.unwrap_or_default() }
+    })??;
     Ok(Box::new(OnThread { thread, model: Some(model), network }))
 }
 

@@ -61,6 +61,7 @@ fn flat(rects: impl IntoIterator<Item = Rect>) -> Vec<f32> {
 
 impl<D: Device, G: DeviceGraphs<D>> DeviceRcnn<D, G> {
     pub(crate) fn new(device: D, graphs: G, network: NetworkSpec, input: InputSpec, skeleton: Skeleton) -> Result<Self, RuntimeError> {
+        ops::fits(&network)?;
         let (mirror, sigmas) = (Mirror::new(&device, &skeleton)?, Array::from_slice(&device, skeleton.sigmas())?);
         Ok(Self { device, graphs, network, input, skeleton, mirror, sigmas })
     }

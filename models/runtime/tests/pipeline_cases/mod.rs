@@ -193,8 +193,14 @@ fn teacher_with(fault: Fault) -> (Teacher, Arc<AtomicUsize>) {
     (super::teacher_on(graphs, manifest(), skeleton()), backbones)
 }
 
+/// Graphs without a fault, and what belongs to them.
+pub(crate) fn painted() -> (Painted, Manifest, Skeleton) {
+    (Painted { backbones: Arc::default(), fault: Fault::None }, manifest(), skeleton())
+}
+
 fn teacher() -> Teacher {
-    teacher_with(Fault::None).0
+    let (graphs, manifest, skeleton) = painted();
+    super::teacher_on(graphs, manifest, skeleton)
 }
 
 fn near(a: Point, b: Point, tolerance: f32) -> bool {

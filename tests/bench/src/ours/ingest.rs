@@ -3,14 +3,17 @@
 
 use crate::cases::Peer;
 use crate::fixture::{generated, root};
-use crate::side::{Role, Task, Work, resident};
-use anyhow::{Context, Result, bail};
+use crate::side::{Role, Task, Work};
+use anyhow::{Context, Result, bail, ensure};
 use omnilabel_keypoints::wire::topic::{self, Kind};
 use omnilabel_keypoints::wire::{AckMsg, Encoding, LabelMsg, Message};
 use omnilabel_link::{Incoming, Link, LinkConfig};
 use omnilabel_tests::fleet::{SITE, Site, Student};
 use omnilabel_tests::peers::Process;
 use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -38,6 +41,8 @@ pub(crate) struct Ingest {
     template: LabelMsg,
     buffer: Vec<u8>,
     bytes: usize,
+    /// The collector's database.
+    store: PathBuf,
     // Dropped in this order: the collector before its broker.
     collector: Process,
     _site: Site,
@@ -50,11 +55,12 @@ fn name(device: usize) -> String {
 impl Ingest {
     pub(crate) fn new(task: &Task, role: Role) -> Result<Self> {
         let site = Site::new().context("no mosquitto (tests/setup installs it)")?;
+        let store = site.path(if role == Role::Paho { "labels.db" } else { "centre/centre.sqlite" });
         let collector = if role == Role::Paho {
             let python = Peer::Cbor2.program()?.command.swap_remove(0);
             let mut command = Command::new(python);
             command.arg(root().join("tests/bench/python/collector.py")).arg(site.broker.port.to_string()).arg(SITE);
-            command.arg(site.path("labels.db"));
+            command.arg(&store);
             let mut collector = Process::spawn("collector.py", &mut command, &site.path("collector.log"));
             collector.line();
             collector
@@ -99,7 +105,7 @@ impl Ingest {
         let devices = vec![(0, 0); task.devices.max(1)];
         let buffer = vec![0; LabelMsg::MAX_BYTES];
         let mut ingest =
-            Self { runtime, links, acks, devices, turn: 0, labels: task.labels, template, buffer, bytes: 0, collector, _site: site };
+            Self { runtime, links, acks, devices, turn: 0, labels: task.labels, template, buffer, bytes: 0, store, collector, _site: site };
         // Whatever was sent before the collector had subscribed is sent again here and not in a measurement.
         ingest.send(1)?;
         Ok(ingest)
@@ -180,19 +186,29 @@ impl Ingest {
     }
 }
 
+/// How many labels a collector's database holds, and of how many devices.
+async fn stored(database: &Path) -> Result<(u64, u64)> {
+    let options = SqliteConnectOptions::new().filename(database).read_only(true);
+    let mut connection = options.connect().await?;
+    let (labels, devices): (i64, i64) =
+        sqlx::query_as("SELECT count(*), count(DISTINCT device) FROM labels").fetch_one(&mut connection).await?;
+    Ok((labels.try_into()?, devices.try_into()?))
+}
+
 impl Work for Ingest {
     fn check(&mut self) -> Result<Value> {
         self.send(self.labels)?;
-        let (sent, acknowledged) = self.devices.iter().fold((0, 0), |(a, b), (sent, acknowledged)| (a + sent, b + acknowledged));
-        Ok(json!({"labels": acknowledged, "sum": sent, "bytes": self.bytes}))
+        let sent: u64 = self.devices.iter().map(|(sent, _)| sent).sum();
+        let stored = self.runtime.block_on(stored(&self.store)).with_context(|| self.store.display().to_string())?;
+        ensure!(stored.0 == sent, "{} labels of {sent} that were acknowledged are in {}", stored.0, self.store.display());
+        Ok(json!({"labels": stored.0, "sum": stored.1, "bytes": self.bytes}))
     }
 
     fn run(&mut self) -> Result<()> {
         self.send(self.labels)
     }
 
-    /// The collector's.
-    fn peak(&self) -> Result<Option<u64>> {
-        Ok(Some(resident(self.collector.id(), "VmHWM")?))
+    fn process(&self) -> u32 {
+        self.collector.id()
     }
 }
