@@ -165,3 +165,18 @@ fn held_out_pictures_without_labels_are_refused_before_anything_is_trained() {
         assert!(!dir.path().join("arm").exists(), "{line}");
     }
 }
+
+/// Without the feature; with it and without a driver `tests/run --cuda` looks for the driver's name.
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn a_device_that_is_not_there_is_named_before_anything_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for command in ["train --data nowhere --out arm", "distill --data nowhere --labelled-fraction 0.3 --val nowhere --out arm"] {
+        let said = |flags: &str| fail(dir.path(), &format!("{command} {flags}"));
+        assert!(said("--device cuda").contains("feature `cuda`"), "{}", said("--device cuda"));
+        assert!(said("--precision bf16").contains("bf16 is for a GPU"), "{}", said("--precision bf16"));
+        let auto = said("--device auto");
+        assert!(auto.contains("trained on the processor") && auto.contains("nowhere"), "{auto}");
+    }
+    assert!(!dir.path().join("arm").exists());
+}

@@ -158,10 +158,6 @@ impl TrainFlags {
             None => TrainFile::default(),
         };
         let compute = self.compute();
-        // Tried at once: a training that cannot begin leaves nothing behind.
-        if let Some(why) = compute.open()?.instead {
-            eprintln!("trained on the processor: {why}");
-        }
         let mut options = file.options;
         options.batch = self.batch.unwrap_or(options.batch);
         options.lr = self.lr.unwrap_or(options.lr);
@@ -183,6 +179,14 @@ impl TrainFlags {
             eprintln!("{taken}");
         }
         Ok(Training { network, options, init, compute })
+    }
+
+    /// Tries the device before anything is read: a training that cannot begin leaves nothing behind.
+    pub(super) fn try_device(&self) -> anyhow::Result<()> {
+        if let Some(why) = self.compute().open()?.instead {
+            eprintln!("trained on the processor: {why}");
+        }
+        Ok(())
     }
 
     fn compute(&self) -> Compute {

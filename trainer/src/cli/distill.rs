@@ -72,6 +72,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    args.flags.try_device()?;
     let (labelled, unlabelled, left_out) = match (&args.data, &args.labelled, &args.unlabelled) {
         (Some(data), ..) => {
             if !(args.labelled_fraction > 0.0 && args.labelled_fraction < 1.0) {

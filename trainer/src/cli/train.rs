@@ -57,6 +57,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if args.out.join("arm.json").exists() && !args.resume && begun(&args.out) {
         bail!("{} holds a training run; --resume continues it, another --out begins anew", args.out.display());
     }
+    args.flags.try_device()?;
     let dataset = load(&args.data, args.limit_fraction, args.images)?;
     let eval = args.eval.as_deref().map(|dir| load(dir, None, None)).transpose()?;
     if let Some(eval) = &eval {
