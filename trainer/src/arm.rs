@@ -248,9 +248,6 @@ fn steps(
     let options = &arm.options;
     let flip = manual.skeleton.flip();
     let place = arm.compute.open()?;
-    if let Some(why) = &place.instead {
-        tracing::warn!("trained on the processor: {why}");
-    }
     let mut run = if Run::has_checkpoint(&checkpoint) {
         Run::resume_on(&checkpoint, arm.network.clone(), options.clone(), flip, &place)?
     } else {

@@ -1,14 +1,14 @@
-//! The kernels on an NVIDIA GPU: compiled by NVRTC for the GPU at hand, once per process and GPU (0.7 s for all of them), launched by
+//! The kernels on an NVIDIA GPU: compiled by NVRTC for the GPU at hand, once per process, GPU and part (about a second), launched by
 //! the driver. Both are loaded when they are asked for, and [`GpuError::Missing`] where there are none.
 
-use crate::{Arg, Array, Device, Element, GpuError, Kernel, SOURCE, THREADS};
+use crate::{Arg, Array, Device, Element, GpuError, Kernel, Part, THREADS};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result as driver};
 use cudarc::nvrtc::{Ptx, result as nvrtc, sys as nvrtc_sys};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Whether there is a driver and a compiler to load.
 ///
@@ -57,7 +57,7 @@ fn has_compiler() -> bool {
     unsafe { nvrtc_sys::is_culib_present() }
 }
 
-/// What is linked in a library's place (`deploy/cuda/lazy.c`) refuses everything where there is none.
+/// What is linked in a library's place (`deploy/cuda/lazy`) refuses everything where there is none.
 #[cfg(feature = "cuda-linked")]
 fn has_driver() -> bool {
     driver::init() != Err(cudarc::driver::DriverError(cudarc::driver::sys::CUresult::CUDA_ERROR_STUB_LIBRARY))
@@ -71,14 +71,14 @@ fn has_compiler() -> bool {
     unsafe { nvrtc_sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().is_ok()
 }
 
-/// Machine code of all kernels for an architecture such as `sm_87`. Not PTX: a driver refuses the PTX of a newer toolkit than its own.
+/// Machine code of a part's kernels for an architecture such as `sm_87`. Not PTX: a driver refuses the PTX of a newer toolkit than its own.
 ///
 /// # Errors
 /// [`GpuError::Missing`] without NVRTC, [`GpuError::Compile`].
-pub fn compile(arch: &str) -> Result<Vec<u8>, GpuError> {
+pub fn compile(arch: &str, part: Part) -> Result<Vec<u8>, GpuError> {
     check_compiler()?;
     let refuse = |log: String| GpuError::Compile { arch: arch.to_owned(), log };
-    let source = CString::new(SOURCE).map_err(|e| refuse(e.to_string()))?;
+    let source = CString::new(part.source()).map_err(|e| refuse(e.to_string()))?;
     let program = Program::new(&source, c"omnilabel.cu").map_err(|e| refuse(format!("{e:?}")))?;
     // Products and sums stay apart, so that the kernels round as their CPU twins do.
     let options = [format!("--gpu-architecture={arch}"), "--fmad=false".to_owned(), "--std=c++17".to_owned()];
@@ -160,14 +160,41 @@ impl<T: Element> Array<CudaDevice, T> {
 #[derive(Clone)]
 pub struct CudaDevice {
     stream: Arc<CudaStream>,
-    functions: Functions,
+    loaded: Arc<Loaded>,
 }
 
-/// By discriminant of [`Kernel`].
-type Functions = Arc<Vec<CudaFunction>>;
+/// The kernels of one GPU by part, in the order of [`Part::kernels`]; those of training when the first is launched.
+#[derive(Default)]
+struct Loaded([OnceLock<Vec<CudaFunction>>; Part::ALL.len()]);
+
+impl Loaded {
+    fn part(&self, context: &Arc<CudaContext>, part: Part) -> Result<&[CudaFunction], GpuError> {
+        let slot = &self.0[part as usize];
+        if let Some(functions) = slot.get() {
+            return Ok(functions);
+        }
+        let (major, minor) = context.compute_capability().map_err(refused("ask for the compute capability"))?;
+        let cubin = compile(&format!("sm_{major}{minor}"), part)?;
+        let module = context.load_module(Ptx::from_binary(cubin)).map_err(refused("load the kernels"))?;
+        let function = |kernel: Kernel| module.load_function(kernel.name()).map_err(refused(kernel.name()));
+        let functions = part.kernels().map(function).collect::<Result<_, _>>()?;
+        Ok(slot.get_or_init(|| functions))
+    }
+
+    fn function(&self, context: &Arc<CudaContext>, kernel: Kernel) -> Result<&CudaFunction, GpuError> {
+        let at = part_index(kernel);
+        let missing = || GpuError::Kernel { kernel: kernel.name(), message: "was not loaded".to_owned() };
+        self.part(context, kernel.part())?.get(at).ok_or_else(missing)
+    }
+}
+
+/// Place in [`Part::kernels`].
+fn part_index(kernel: Kernel) -> usize {
+    kernel as usize - kernel.part().kernels().next().map_or(0, |first| first as usize)
+}
 
 /// Per GPU.
-static LOADED: Mutex<BTreeMap<usize, Functions>> = Mutex::new(BTreeMap::new());
+static LOADED: Mutex<BTreeMap<usize, Arc<Loaded>>> = Mutex::new(BTreeMap::new());
 
 fn refused<E: Display>(operation: &'static str) -> impl Fn(E) -> GpuError {
     move |e| GpuError::Driver { operation, message: e.to_string() }
@@ -192,16 +219,9 @@ impl CudaDevice {
     pub fn on(stream: Arc<CudaStream>) -> Result<Self, GpuError> {
         check_compiler()?;
         let context = stream.context();
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(functions) = loaded.get(&context.ordinal()) {
-            return Ok(Self { functions: functions.clone(), stream });
-        }
-        let (major, minor) = context.compute_capability().map_err(refused("ask for the compute capability"))?;
-        let module = context.load_module(Ptx::from_binary(compile(&format!("sm_{major}{minor}"))?)).map_err(refused("load the kernels"))?;
-        let function = |kernel: &Kernel| module.load_function(kernel.name()).map_err(refused(kernel.name()));
-        let functions: Functions = Arc::new(Kernel::ALL.iter().map(function).collect::<Result<_, _>>()?);
-        loaded.insert(context.ordinal(), functions.clone());
-        Ok(Self { functions, stream })
+        let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner).entry(context.ordinal()).or_default().clone();
+        loaded.part(context, Part::Labelling)?;
+        Ok(Self { stream, loaded })
     }
 
     /// Its name, as the driver has it.
@@ -259,7 +279,7 @@ impl Device for CudaDevice {
             Arg::Float(v) => Value::Float(v),
         });
         let values: Vec<Value> = values.collect();
-        let mut launch = self.stream.launch_builder(&self.functions[kernel as usize]);
+        let mut launch = self.stream.launch_builder(self.loaded.function(self.stream.context(), kernel)?);
         for value in &values {
             match value {
                 Value::Address(v) => launch.arg(v),

@@ -3,33 +3,63 @@
 /// Threads per block of every launch, as in `common.cuh`.
 pub const THREADS: usize = 256;
 
-/// All kernels as one CUDA source.
-pub const SOURCE: &str = concat!(
-    include_str!("../kernels/common.cuh"),
-    include_str!("../kernels/image.cu"),
-    include_str!("../kernels/boxes.cu"),
-    include_str!("../kernels/roi.cu"),
-    include_str!("../kernels/heatmap.cu"),
-    include_str!("../kernels/train.cu"),
-);
+/// Kernels that are compiled together: a camera has no use for those of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Frames to labels.
+    Labelling,
+    /// What training needs beside them.
+    Training,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; 2] = [Self::Labelling, Self::Training];
+
+    /// Its CUDA source.
+    pub const fn source(self) -> &'static str {
+        match self {
+            Self::Labelling => concat!(
+                include_str!("../kernels/common.cuh"),
+                include_str!("../kernels/image.cu"),
+                include_str!("../kernels/boxes.cu"),
+                include_str!("../kernels/roi.cu"),
+                include_str!("../kernels/heatmap.cu"),
+            ),
+            Self::Training => concat!(include_str!("../kernels/common.cuh"), include_str!("../kernels/train.cu")),
+        }
+    }
+
+    /// Its kernels, in the order of their discriminants.
+    pub fn kernels(self) -> impl Iterator<Item = Kernel> {
+        Kernel::ALL.iter().copied().filter(move |kernel| kernel.part() == self)
+    }
+}
 
 macro_rules! kernels {
-    ($($kernel:ident $name:literal),+ $(,)?) => {
-        /// A kernel of [`SOURCE`]; what each does is said there.
+    ($($part:ident: $($kernel:ident $name:literal),+);+ $(;)?) => {
+        /// A kernel; what each does is said in its [`Part::source`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[expect(missing_docs, reason = "the sources document them")]
         pub enum Kernel {
-            $($kernel),+
+            $($($kernel),+),+
         }
 
         impl Kernel {
             /// Every kernel, in the order of their discriminants.
-            pub const ALL: &[Self] = &[$(Self::$kernel),+];
+            pub const ALL: &[Self] = &[$($(Self::$kernel),+),+];
 
             /// Its name in the source.
             pub const fn name(self) -> &'static str {
                 match self {
-                    $(Self::$kernel => $name),+
+                    $($(Self::$kernel => $name),+),+
+                }
+            }
+
+            /// Where its source is.
+            pub const fn part(self) -> Part {
+                match self {
+                    $($(Self::$kernel)|+ => Part::$part),+
                 }
             }
         }
@@ -37,6 +67,7 @@ macro_rules! kernels {
 }
 
 kernels! {
+    Labelling:
     ViewImage "view_image",
     MaxPool "max_pool",
     NotFinite "not_finite",
@@ -55,7 +86,8 @@ kernels! {
     Unflip "unflip",
     Scale "scale",
     Decode "decode",
-    Agreement "agreement",
+    Agreement "agreement";
+    Training:
     ReluBackward "relu_backward",
     AddRelu "add_relu",
     AddBias "add_bias",
@@ -73,5 +105,5 @@ kernels! {
     Sgd "sgd",
     Adamw "adamw",
     ToBf16 "to_bf16",
-    FromBf16 "from_bf16",
+    FromBf16 "from_bf16";
 }

@@ -7,7 +7,7 @@
 mod suite;
 
 use omnilabel_gpu::cuda::{self, CudaDevice};
-use omnilabel_gpu::{GpuError, Kernel};
+use omnilabel_gpu::{GpuError, Part};
 
 /// Orin and Hopper.
 const ARCHITECTURES: [&str; 2] = ["sm_87", "sm_90"];
@@ -19,17 +19,17 @@ fn the_kernels_compile() {
         eprintln!("skipped: {missing}");
         return;
     }
-    for arch in ARCHITECTURES {
+    for (arch, part) in ARCHITECTURES.into_iter().flat_map(|arch| Part::ALL.map(|part| (arch, part))) {
         let start = std::time::Instant::now();
-        let cubin = cuda::compile(arch).unwrap();
-        println!("{arch}: {} bytes of machine code in {:.1} s", cubin.len(), start.elapsed().as_secs_f32());
+        let cubin = cuda::compile(arch, part).unwrap();
+        println!("{arch}, {part:?}: {} bytes of machine code in {:.1} s", cubin.len(), start.elapsed().as_secs_f32());
         assert!(cubin.starts_with(b"\x7fELF"), "not a cubin");
-        for kernel in Kernel::ALL {
+        for kernel in part.kernels() {
             let name = kernel.name().as_bytes();
             assert!(cubin.windows(name.len()).any(|window| window == name), "{arch} lacks {}", kernel.name());
         }
     }
-    let error = cuda::compile("sm_1").unwrap_err();
+    let error = cuda::compile("sm_1", Part::Labelling).unwrap_err();
     assert!(matches!(&error, GpuError::Compile { arch, log } if arch == "sm_1" && log.contains("gpu-architecture")), "{error}");
 }
 

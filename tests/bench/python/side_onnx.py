@@ -6,6 +6,7 @@ made here) and on numpy otherwise. Of the views whose boxes are known, only the 
 """
 import json
 import math
+import os
 import pathlib
 import struct
 import zlib
@@ -59,7 +60,8 @@ class Runtime:
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = threads
         self.options.inter_op_num_threads = 1
-        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        spinning = os.environ.get("OMNILABEL_ORT_SPINNING", "0")
+        self.options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         self.part = onnxruntime.RunOptions()
         self.part.only_execute_path_to_fetches = True
 

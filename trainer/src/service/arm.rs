@@ -120,7 +120,9 @@ impl Arm {
         let RoundConfig { train, checkpoint_every, .. } = &config.round;
         let compute = Compute { device: config.model.device, precision: config.model.precision };
         // Tried at once, not when the first round begins.
-        compute.open().context("`model.device`")?;
+        if let Some(why) = compute.open().context("`model.device`")?.instead {
+            tracing::warn!("students are trained on the processor: {why}");
+        }
         Ok(Self { network, options: train.clone(), init, checkpoint_every: *checkpoint_every, weights: config.model.weights, compute })
     }
 }

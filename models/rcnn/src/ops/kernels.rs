@@ -135,11 +135,22 @@ pub(crate) struct Dense {
 }
 
 pub(crate) fn dense<E: Engine>(e: &E, d: Dense, [x, w, b]: [&On<E>; 3]) -> Result<On<E>> {
+    if d.r * d.i * d.o == 0 {
+        return e.zeros(d.r * d.o);
+    }
     let size = Product { m: d.r, n: d.o, k: d.i, a_transposed: false, b_transposed: true };
     biased(e, e.product(size, d.arithmetic, x, w)?, b, 1, d.relu)
 }
 
 pub(crate) fn dense_backward<E: Engine>(e: &E, d: Dense, [x, w, y, grad]: [&On<E>; 4], wanted: Wanted) -> Result<Gradients<E>> {
+    if d.r * d.i * d.o == 0 {
+        // Of a batch without a row.
+        return Ok([
+            when(wanted.input, || e.zeros(d.r * d.i))?,
+            when(wanted.weight, || e.zeros(d.o * d.i))?,
+            when(wanted.bias, || e.zeros(d.o))?,
+        ]);
+    }
     let dy = unmasked(e, d.relu, y, grad)?;
     let size = |m, n, k, a_transposed| Product { m, n, k, a_transposed, b_transposed: false };
     Ok([

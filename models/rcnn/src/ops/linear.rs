@@ -42,11 +42,8 @@ struct Linear {
 
 #[cfg(feature = "cuda")]
 impl Linear {
-    fn dense(&self, (r, i, o): (usize, usize, usize)) -> Result<kernels::Dense> {
-        if r * i * o == 0 {
-            bail!("linear: nothing to multiply, {r} rows of {i} for {o} outputs");
-        }
-        Ok(kernels::Dense { r, i, o, relu: self.relu, arithmetic: self.arithmetic })
+    fn dense(&self, (r, i, o): (usize, usize, usize)) -> kernels::Dense {
+        kernels::Dense { r, i, o, relu: self.relu, arithmetic: self.arithmetic }
     }
 }
 
@@ -83,7 +80,7 @@ impl CustomOp3 for Linear {
         b: &CudaStorage,
         bl: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let dense = self.dense(dims(xl.dims(), wl.dims(), bl.dims())?)?;
+        let dense = self.dense(dims(xl.dims(), wl.dims(), bl.dims())?);
         let y = cuda::forward([(x, xl), (w, wl), (b, bl)], |e, operands| kernels::dense(e, dense, operands))?;
         Ok((y, Shape::from((dense.r, dense.o))))
     }
@@ -101,7 +98,7 @@ impl CustomOp3 for Linear {
         let grad = grad.contiguous()?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let dense = self.dense((r, i, o))?;
+            let dense = self.dense((r, i, o));
             let wanted = Wanted { input: x.track_op(), weight: w.track_op(), bias: b.track_op() };
             return cuda::backward([x, w, y, &grad], [x, w, b], |e, tensors| kernels::dense_backward(e, dense, tensors, wanted))
                 .map(Into::into);

@@ -161,7 +161,7 @@ fn transposed_convolutions() {
 #[test]
 fn fully_connected_layers() {
     for relu in [false, true] {
-        for (r, i, o) in [(5, 7, 3), (1, 1, 1), (300, 2, 9)] {
+        for (r, i, o) in [(5, 7, 3), (1, 1, 1), (300, 2, 9), (0, 4, 3)] {
             let d = Dense { r, i, o, relu, arithmetic: Arithmetic::F32 };
             let inputs = [values(7, &[r, i]), values(8, &[o, i]), values(9, &[o])];
             check_three(
