@@ -6,6 +6,7 @@
 use crate::gemm::{Mat, gemm};
 use crate::im2col::im2col;
 use crate::scratch::scratch;
+use crate::vector::{Fused, vectorised};
 use crate::{Finish, Geometry, Scalar, Threads};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -119,15 +120,34 @@ pub(crate) fn forward<T: Scalar>(g: &Geometry, x: &[T], w: &[T], finish: Finish<
             scratch(count * columns, |sums| {
                 let weight = Mat::rows(&w[(group * channels + first) * patch..][..count * patch], patch);
                 gemm(count, columns, patch, weight, matrix, sums, columns, false, Threads::One);
-                // Outputs lie image by image.
-                for (index, out) in outputs.iter_mut().enumerate() {
-                    let (image, channel) = (index / count, index % count);
-                    let sums = &sums[channel * columns + image * block.part.len()..][..block.part.len()];
-                    let channel = group * channels + first + channel;
-                    let at = (block.images.start + image) * g.output_len() + channel * g.plane() + block.part.start;
-                    finish.write(channel, at, sums, out);
-                }
+                vectorised(Outputs { g, block, first: group * channels + first, count, sums: &*sums, finish, outputs });
             });
         });
     });
+}
+
+/// The outputs of `count` channels of a block from their sums, image by image.
+struct Outputs<'a, 'y, T> {
+    g: &'a Geometry,
+    block: &'a Block,
+    first: usize,
+    count: usize,
+    sums: &'a [T],
+    finish: Finish<'a, T>,
+    outputs: &'a mut [&'y mut [T]],
+}
+
+impl<T: Scalar> Fused for Outputs<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { g, block, first, count, sums, finish, outputs } = self;
+        for (index, out) in outputs.iter_mut().enumerate() {
+            let (image, channel) = (index / count, index % count);
+            let sums = &sums[channel * block.columns() + image * block.part.len()..][..block.part.len()];
+            let at = (block.images.start + image) * g.output_len() + (first + channel) * g.plane() + block.part.start;
+            finish.write(first + channel, at, sums, out);
+        }
+    }
 }

@@ -2,11 +2,12 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Work whose loops the compiler vectorises.
+/// Work whose loops the compiler vectorises. A type and no closure: only what is inlined is compiled for those vectors, and the compiler
+/// leaves long closures outside.
 pub(crate) trait Fused {
     /// What it returns.
     type Output;
-    /// Does it; `FMA` says that the fused multiply-add is one instruction here, and not a function.
+    /// Does it, `#[inline(always)]` with all that it calls; `FMA` says that the fused multiply-add is one instruction here, and not a function.
     fn run<const FMA: bool>(self) -> Self::Output;
 }
 
@@ -25,21 +26,4 @@ impl<W: Fused> WithSimd for Work<W> {
 /// Runs `work` compiled for the widest vectors.
 pub(crate) fn vectorised<W: Fused>(work: W) -> W::Output {
     Arch::new().dispatch(Work(work))
-}
-
-struct Plain<F>(F);
-
-impl<F: FnOnce()> Fused for Plain<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        (self.0)();
-    }
-}
-
-/// Runs the loops of `work` on the widest vectors; what it calls must be inlined.
-#[inline(always)]
-pub(crate) fn wide(work: impl FnOnce()) {
-    vectorised(Plain(work));
 }

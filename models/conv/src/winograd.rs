@@ -6,7 +6,7 @@
 
 use crate::gemm::{Mat, gemm};
 use crate::scratch::scratch;
-use crate::vector::wide;
+use crate::vector::{Fused, vectorised};
 use crate::{Finish, Geometry, Scalar, Threads};
 use rayon::prelude::*;
 
@@ -129,7 +129,7 @@ pub(crate) fn forward_kept<T: Scalar>(g: &Geometry, x: &[T], kernels: &Kernels<T
 /// All kernels: `[o, 36, c]`.
 fn transform<T: Scalar>(g: &Geometry, taps: &Taps<'_, T>, kernels: &mut [T], threads: Threads) {
     threads.each(kernels.par_chunks_exact_mut(PRODUCTS * g.c).enumerate(), |(o, kernels)| {
-        wide(|| transform_kernels(taps, o, g.c, kernels));
+        vectorised(KernelsOf { taps, o, c: g.c, kernels });
     });
 }
 
@@ -160,21 +160,12 @@ fn block<T: Scalar>(
     rows: &mut [Vec<&mut [T]>],
     within: Threads,
 ) {
-    let (down, across) = tiles(g);
+    let (_, across) = tiles(g);
     let ld = (rows.len() * across).next_multiple_of(LANES);
     scratch(PRODUCTS * g.c * ld, |inputs: &mut [T]| {
         scratch(PRODUCTS * g.o * ld, |sums: &mut [T]| {
             scratch(2 * PRODUCTS * rows.len() * across + TILE * (across + 1), |buffer| {
-                let count = rows.len();
-                wide(|| {
-                    for channel in 0..g.c {
-                        let planes = (first..first + count).map(|row| {
-                            let (image, row) = (row / down, row % down);
-                            (&x[(image * g.c + channel) * g.h * g.w..][..g.h * g.w], row)
-                        });
-                        transform_inputs(g, planes, across, buffer, &mut inputs[channel * ld..], g.c * ld);
-                    }
-                });
+                vectorised(InputsOf { g, x, first, count: rows.len(), buffer, inputs: &mut *inputs, ld });
             });
             let inputs = &*inputs;
             within.each(sums.par_chunks_exact_mut(g.o * ld).enumerate(), |(product, sums)| {
@@ -184,23 +175,89 @@ fn block<T: Scalar>(
             });
             let tiles = rows.len() * across;
             scratch((TILE * SIDE + TILE * TILE) * tiles, |buffer| {
-                wide(|| {
-                    for channel in 0..g.o {
-                        let (middle, outputs) = buffer.split_at_mut(TILE * SIDE * tiles);
-                        transform_sums(&sums[channel * ld..], g.o * ld, tiles, middle, outputs);
-                        for (index, parts) in rows.iter_mut().enumerate() {
-                            let (image, row) = ((first + index) / down, (first + index) % down);
-                            let plane = (image * g.o + channel) * g.plane();
-                            for (r, out) in parts[channel].chunks_mut(g.ow).enumerate() {
-                                let sums = &outputs[(r * tiles + index * across) * TILE..][..g.ow];
-                                finish.write(channel, plane + (row * TILE + r) * g.ow, sums, out);
-                            }
-                        }
-                    }
-                })
+                vectorised(OutputsOf { g, sums: &*sums, ld, finish, first, buffer, rows });
             });
         });
     });
+}
+
+/// The kernels of one output channel, transformed.
+struct KernelsOf<'a, T> {
+    taps: &'a Taps<'a, T>,
+    o: usize,
+    c: usize,
+    kernels: &'a mut [T],
+}
+
+impl<T: Scalar> Fused for KernelsOf<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        transform_kernels(self.taps, self.o, self.c, self.kernels);
+    }
+}
+
+/// The inputs of a block's `count` rows of tiles, transformed.
+struct InputsOf<'a, T> {
+    g: &'a Geometry,
+    x: &'a [T],
+    first: usize,
+    count: usize,
+    buffer: &'a mut [T],
+    inputs: &'a mut [T],
+    ld: usize,
+}
+
+impl<T: Scalar> Fused for InputsOf<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { g, x, first, count, buffer, inputs, ld } = self;
+        let (down, across) = tiles(g);
+        for channel in 0..g.c {
+            let planes = (first..first + count).map(|row| {
+                let (image, row) = (row / down, row % down);
+                (&x[(image * g.c + channel) * g.h * g.w..][..g.h * g.w], row)
+            });
+            transform_inputs(g, planes, across, buffer, &mut inputs[channel * ld..], g.c * ld);
+        }
+    }
+}
+
+/// The outputs of a block's rows of tiles from its products, finished.
+struct OutputsOf<'a, 'y, T> {
+    g: &'a Geometry,
+    sums: &'a [T],
+    ld: usize,
+    finish: Finish<'a, T>,
+    first: usize,
+    buffer: &'a mut [T],
+    rows: &'a mut [Vec<&'y mut [T]>],
+}
+
+impl<T: Scalar> Fused for OutputsOf<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { g, sums, ld, finish, first, buffer, rows } = self;
+        let (down, across) = tiles(g);
+        let tiles = rows.len() * across;
+        let (middle, outputs) = buffer.split_at_mut(TILE * SIDE * tiles);
+        for channel in 0..g.o {
+            transform_sums(&sums[channel * ld..], g.o * ld, tiles, middle, outputs);
+            for (index, parts) in rows.iter_mut().enumerate() {
+                let (image, row) = ((first + index) / down, (first + index) % down);
+                let plane = (image * g.o + channel) * g.plane();
+                for (r, out) in parts[channel].chunks_mut(g.ow).enumerate() {
+                    let sums = &outputs[(r * tiles + index * across) * TILE..][..g.ow];
+                    finish.write(channel, plane + (row * TILE + r) * g.ow, sums, out);
+                }
+            }
+        }
+    }
 }
 
 /// One direction of the inputs' transform `Bᵀd`.

@@ -1,6 +1,6 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
-use crate::fused::Kept;
+use crate::fused::{Kept, Tail};
 use crate::tract::{Cut, Engine, Plan, Plans, cut, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
 use std::ops::Range;
@@ -194,21 +194,32 @@ impl Graphs for TractGraphs {
         let cut = self.backbone.features.plan(n, rows, columns).map_err(graph_error(BACKBONE))?;
         let outputs = self.engine.run(BACKBONE, &cut.plan, input)?;
         let mut found = vec![Vec::new(); n];
-        for (level, (value, tail)) in outputs.iter().zip(&cut.tails).enumerate() {
+        let mut outputs = &outputs[..];
+        for (level, tail) in cut.tails.iter().enumerate() {
             let name = format!("features_{level}");
-            let [images, c, h, w] = *value.shape() else { return Err(shape_error(&name, value.shape(), "[n, c, h, w]")) };
-            if images != n {
-                return Err(shape_error(&name, value.shape(), &format!("{n} images")));
-            }
+            let (maps, rest) =
+                outputs.split_at_checked(tail.as_ref().map_or(1, Tail::inputs)).ok_or_else(|| shape_error(&name, &[], "an output"))?;
+            outputs = rest;
             for (image, found) in found.iter_mut().enumerate() {
+                let map = |value: &'_ TValue| match *value.shape() {
+                    [images, c, h, w] if images == n => Ok([c, h, w]),
+                    _ => Err(shape_error(&name, value.shape(), &format!("[{n}, c, h, w]"))),
+                };
+                let shapes = maps.iter().map(map).collect::<Result<Vec<_>, _>>()?;
                 let part = || -> TractResult<Vec<f32>> {
-                    let values = value.try_as_plain_ram()?;
-                    let values = &values.as_slice::<f32>()?[image * c * h * w..][..c * h * w];
-                    let Some(tail) = tail else { return Ok(values.to_vec()) };
+                    let views = maps.iter().map(|value| value.try_as_plain_ram()).collect::<TractResult<Vec<_>>>()?;
+                    let mut maps = Vec::new();
+                    for (view, shape) in views.iter().zip(&shapes) {
+                        let one = shape.iter().product::<usize>();
+                        maps.push((&view.as_slice::<f32>()?[image * one..][..one], *shape));
+                    }
+                    let Some(tail) = tail else { return Ok(maps[0].0.to_vec()) };
+                    let [_, h, w] = shapes[0];
                     let (down, across) = needed(image, level, h, w);
-                    tail.part(values, [c, h, w], down, across)
+                    tail.part(&maps, down, across)
                 };
                 let part = self.engine.work(part).map_err(graph_error(BACKBONE))?;
+                let [_, h, w] = shapes[0];
                 let channels = part.len() / (h * w).max(1);
                 found.push((part, channels, h, w));
             }

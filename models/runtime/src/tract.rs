@@ -1,7 +1,7 @@
 //! What every graph on tract shares: loading, plans for input shapes, workers.
 
 use crate::RuntimeError;
-use crate::fused::{FusedConv, Kept, fuse, sharing};
+use crate::fused::{Kept, Tail, fuse, sharing};
 use omnilabel_conv::Threads;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -105,23 +105,22 @@ pub(crate) fn optimized(model: InferenceModel, kept: &Kept) -> TractResult<Plan>
 /// A graph without the convolutions that end it.
 #[derive(Clone)]
 pub(crate) struct Cut {
+    /// Of each output, what its tail starts from, or itself.
     pub(crate) plan: Plan,
-    /// Of each output, the convolution that was cut off, if one could be.
-    pub(crate) tails: Vec<Option<FusedConv>>,
+    /// Of each output, what was cut off, if that could be.
+    pub(crate) tails: Vec<Option<Tail>>,
 }
 
-/// The graph with each output taken before the 3×3 convolution that makes it, where one does, so that it can be computed in part.
+/// The graph with each output taken before its [`Tail`], where it has one, so that it can be computed in part.
 pub(crate) fn cut(model: InferenceModel, kept: &Kept) -> TractResult<Cut> {
     let mut model = model.into_typed()?;
     fuse(&mut model, kept)?;
-    let mut outputs = model.outputs.clone();
-    let tail = |outlet: &mut OutletId| {
-        let node = model.node(outlet.node);
-        let tail = node.op_as::<FusedConv>().filter(|conv| conv.is_local())?;
-        *outlet = node.inputs[0];
-        Some(tail.clone())
-    };
-    let tails = outputs.iter_mut().map(tail).collect();
+    let (mut outputs, mut tails) = (Vec::new(), Vec::new());
+    for outlet in model.outputs.clone() {
+        let (tail, inputs) = Tail::of(&model, outlet).map_or((None, tvec!(outlet)), |(tail, inputs)| (Some(tail), inputs));
+        outputs.extend(inputs);
+        tails.push(tail);
+    }
     model.select_output_outlets(&outputs)?;
     let plan = model.into_decluttered()?.into_optimized()?.into_runnable()?;
     Ok(Cut { plan, tails })
