@@ -138,7 +138,7 @@ class Heads(RoIHeads):
         rois, indices = [], []
         for i, (p, m, l) in enumerate(zip(proposals, matched, labels)):
             pos = torch.where(l > 0)[0]
-            k = targets[i]["keypoints"][m[pos]] if len(pos) else torch.zeros(0, 1, 3)
+            k = targets[i]["keypoints"][m[pos]] if len(pos) else p.new_zeros(0, 1, 3)
             r = p[pos][:, None]
             inside = ((k[..., 2] > 0) & (k[..., 0] >= r[..., 0]) & (k[..., 0] <= r[..., 2]) & (k[..., 1] >= r[..., 1]) & (k[..., 1] <= r[..., 3])).any(1)
             pos = pos[inside]

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The PyTorch side of tests/bench: the same networks from torchvision's own parts, on the CPU.
+"""The PyTorch side of tests/bench: the same networks from torchvision's own parts, on the CPU or an NVIDIA GPU.
 
 Training is torchvision's own step: transform, losses, backward, clipping, optimiser. Inference of one view is torchvision's own
 `eval` pass. Labelling by many views is what somebody who knows torchvision would write: boxes once from the base view; for each
 further scale the picture is resized once, it and its mirror image run as a batch of two through body and FPN without the RPN, the
 known boxes are pooled, the heatmaps' mirror images undone, the logits averaged and decoded by torchvision.
 """
+import contextlib
 import json
 import pathlib
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.ops import box_iou
 
@@ -44,9 +46,9 @@ def pixels(path):
     return torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
 
 
-def picture(frame):
-    """[3, h, w] in 0…1 of a camera's bytes [h, w, 3]."""
-    return frame.permute(2, 0, 1).float() / 255
+def picture(frame, device="cpu"):
+    """[3, h, w] in 0…1 on the device of a camera's bytes [h, w, 3]."""
+    return frame.to(device).permute(2, 0, 1).float() / 255
 
 
 def frames(folder):
@@ -55,14 +57,17 @@ def frames(folder):
 
 class Train:
     def __init__(self, task):
-        self.folder = pathlib.Path(task["folder"])
+        self.folder, self.device = pathlib.Path(task["folder"]), task["device"]
+        # bf16 where PyTorch's own rules allow it; weights and losses stay f32.
+        self.bf16 = task["precision"] == "bf16"
         self.config, self.model = network(self.folder)
+        self.model.to(self.device)
         self.frames = frames(self.folder)
         self.truth = [
             {
-                "boxes": torch.tensor(t["boxes"]).reshape(-1, 4),
-                "labels": torch.ones(len(t["boxes"]), dtype=torch.int64),
-                "keypoints": torch.tensor(t["keypoints"]).reshape(-1, self.config["keypoints"], 3),
+                "boxes": torch.tensor(t["boxes"], device=self.device).reshape(-1, 4),
+                "labels": torch.ones(len(t["boxes"]), dtype=torch.int64, device=self.device),
+                "keypoints": torch.tensor(t["keypoints"], device=self.device).reshape(-1, self.config["keypoints"], 3),
             }
             for t in json.loads((self.folder / "truth.json").read_text())
         ]
@@ -71,22 +76,23 @@ class Train:
         self.model.train()
 
     def check(self):
-        pictures = [picture(f) for f in self.frames]
+        pictures = [picture(f, self.device) for f in self.frames]
         found = parity.train(self.model, pictures, self.config["keypoints"], torch.float32, self.truth)
         self.model.zero_grad()
         path = self.folder / "check.safetensors"
-        save_file({k: v.detach().contiguous() for k, v in found.items()}, path)
+        save_file({k: v.detach().cpu().contiguous() for k, v in found.items()}, path)
         return {"losses": {k[5:]: v.item() for k, v in found.items() if k.startswith("loss.")}, "tensors": str(path)}
 
     def run(self):
-        pictures = [picture(f) for f in self.frames]
+        pictures = [picture(f, self.device) for f in self.frames]
         images, targets = self.model.transform(pictures, [dict(t) for t in self.truth])
-        if self.config["name"] == "nano":
-            losses = self.model.losses(images, targets)
-        else:
-            features = self.model.backbone(images.tensors)
-            proposals, rpn = self.model.rpn(images, features, targets)
-            losses = self.model.roi_heads(features, proposals, images.image_sizes, targets)[1] | rpn
+        with torch.autocast(self.device, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+            if self.config["name"] == "nano":
+                losses = self.model.losses(images, targets)
+            else:
+                features = self.model.backbone(images.tensors)
+                proposals, rpn = self.model.rpn(images, features, targets)
+                losses = self.model.roi_heads(features, proposals, images.image_sizes, targets)[1] | rpn
         self.optimiser.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options["clip"])
@@ -98,16 +104,21 @@ class Detect:
     """One frame; every view of `scales`, mirrored too with `flip`."""
 
     def __init__(self, task):
-        folder = pathlib.Path(task["folder"])
+        folder, self.device = pathlib.Path(task["folder"]), task["device"]
         self.config, self.model = network(folder)
-        # The layout that oneDNN's convolutions run faster in; torchvision's keypoint loss takes no maps in it.
-        self.model.eval().to(memory_format=torch.channels_last)
+        self.model.eval().to(self.device)
+        if self.device == "cpu":
+            # The layout that oneDNN's convolutions run faster in; torchvision's keypoint loss takes no maps in it.
+            self.model.to(memory_format=torch.channels_last)
         self.frame = frames(folder)[0]
         self.base, self.scales, self.flip = task["base"], task["scales"], task["flip"]
         self.single = self.scales == [self.base] and not self.flip
         names = json.loads((folder / "bundle/manifest.json").read_text())["skeleton"]["flip"]
-        self.swap = torch.tensor(names)
+        self.swap = self.tensor(names)
         self.boxes = task.get("boxes")
+
+    def tensor(self, values):
+        return torch.tensor(values, device=self.device)
 
     def resized(self, image, side):
         """The padded batch of a picture at one scale, and its mirror image where that is asked for."""
@@ -118,16 +129,19 @@ class Detect:
 
     @torch.inference_mode()
     def run(self):
+        return {name: value.cpu() for name, value in self.label().items()}
+
+    def label(self):
         model, (height, width) = self.model, self.frame.shape[:2]
         model.transform.min_size = (self.base,)
         if self.single and self.boxes is None:
-            image = picture(self.frame)
+            image = picture(self.frame, self.device)
             images, _ = model.transform([image])
             features = model.backbone(images.tensors)
             proposals, _ = model.rpn(images, features)
             found, _ = model.roi_heads(features, proposals, images.image_sizes)
             return model.transform.postprocess(found, images.image_sizes, [(height, width)])[0]
-        image = model.transform.normalize(picture(self.frame))
+        image = model.transform.normalize(picture(self.frame, self.device))
         known = {}
         heads = model.roi_heads
         if self.boxes is None:
@@ -145,10 +159,10 @@ class Detect:
         else:
             model.transform.min_size = (self.base,)
             base = model.transform.resize(image, None)[0].shape[-2:]
-            boxes = torch.tensor([b[:4] for b in self.boxes]) * torch.tensor([base[1] / width, base[0] / height] * 2)
-            scores = torch.tensor([b[4] for b in self.boxes])
+            boxes = self.tensor([b[:4] for b in self.boxes]) * self.tensor([base[1] / width, base[0] / height] * 2)
+            scores = self.tensor([b[4] for b in self.boxes])
         if not len(boxes):
-            return {"boxes": boxes, "scores": scores, "keypoints": torch.zeros(0, len(self.swap), 3), "keypoints_scores": torch.zeros(0, len(self.swap))}
+            return {"boxes": boxes, "scores": scores, "keypoints": boxes.new_zeros(0, len(self.swap), 3), "keypoints_scores": boxes.new_zeros(0, len(self.swap))}
         total, views = 0, 0
         for side in self.scales:
             if side in known:
@@ -157,7 +171,7 @@ class Detect:
                 batch, size = self.resized(image, side)
                 features = model.backbone(batch)
             h, w = size
-            rois = [boxes * torch.tensor([w / base[1], h / base[0]] * 2)]
+            rois = [boxes * self.tensor([w / base[1], h / base[0]] * 2)]
             if self.flip:
                 x1, y1, x2, y2 = rois[0].unbind(1)
                 rois.append(torch.stack([w - x2, y1, w - x1, y2], 1))
@@ -168,7 +182,7 @@ class Detect:
                 total = total + maps[len(boxes) :].flip(-1)[:, self.swap]
             views += len(rois)
         keypoints, scores_of = heatmaps_to_keypoints(total / views, boxes)
-        ratio = torch.tensor([width / base[1], height / base[0]])
+        ratio = self.tensor([width / base[1], height / base[0]])
         keypoints[..., :2] *= ratio
         return {"boxes": boxes * ratio.repeat(2), "scores": scores, "keypoints": keypoints, "keypoints_scores": scores_of}
 
@@ -212,10 +226,45 @@ def weights(request):
     (folder / "truth.json").write_text(json.dumps(truth))
 
 
+def ceiling(_request):
+    """What the GPU gives at most: products of 8192 x 8192 matrices in each arithmetic, and a copy, counting bytes read and written."""
+    def seconds(work, repeat=10):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        for _ in range(3):
+            work()
+        begin.record()
+        for _ in range(repeat):
+            work()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3 / repeat
+
+    n = 8192
+    products = {}
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
+        products[name] = 2 * n**3 / seconds(lambda: a @ b)
+    source = torch.empty(1 << 30, dtype=torch.int32, device="cuda")
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / seconds(lambda: target.copy_(source))
+    return {"device": torch.cuda.get_device_name(), "flops": products, "bytes": copied}
+
+
 def prepare(task):
+    global work
     torch.set_num_threads(task["threads"])
-    return {"train": Train, "detect": Detect}[task["kind"]](task)
+    # The same sizes come again and again.
+    torch.backends.cudnn.benchmark = True
+    work = {"train": Train, "detect": Detect}[task["kind"]](task)
+    return work
+
+
+def flops(_request):
+    """Operations of one repetition, a product and its sum as two, backward passes included."""
+    with FlopCounterMode(display=False) as counter:
+        work.run()
+    return {"flops": counter.get_total_flops()}
 
 
 if __name__ == "__main__":
-    serve(prepare, {"weights": weights})
+    serve(prepare, {"weights": weights, "ceiling": ceiling, "flops": flops})

@@ -1,8 +1,9 @@
 //! What is compared with what.
 
 use crate::fixture::{Fixture, Source, root};
-use crate::side::{Kind, Program, Task};
+use crate::side::{Device, Kind, Program, Task};
 use anyhow::{Context, Result, bail};
+use omnilabel_rcnn::device::Arithmetic;
 use std::path::PathBuf;
 
 /// Whom a case compares with.
@@ -78,7 +79,19 @@ pub struct Case {
 const SCALES: [u32; 9] = [4, 5, 6, 7, 8, 9, 10, 11, 12];
 
 fn task(kind: Kind) -> Task {
-    Task { kind, folder: PathBuf::new(), threads: 0, base: 0, scales: Vec::new(), flip: false, boxes: None, devices: 0, labels: 0 }
+    Task {
+        kind,
+        folder: PathBuf::new(),
+        threads: 0,
+        device: Device::Cpu,
+        precision: Arithmetic::F32,
+        base: 0,
+        scales: Vec::new(),
+        flip: false,
+        boxes: None,
+        devices: 0,
+        labels: 0,
+    }
 }
 
 fn train(preset: &'static str, side: u32, batch: usize, aspect: (u32, u32)) -> Case {
@@ -128,6 +141,44 @@ pub fn all(side: u32, quick: bool) -> Vec<Case> {
         other("ingest", &format!("ingest of {} labels of 8 devices", ingest.labels), Source::Labels, ingest, &[Peer::Paho]),
     ];
     cases.into_iter().filter(|case| !quick || case.quick).collect()
+}
+
+/// The comparisons on a GPU that this build can make: of labelling with the feature `cuda`, of training with `trainer-cuda`. The larger
+/// pictures and batches are what a GPU is bought for; `side` is the short side of `resnet50` at inference.
+///
+/// # Errors
+/// It was built with neither feature.
+pub fn on_gpu(side: u32) -> Result<Vec<Case>> {
+    let (nano, photo) = ((5, 4), (4, 3));
+    let on_gpu = |case: Case, precision| {
+        let (suffix, said) = if precision == Arithmetic::Bf16 { ("-bf16", ", bf16") } else { ("", "") };
+        let task = Task { device: Device::Cuda, precision, ..case.task };
+        Case {
+            name: format!("{}-gpu{suffix}", case.name),
+            what: format!("GPU: {}{said}", case.what),
+            task,
+            peers: vec![Peer::Torch],
+            ..case
+        }
+    };
+    let mut cases = Vec::new();
+    if cfg!(any(feature = "cuda", feature = "cuda-12060")) {
+        for many in [false, true] {
+            cases
+                .extend([detect("nano", 128, nano, many), detect("resnet50", side, photo, many)].map(|case| on_gpu(case, Arithmetic::F32)));
+        }
+    }
+    if cfg!(feature = "trainer-cuda") {
+        for precision in [Arithmetic::F32, Arithmetic::Bf16] {
+            cases.extend([train("nano", 144, 16, nano), train("resnet50", 512, 4, photo)].map(|case| on_gpu(case, precision)));
+        }
+    }
+    if cases.is_empty() {
+        bail!(
+            "this program was built for the processor alone: cargo's feature `cuda` compares labelling on a GPU, `trainer-cuda` training"
+        );
+    }
+    Ok(cases)
 }
 
 /// Views from the base scale outwards, each scale with its mirror image.

@@ -3,11 +3,13 @@
 use crate::agree::{people, same_labels, same_people, same_scores, same_step};
 use crate::cases::{Case, ours};
 use crate::load::Load;
-use crate::side::{Kind, Memory, Request, Side, Task};
+use crate::side::{Device, Kind, Memory, Request, Side, Task};
 use crate::stats::Spread;
 use anyhow::{Context, Result};
+use omnilabel_rcnn::device::Arithmetic;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -73,8 +75,44 @@ pub struct CaseReport {
     pub rounds: usize,
     /// Rounds that were left out because others took too much.
     pub disturbed: usize,
+    /// Operations of one repetition, as PyTorch counts its own: a product and its sum are two. On a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flops: Option<f64>,
+    /// What the products are computed in.
+    #[serde(default)]
+    pub precision: Arithmetic,
+    /// Pictures of one repetition.
+    #[serde(default)]
+    pub pictures: usize,
     /// Ours first; empty when it is invalid.
     pub sides: Vec<SideReport>,
+}
+
+/// What a GPU gives at most, measured through PyTorch in the same run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ceiling {
+    /// The GPU's name.
+    pub device: String,
+    /// Operations per second of a large matrix product in f32 and in bf16.
+    pub flops: BTreeMap<String, f64>,
+    /// Bytes per second of a large copy, read and written.
+    pub bytes: f64,
+}
+
+impl Ceiling {
+    /// Measures it.
+    ///
+    /// # Errors
+    /// There is no PyTorch, or no GPU.
+    pub fn measure(threads: usize) -> Result<Self> {
+        let answer = Side::start(&crate::cases::Peer::Torch.program()?, threads)?.ask(&serde_json::json!({"do": "ceiling"}))?;
+        Ok(serde_json::from_value(answer)?)
+    }
+
+    /// Operations per second in an arithmetic.
+    pub fn of(&self, precision: Arithmetic) -> Option<f64> {
+        self.flops.get(if precision == Arithmetic::Bf16 { "bf16" } else { "f32" }).copied()
+    }
 }
 
 /// Runs a case. A side that fails, or gives something else than the reference, makes it invalid.
@@ -86,6 +124,9 @@ pub fn run(case: &Case, effort: &Effort) -> CaseReport {
         others: 0.0,
         rounds: 0,
         disturbed: 0,
+        flops: None,
+        precision: case.task.precision,
+        pictures: case.source.pictures(),
         sides: Vec::new(),
     })
 }
@@ -130,6 +171,11 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
     }
     let quiet: Vec<usize> = (0..shares.len()).filter(|&round| shares[round] <= QUIET).collect();
     let counted = if quiet.len() >= effort.least { quiet } else { (0..shares.len()).collect() };
+    let flops = match case.task.device {
+        Device::Cpu => None,
+        // The reference counts its own.
+        Device::Cuda => running[1].side.ask(&serde_json::json!({"do": "flops"}))?.get("flops").and_then(Value::as_f64),
+    };
     let of = |values: &[f64]| counted.iter().map(|&round| values[round]).collect::<Vec<f64>>();
     let own = of(&running[0].seconds);
     let mut sides = Vec::new();
@@ -154,6 +200,9 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
         others: Spread::of(&of(&shares)).map_or(0.0, |share| share.median),
         rounds: counted.len(),
         disturbed: shares.len() - counted.len(),
+        flops,
+        precision: case.task.precision,
+        pictures: case.source.pictures(),
         sides,
     })
 }
@@ -189,16 +238,15 @@ fn ready(case: &Case, effort: &Effort) -> Result<Vec<Running>> {
     for (index, one) in running.iter_mut().enumerate() {
         if index != 1 {
             let answer = one.side.ask(&Request::Check)?;
-            one.agreement =
-                Some(agree(task.kind, &answer, &reference).with_context(|| format!("{} and the reference differ", one.side.name))?);
+            one.agreement = Some(agree(&task, &answer, &reference).with_context(|| format!("{} and the reference differ", one.side.name))?);
         }
     }
     Ok(running)
 }
 
-fn agree(kind: Kind, found: &Value, expected: &Value) -> Result<String> {
-    match kind {
-        Kind::Train => same_step(found, expected),
+fn agree(task: &Task, found: &Value, expected: &Value) -> Result<String> {
+    match task.kind {
+        Kind::Train => same_step(found, expected, task.precision),
         Kind::Detect => same_people(&people(found)?, &people(expected)?),
         Kind::Score => same_scores(found, expected),
         Kind::Encode | Kind::Decode | Kind::Ingest => same_labels(found, expected),

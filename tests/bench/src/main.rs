@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
-use omnilabel_bench::compare::{CaseReport, Effort};
+use omnilabel_bench::compare::{CaseReport, Ceiling, Effort};
 use omnilabel_bench::report::{Report, head, lines};
 use omnilabel_bench::{cases, compare, fixture, ours, scale, side, startup};
 use omnilabel_console::say;
@@ -61,6 +61,9 @@ struct Compare {
     /// Small cases and few rounds, in under a minute: to see that it works, not to quote.
     #[arg(long)]
     quick: bool,
+    /// Where the networks run. `cuda`: labelling in a build with the feature `cuda`, training in one with `trainer-cuda`.
+    #[arg(long, value_enum, default_value_t)]
+    device: side::Device,
     /// Threads of every side; all cores without it.
     #[arg(long)]
     threads: Option<usize>,
@@ -171,8 +174,8 @@ impl Compare {
     }
 }
 
-fn print(report: &CaseReport) {
-    lines(report).iter().for_each(|line| say!("{line}"));
+fn print(report: &CaseReport, ceiling: Option<&Ceiling>) {
+    lines(report, ceiling).iter().for_each(|line| say!("{line}"));
 }
 
 fn end(report: &Report) -> ExitCode {
@@ -182,15 +185,25 @@ fn end(report: &Report) -> ExitCode {
 
 fn compare(options: &Compare) -> Result<ExitCode> {
     let effort = options.effort()?;
-    let cases: Vec<cases::Case> = cases::all(options.side, options.quick).into_iter().filter(|case| options.chosen(&case.name)).collect();
+    let all = match options.device {
+        side::Device::Cpu => cases::all(options.side, options.quick),
+        side::Device::Cuda => cases::on_gpu(options.side)?,
+    };
+    let cases: Vec<cases::Case> = all.into_iter().filter(|case| options.chosen(&case.name)).collect();
     if cases.is_empty() {
         return options.nothing();
     }
     let mut report = options.begin();
+    if options.device == side::Device::Cuda {
+        let found = Ceiling::measure(options.threads())?;
+        let products: Vec<String> = found.flops.iter().map(|(name, flops)| format!("{name} {:.1} TFLOP/s", flops / 1e12)).collect();
+        say!("ceiling of {}: {}, copies {:.2} TB/s", found.device, products.join(", "), found.bytes / 1e12);
+        report.ceiling = Some(found);
+    }
     let (json, svg) = options.paths("compare");
     for case in &cases {
         let found = compare::run(case, &effort);
-        print(&found);
+        print(&found, report.ceiling.as_ref());
         report.cases.push(found);
         report.write(&json, &svg)?;
     }
@@ -209,7 +222,7 @@ fn scale(options: &Compare) -> Result<ExitCode> {
     let mut report = options.begin();
     let (json, svg) = options.paths("scale");
     for plan in &plans {
-        let curve = plan.measure(&effort, print);
+        let curve = plan.measure(&effort, |report| print(report, None));
         report.curves.push(curve);
         report.write(&json, &svg)?;
     }

@@ -1,7 +1,7 @@
 //! What was measured: a table for people, JSON for programs, a chart.
 
 use crate::chart;
-use crate::compare::{CaseReport, QUIET};
+use crate::compare::{CaseReport, Ceiling, QUIET};
 use crate::scale::Curve;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ pub struct Report {
     pub cores: usize,
     /// Threads of every side.
     pub threads: usize,
+    /// Of the GPU, where one was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<Ceiling>,
     /// What `ratio` means.
     pub ratio: String,
     /// One per case.
@@ -41,6 +44,7 @@ impl Report {
             processor: processor.unwrap_or_default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
+            ceiling: None,
             ratio: "seconds of the peer over seconds of omnilabel in the same round; above 1 omnilabel is faster".to_owned(),
             cases: Vec::new(),
             curves: Vec::new(),
@@ -81,7 +85,7 @@ pub fn head() -> String {
 }
 
 /// A case's lines of the table.
-pub fn lines(case: &CaseReport) -> Vec<String> {
+pub fn lines(case: &CaseReport, ceiling: Option<&Ceiling>) -> Vec<String> {
     if let Some(reason) = &case.invalid {
         return vec![format!("{:<46} INVALID: {reason}", case.what)];
     }
@@ -95,6 +99,17 @@ pub fn lines(case: &CaseReport) -> Vec<String> {
     let left = if case.disturbed > 0 { format!(", {} left out", case.disturbed) } else { String::new() };
     let busy = if case.others > QUIET { ": TOO BUSY, do not quote" } else { "" };
     lines.push(format!("    {} rounds{left}; others took {:.0} % of the processor{busy}", case.rounds, 100.0 * case.others));
+    for side in &case.sides {
+        if let Some((flops, most)) = case.flops.zip(ceiling.and_then(|ceiling| ceiling.of(case.precision))) {
+            let (rate, seconds) = (case.pictures as f64 / side.spread.median, side.spread.median);
+            let share = 100.0 * flops / seconds / most;
+            lines.push(format!(
+                "    {}: {rate:.1} pictures/s, {:.2} TFLOP/s, {share:.1} % of the ceiling",
+                side.side,
+                flops / seconds / 1e12
+            ));
+        }
+    }
     lines.extend(case.sides.iter().filter_map(|side| Some(format!("    {}: {}", side.side, side.agreement.as_ref()?))));
     lines
 }

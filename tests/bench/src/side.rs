@@ -2,6 +2,7 @@
 //! answers lines on its standard output; `tests/bench/python/protocol.py` is the other implementation.
 
 use anyhow::{Context, Result, bail};
+use omnilabel_rcnn::device::Arithmetic;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
@@ -44,6 +45,17 @@ pub enum Kind {
     Ingest,
 }
 
+/// Where the networks of all sides run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// On the processor.
+    #[default]
+    Cpu,
+    /// On the first NVIDIA GPU.
+    Cuda,
+}
+
 /// What all sides of a case do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
@@ -53,6 +65,12 @@ pub struct Task {
     pub folder: PathBuf,
     /// Threads of every side.
     pub threads: usize,
+    /// Where its network runs.
+    #[serde(default)]
+    pub device: Device,
+    /// What its products are computed in, in training.
+    #[serde(default)]
+    pub precision: Arithmetic,
     /// Short side of the view that finds the boxes.
     #[serde(default)]
     pub base: u32,
@@ -206,6 +224,8 @@ impl Side {
         for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"] {
             command.env(name, threads.to_string());
         }
+        // On a GPU f32 products stay f32, on every side.
+        command.env("NVIDIA_TF32_OVERRIDE", "0");
         let mut child = command.spawn().with_context(|| format!("{}: {}", program.name, file.display()))?;
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).context("a side without pipes")?;
         Ok(Self { name: program.name, child, stdin: Some(stdin), stdout: BufReader::new(stdout) })

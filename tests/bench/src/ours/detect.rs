@@ -2,7 +2,7 @@
 
 use crate::agree::Person;
 use crate::fixture;
-use crate::side::{Task, Work};
+use crate::side::{Device, Task, Work};
 use anyhow::{Context, Result};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
@@ -20,7 +20,10 @@ pub(crate) struct Detect {
 impl Detect {
     pub(crate) fn new(task: &Task) -> Result<Self> {
         let bundle = fixture::bundle(&task.folder)?;
-        let teacher = Teacher::load(&bundle, task.threads)?;
+        let teacher = match task.device {
+            Device::Cpu => Teacher::load(&bundle, task.threads)?,
+            Device::Cuda => Teacher::load_cuda(&bundle)?,
+        };
         let frame =
             fixture::frames(&task.folder)?.into_iter().next().with_context(|| format!("{} has no frames", task.folder.display()))?;
         let plan = ViewPlan { base_short_side: task.base, ..ViewPlan::new(bundle.manifest(), &task.scales, task.flip) };

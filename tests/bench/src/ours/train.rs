@@ -1,12 +1,13 @@
 //! An optimiser step of the trainer on pictures of the network's size, without augmentation.
 
 use crate::fixture::{self, Truth};
-use crate::side::{Task, Work};
+use crate::side::{Device as Where, Task, Work};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_rcnn::augment::{Person, Sample};
+use omnilabel_rcnn::device::{Compute, Place, TrainDevice};
 use omnilabel_rcnn::targets::{self, RoiSample, Sampled};
 use omnilabel_rcnn::train::{Chosen, Init, Run, TrainOptions, objective_on};
 use safetensors::SafeTensors;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 pub(crate) struct Train {
     folder: PathBuf,
+    place: Place,
     run: Run,
     samples: Vec<Sample>,
 }
@@ -35,8 +37,10 @@ impl Train {
         let samples = frames.into_iter().zip(&truths).map(|(frame, truth)| Sample { frame, people: people(truth), ignore: Vec::new() });
         let samples = samples.collect();
         let init = Init::File(folder.join("weights.safetensors"), 1);
-        let run = Run::new(fixture::read_json(&folder.join("config.json"))?, options, Skeleton::coco17().flip(), &init)?;
-        Ok(Self { folder, run, samples })
+        let device = if task.device == Where::Cuda { TrainDevice::Cuda } else { TrainDevice::Cpu };
+        let place = Compute { device, precision: task.precision }.open()?;
+        let run = Run::new_on(fixture::read_json(&folder.join("config.json"))?, options, Skeleton::coco17().flip(), &init, &place)?;
+        Ok(Self { folder, place, run, samples })
     }
 }
 
@@ -77,7 +81,7 @@ impl Work for Train {
         let rects = |values: &[f32]| -> Vec<Rect> { values.chunks_exact(4).map(|c| Rect::new(c[0], c[1], c[2], c[3])).collect() };
         let (shape, images) = get("images")?;
         let (_, sizes) = get("sizes")?;
-        let images = Tensor::from_slice(images, shape.as_slice(), &Device::Cpu)?;
+        let images = Tensor::from_slice(images, shape.as_slice(), &Device::Cpu)?.to_device(self.place.device())?;
         let (mut truths, mut chosen) = (Vec::new(), Chosen::default());
         for (image, sample) in self.samples.iter().enumerate() {
             let named = |name: &str| Ok::<_, anyhow::Error>(&get(&format!("{name}_{image}"))?.1);
