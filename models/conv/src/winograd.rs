@@ -354,9 +354,14 @@ fn transform_inputs<'a, T: Scalar>(
                     line[g.padding..g.padding + inside].copy_from_slice(&plane[y * g.w..][..inside]);
                     let mut next = || places.next().unwrap_or_default();
                     let (p0, p1, p2, p3, p4, p5) = (next(), next(), next(), next(), next(), next());
-                    let places = p0.iter_mut().zip(p1).zip(p2).zip(p3).zip(p4).zip(p5);
-                    for ((((((a, b), c), d), e), f), six) in places.zip(line.windows(SIDE).step_by(TILE)) {
-                        (*a, *b, *c, *d, *e, *f) = (six[0], six[1], six[2], six[3], six[4], six[5]);
+                    let four = p0.iter_mut().zip(&mut *p1).zip(p2).zip(p3);
+                    for ((((a, b), c), d), four) in four.zip(line.chunks_exact(TILE)) {
+                        (*a, *b, *c, *d) = (four[0], four[1], four[2], four[3]);
+                    }
+                    // The last two places are the first two of the next tile.
+                    for (place, (from, to)) in [(&*p0, p4), (&*p1, p5)].into_iter().enumerate() {
+                        to[..across - 1].copy_from_slice(&from[1..]);
+                        to[across - 1] = line[TILE * across + place];
                     }
                 }
                 None => places.for_each(|place| place.fill(T::ZERO)),

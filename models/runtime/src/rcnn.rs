@@ -47,23 +47,34 @@ impl Rcnn {
         }
         // Every view's boxes in the base view's pixels, pooled before NMS (spec §3.1).
         let to_base = self.geometry(frame, base);
-        let mut pooled = Vec::new();
-        let mut kept = Vec::new();
-        let mut budget = KEPT_FEATURES;
-        let found = self.workers.each(&plan.views, pixels, |&view| {
+        let run = |&(view, keep): &(View, bool)| {
             let pass = Pass::run(self, frame, view)?;
             let boxes = pass.boxes(self, false)?;
-            Ok((pass.pyramid, boxes))
-        });
-        for found in found {
-            let (pyramid, boxes) = found?;
-            let geometry = pyramid.geometry;
-            pooled.extend(boxes.into_iter().map(|(rect, score)| (to_base.net_from_frame_rect(geometry.frame_from_net_rect(rect)), score)));
-            if let Some(left) = budget.checked_sub(pyramid.values()) {
-                budget = left;
-                kept.push(pyramid);
-            }
+            let to_base = |(rect, score)| (to_base.net_from_frame_rect(pass.pyramid.geometry.frame_from_net_rect(rect)), score);
+            let boxes: Vec<(Rect, f32)> = boxes.into_iter().map(to_base).collect();
+            Ok((boxes, keep.then_some(pass.pyramid)))
+        };
+        // Which pyramids are kept is settled before they are made, whoever makes them: by what the first one holds per pixel.
+        let Some((&first, others)) = plan.views.split_first() else { return Ok((Vec::new(), Vec::new())) };
+        let mut found = vec![run(&(first, true))?];
+        let area = |view: View| {
+            let net = self.geometry(frame, view).net();
+            f64::from(net.width) * f64::from(net.height)
+        };
+        let first_values = found[0].1.as_ref().map_or(0, Pyramid::values);
+        let per_pixel = first_values as f64 / area(first);
+        let mut left = KEPT_FEATURES.saturating_sub(first_values) as f64;
+        let keep = |&view: &View| {
+            left -= per_pixel * area(view);
+            (view, left >= 0.0)
+        };
+        let others: Vec<(View, bool)> = others.iter().map(keep).collect();
+        for other in self.workers.each(&others, |(view, _)| pixels(view), run) {
+            found.push(other?);
         }
+        let (pooled, kept): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let pooled: Vec<(Rect, f32)> = pooled.into_iter().flatten().collect();
+        let kept = kept.into_iter().flatten().collect();
         let (rects, scores): (Vec<Rect>, Vec<f32>) = pooled.iter().copied().unzip();
         let vote = |(rect, score): (Rect, f32)| (vote(rect, &rects, &scores, VOTING_IOU).clipped(to_base.net()), score);
         let boxes = suppress(&self.network, &pooled).into_iter().map(vote).collect();
