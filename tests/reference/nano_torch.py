@@ -122,6 +122,7 @@ class Anchors(AnchorGenerator):
     strides = ()
 
     def forward(self, images, maps):
+        self.cell_anchors = [anchors.to(maps[0].device) for anchors in self.cell_anchors]
         grids = self.grid_anchors([m.shape[-2:] for m in maps], [[torch.tensor(s)] * 2 for s in self.strides])
         return [torch.cat(grids)] * len(images.image_sizes)
 

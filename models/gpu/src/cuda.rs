@@ -200,6 +200,26 @@ fn refused<E: Display>(operation: &'static str) -> impl Fn(E) -> GpuError {
     move |e| GpuError::Driver { operation, message: e.to_string() }
 }
 
+/// Of the GPU's memory, this share is kept for the next allocation instead of being given back, and mapped anew, at each wait for the
+/// stream: CUDA's own threshold is nought.
+const KEPT_SHARE: u64 = 2;
+
+#[expect(unsafe_code, reason = "an attribute by its address")]
+fn keep_freed(context: &CudaContext) -> Result<(), GpuError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    context.bind_to_thread().map_err(refused("bind"))?;
+    let mut kept = context.total_mem().map_err(refused("ask for the memory"))? as u64 / KEPT_SHARE;
+    let threshold = cudarc::driver::sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the context's own device and its pool, which is never destroyed; the attribute is a cuuint64_t.
+    let set = unsafe {
+        driver::device::get_default_mem_pool(context.cu_device())
+            .and_then(|pool| driver::mem_pool::set_attribute(pool, threshold, (&raw mut kept).cast()))
+    };
+    set.map_err(refused("keep freed memory"))
+}
+
 impl CudaDevice {
     /// A stream of its own on GPU `ordinal`.
     ///
@@ -217,9 +237,16 @@ impl CudaDevice {
     /// # Errors
     /// See [`GpuError`].
     pub fn on(stream: Arc<CudaStream>) -> Result<Self, GpuError> {
-        check_compiler()?;
         let context = stream.context();
-        let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner).entry(context.ordinal()).or_default().clone();
+        let known = |all: &mut BTreeMap<usize, Arc<Loaded>>| -> Result<Arc<Loaded>, GpuError> {
+            if let Some(loaded) = all.get(&context.ordinal()) {
+                return Ok(loaded.clone());
+            }
+            check_compiler()?;
+            keep_freed(context)?;
+            Ok(all.entry(context.ordinal()).or_default().clone())
+        };
+        let loaded = known(&mut LOADED.lock().unwrap_or_else(PoisonError::into_inner))?;
         loaded.part(context, Part::Labelling)?;
         Ok(Self { stream, loaded })
     }

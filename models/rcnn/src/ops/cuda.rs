@@ -1,8 +1,8 @@
 //! The operations on an NVIDIA GPU, on candle's own stream: convolutions by cuDNN, matrix products by cuBLAS, the rest by the kernels of
 //! `omnilabel_gpu`.
 //!
-//! Of cuDNN's algorithms those are taken that sum in the same order at every run and know every stride and group; only where one is
-//! refused does cuDNN choose.
+//! Of cuDNN's algorithms those are taken that sum in the same order at every run: Winograd's for 3×3 kernels of stride 1 in f32, else those
+//! that know every stride and group; only where these are refused does cuDNN choose.
 
 use super::kernels::{Engine, On, Product, failed};
 use crate::RcnnError;
@@ -137,34 +137,63 @@ impl Cuda {
         let ([padding, stride], [groups]) = (ints([g.padding, g.stride])?, ints([g.groups])?);
         let mut conv = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], mode).map_err(Error::wrap)?;
         conv.set_group_count(groups).map_err(Error::wrap)?;
-        let scale = (T::ONE, T::ZERO);
+        // Winograd's is a waste for others, and in bfloat16, whose products cost less than its transforms.
+        let winograd = size_of::<T>() == size_of::<f32>() && (g.kh, g.kw, g.stride, g.groups) == (3, 3, 1, 1);
+        let skipped = usize::from(!winograd);
         match part {
             Part::Forward => {
                 let run = ConvForward { conv: &conv, x: &x, w: &w, y: &y };
-                let fixed = cudnn_sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
-                let (algorithm, bytes) = chosen(fixed, |a| run.get_workspace_size(a), || run.pick_algorithm())?;
-                let mut space = self.workspace(bytes)?;
-                // SAFETY: the arrays have the sizes of the descriptors and live on; the stream is the handle's.
-                unsafe { run.launch(algorithm, space.as_mut(), scale, a, b, out) }
+                use cudnn_sys::cudnnConvolutionFwdAlgo_t as Algorithm;
+                let fixed =
+                    [Algorithm::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED, Algorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM];
+                let launch = |algorithm, space: Option<&mut CudaSlice<u8>>| {
+                    // SAFETY: the arrays have the sizes of the descriptors and live on; the stream is the handle's.
+                    unsafe { run.launch(algorithm, space, (T::ONE, T::ZERO), a, b, out) }
+                };
+                self.first_that_runs(&fixed[skipped..], |a| run.get_workspace_size(a), || run.pick_algorithm(), launch)
             }
             Part::Input => {
                 let run = ConvBackwardData { conv: &conv, dx: &x, w: &w, dy: &y };
-                let fixed = cudnn_sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
-                let (algorithm, bytes) = chosen(fixed, |a| run.get_workspace_size(a), || run.pick_algorithm())?;
-                let mut space = self.workspace(bytes)?;
-                // SAFETY: as above.
-                unsafe { run.launch(algorithm, space.as_mut(), scale, out, a, b) }
+                use cudnn_sys::cudnnConvolutionBwdDataAlgo_t as Algorithm;
+                let fixed = [Algorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD_NONFUSED, Algorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1];
+                let launch = |algorithm, space: Option<&mut CudaSlice<u8>>| {
+                    // SAFETY: as above.
+                    unsafe { run.launch(algorithm, space, (T::ONE, T::ZERO), out, a, b) }
+                };
+                self.first_that_runs(&fixed[skipped..], |a| run.get_workspace_size(a), || run.pick_algorithm(), launch)
             }
             Part::Weight => {
                 let run = ConvBackwardFilter { conv: &conv, x: &x, dw: &w, dy: &y };
-                let fixed = cudnn_sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
-                let (algorithm, bytes) = chosen(fixed, |a| run.get_workspace_size(a), || run.pick_algorithm())?;
-                let mut space = self.workspace(bytes)?;
-                // SAFETY: as above.
-                unsafe { run.launch(algorithm, space.as_mut(), scale, a, out, b) }
+                use cudnn_sys::cudnnConvolutionBwdFilterAlgo_t as Algorithm;
+                let fixed =
+                    [Algorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_WINOGRAD_NONFUSED, Algorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1];
+                let launch = |algorithm, space: Option<&mut CudaSlice<u8>>| {
+                    // SAFETY: as above.
+                    unsafe { run.launch(algorithm, space, (T::ONE, T::ZERO), a, out, b) }
+                };
+                self.first_that_runs(&fixed[skipped..], |a| run.get_workspace_size(a), || run.pick_algorithm(), launch)
             }
         }
-        .map_err(Error::wrap)
+    }
+
+    /// Launches with the first of the algorithms that cuDNN does not refuse, and with its own choice where it refuses all.
+    fn first_that_runs<A: Copy>(
+        &self,
+        fixed: &[A],
+        bytes: impl Fn(A) -> std::result::Result<usize, CudnnError>,
+        pick: impl Fn() -> std::result::Result<A, CudnnError>,
+        mut launch: impl FnMut(A, Option<&mut CudaSlice<u8>>) -> std::result::Result<(), CudnnError>,
+    ) -> Result<()> {
+        for &algorithm in fixed {
+            let Ok(bytes) = bytes(algorithm) else { continue };
+            let mut space = self.workspace(bytes)?;
+            if launch(algorithm, space.as_mut()).is_ok() {
+                return Ok(());
+            }
+        }
+        let picked = pick().map_err(Error::wrap)?;
+        let mut space = self.workspace(bytes(picked).map_err(Error::wrap)?)?;
+        launch(picked, space.as_mut()).map_err(Error::wrap)
     }
 
     #[expect(unsafe_code, reason = "memory that is not written yet")]
@@ -180,19 +209,6 @@ enum Part {
     Forward,
     Input,
     Weight,
-}
-
-/// The algorithm and the bytes that it works in.
-fn chosen<A: Copy>(
-    fixed: A,
-    bytes: impl Fn(A) -> std::result::Result<usize, CudnnError>,
-    pick: impl Fn() -> std::result::Result<A, CudnnError>,
-) -> Result<(A, usize)> {
-    if let Ok(bytes) = bytes(fixed) {
-        return Ok((fixed, bytes));
-    }
-    let picked = pick().map_err(Error::wrap)?;
-    Ok((picked, bytes(picked).map_err(Error::wrap)?))
 }
 
 fn ints<const N: usize>(sizes: [usize; N]) -> Result<[c_int; N]> {

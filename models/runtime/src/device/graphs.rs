@@ -30,15 +30,23 @@ pub trait DeviceGraphs<D: Device>: Send + Sync {
     /// See [`RuntimeError`].
     fn backbone(&self, device: &D, image: Array<D, f32>, rows: usize, columns: usize) -> Result<BackboneOn<D>, RuntimeError>;
 
+    /// The features of [`DeviceGraphs::backbone`] alone, for views whose boxes are known.
+    ///
+    /// # Errors
+    /// See [`RuntimeError`].
+    fn features(&self, device: &D, image: Array<D, f32>, rows: usize, columns: usize) -> Result<Features<D>, RuntimeError> {
+        Ok(self.backbone(device, image, rows, columns)?.features)
+    }
+
     /// Class logits `[r, 2]` and box deltas `[r, 8]` of `r` pooled RoIs, the network's `post_nms_top_n`.
     ///
     /// # Errors
     /// See [`RuntimeError`].
     fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<[Array<D, f32>; 2], RuntimeError>;
 
-    /// How many RoIs the keypoint head takes at once, if not any number.
-    fn keypoint_batch(&self) -> Option<usize> {
-        None
+    /// The numbers of RoIs that the keypoint head takes at once, rising; none where it takes any number.
+    fn keypoint_batches(&self) -> &[usize] {
+        &[]
     }
 
     /// Heatmaps `[r, k, m, m]` of `r` pooled RoIs.

@@ -37,6 +37,19 @@ pub(crate) struct DeviceRcnn<D: Device, G> {
     sigmas: Array<D, f32>,
 }
 
+/// RoIs that go through the keypoint head together where it takes any number: 50 MiB of the paper's networks.
+const POOLED_ROIS: usize = 256;
+
+/// Pooled RoIs that wait for the keypoint head: those of boxes `start..start + count` in a view, from `filled` on in the batch.
+struct Waiting {
+    /// Index in the plan.
+    view: usize,
+    flip: bool,
+    start: usize,
+    count: usize,
+    filled: usize,
+}
+
 /// The feature maps of one view.
 struct Pyramid<D: Device> {
     view: View,
@@ -75,25 +88,39 @@ impl<D: Device, G: DeviceGraphs<D>> DeviceRcnn<D, G> {
         Ok(Checks::new(&self.device, passes * 2 * self.network.levels.len() + heads)?)
     }
 
+    /// Whether the features are those that the manifest names.
+    fn check_features(&self, features: &Features<D>) -> Result<(), RuntimeError> {
+        let roi_levels = self.network.roi_levels as usize;
+        expect(GRAPHS[0], "the number of feature maps", features.maps.len().min(roi_levels), roi_levels)?;
+        features.maps.iter().try_for_each(|map| expect(GRAPHS[0], "features", map.data.len(), features.channels * map.rows * map.columns))
+    }
+
+    /// The features of one view whose boxes are known.
+    fn pyramid(&self, frame: &FrameOn<D>, geometry: ViewGeometry, view: View) -> Result<Pyramid<D>, RuntimeError> {
+        let (rows, columns) = padded(geometry.net(), &self.input);
+        let image = self.graphs.input(&self.device, 3 * rows * columns)?;
+        ops::view_image(&self.device, frame, &self.input, &geometry, &image)?;
+        let features = self.graphs.features(&self.device, image, rows, columns)?;
+        self.check_features(&features)?;
+        Ok(Pyramid { view, geometry, features })
+    }
+
     /// One view through the backbone.
     fn pass(&self, frame: &FrameOn<D>, geometry: ViewGeometry, view: View, checks: &mut Checks<D>) -> Result<Pass<D>, RuntimeError> {
         let (rows, columns) = padded(geometry.net(), &self.input);
         let image = self.graphs.input(&self.device, 3 * rows * columns)?;
         ops::view_image(&self.device, frame, &self.input, &geometry, &image)?;
         let BackboneOn { features, objectness, deltas } = self.graphs.backbone(&self.device, image, rows, columns)?;
-        let (levels, anchors, roi_levels) = (self.network.levels.len(), self.network.aspect_ratios.len(), self.network.roi_levels as usize);
+        let (levels, anchors) = (self.network.levels.len(), self.network.aspect_ratios.len());
         expect(GRAPHS[0], "the number of objectness maps", objectness.len(), levels)?;
         expect(GRAPHS[0], "the number of delta maps", deltas.len(), levels)?;
-        expect(GRAPHS[0], "the number of feature maps", features.maps.len().min(roi_levels), roi_levels)?;
         for ((objectness, rows, columns), deltas) in objectness.iter().zip(&deltas) {
             expect(GRAPHS[0], "objectness", objectness.len(), anchors * rows * columns)?;
             expect(GRAPHS[0], "deltas", deltas.len(), 4 * anchors * rows * columns)?;
             checks.look(&self.device, GRAPHS[0], "objectness".to_owned(), objectness)?;
             checks.look(&self.device, GRAPHS[0], "deltas".to_owned(), deltas)?;
         }
-        for map in &features.maps {
-            expect(GRAPHS[0], "features", map.data.len(), features.channels * map.rows * map.columns)?;
-        }
+        self.check_features(&features)?;
         Ok(Pass { pyramid: Pyramid { view, geometry, features }, objectness, deltas })
     }
 
@@ -186,38 +213,59 @@ impl<D: Device, G: DeviceGraphs<D>> DeviceRcnn<D, G> {
         // The views' own points; a single view agrees with itself.
         let views = if plan.views.len() > 1 { plan.views.len() } else { 0 };
         let points = Array::<D, f32>::zeros(device, views * 4 * all.count())?;
-        let batch = self.graphs.keypoint_batch().unwrap_or(boxes.len()).max(1);
-        let mut checks = self.checks(plan.views.len(), plan.views.len() * boxes.len().div_ceil(batch))?;
+        // The head's RoIs, view by view: as many at once as it takes, whosever they are.
+        let (total, sizes) = (plan.views.len() * boxes.len(), self.graphs.keypoint_batches());
+        let most = sizes.last().copied().unwrap_or(POOLED_ROIS);
+        let fitting = |left: usize| sizes.iter().copied().find(|size| *size >= left).unwrap_or(most);
+        let mut checks = self.checks(1, total.div_ceil(most))?;
+        let spec = self.network.keypoint_roi;
+        let one = |pyramid: &Pyramid<D>| pyramid.features.channels * (spec.resolution as usize).pow(2);
+        let mut batch: Option<(Array<D, f32>, usize)> = None;
+        let mut waiting: Vec<Waiting> = Vec::new();
+        let (mut filled, mut done) = (0, 0);
         for (index, &view) in plan.views.iter().enumerate() {
             let geometry = self.geometry(frame, view);
             let passed;
             let pyramid = match known.iter().find(|pyramid| pyramid.view == view) {
                 Some(pyramid) => pyramid,
                 None => {
-                    passed = self.pass(on, geometry, view, &mut checks)?.pyramid;
+                    passed = self.pyramid(on, geometry, view)?;
                     &passed
                 }
             };
-            for (start, part) in (0..boxes.len()).step_by(batch).zip(in_frame.chunks(batch)) {
-                let (end, shape) = (start + part.len(), shape(part.len()));
-                let mut rois: Vec<Rect> = part.iter().map(|&rect| geometry.net_from_frame_rect(rect)).collect();
-                if self.graphs.keypoint_batch().is_some() {
-                    rois.resize(batch, Rect::default());
+            let mut start = 0;
+            while start < boxes.len() {
+                let (rooms, size) = match batch.take() {
+                    Some(batch) => batch,
+                    None => {
+                        let size = if sizes.is_empty() { most.min(total - done) } else { fitting((total - done).min(most)) };
+                        (self.graphs.input(device, size * one(pyramid))?, size)
+                    }
+                };
+                let count = (boxes.len() - start).min(size - filled);
+                let part = &in_frame[start..start + count];
+                let rois = Array::from_slice(device, &flat(part.iter().map(|&rect| geometry.net_from_frame_rect(rect))))?;
+                let room = rooms.slice(filled * one(pyramid)..(filled + count) * one(pyramid));
+                ops::pool(device, &self.network, &pyramid.features, &rois, spec, &room)?;
+                waiting.push(Waiting { view: index, flip: view.flip, start, count, filled });
+                (filled, done, start) = (filled + count, done + count, start + count);
+                if filled < size && done < total {
+                    batch = Some((rooms, size));
+                    continue;
                 }
-                let count = rois.len();
-                let rois = Array::from_slice(device, &flat(rois))?;
-                let pooled = self.pooled(pyramid, &rois, self.network.keypoint_roi)?;
-                let maps = self.graphs.keypoint_head(device, pooled, count)?;
-                expect(GRAPHS[2], "heatmaps", maps.len(), count * k * side * side)?;
-                let maps = maps.slice(0..shape.len());
-                checks.look(device, GRAPHS[2], "heatmaps".to_owned(), &maps)?;
-                let of_part = |one: usize| start * one..end * one;
-                let sum = sum.slice(of_part(k * side * side));
-                let own = ops::unflip(device, &maps, shape, &self.mirror, view.flip, plan.average, &sum)?;
-                if views > 0 {
-                    let found = points.slice(index * 4 * all.count()..(index + 1) * 4 * all.count()).slice(of_part(4 * k));
-                    ops::decode(device, &own, shape, &rects.slice(of_part(4)), plan.average, &found)?;
+                let maps = self.graphs.keypoint_head(device, rooms, size)?;
+                expect(GRAPHS[2], "heatmaps", maps.len(), size * k * side * side)?;
+                checks.look(device, GRAPHS[2], "heatmaps".to_owned(), &maps.slice(0..filled * k * side * side))?;
+                for Waiting { view, flip, start, count, filled } in waiting.drain(..) {
+                    let (shape, own) = (shape(count), |one: usize| start * one..(start + count) * one);
+                    let maps = maps.slice(filled * k * side * side..(filled + count) * k * side * side);
+                    let unflipped = ops::unflip(device, &maps, shape, &self.mirror, flip, plan.average, &sum.slice(own(k * side * side)))?;
+                    if views > 0 {
+                        let found = points.slice(view * 4 * all.count()..(view + 1) * 4 * all.count()).slice(own(4 * k));
+                        ops::decode(device, &unflipped, shape, &rects.slice(own(4)), plan.average, &found)?;
+                    }
                 }
+                filled = 0;
             }
         }
         ops::scale(device, &sum, 1.0 / plan.views.len().max(1) as f32)?;

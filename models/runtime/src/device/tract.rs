@@ -18,9 +18,8 @@ use tract_onnx::tract_core::ops::cnn::MaxPool;
 use tract_onnx::tract_core::ops::downsample::Downsample;
 use tract_onnx::tract_core::ops::source::TypedSource;
 
-/// RoIs that the keypoint head takes at once: shapes are fixed, for a runtime sizes its kernels by them, and most frames have no more
-/// people than this.
-const KEYPOINT_BATCH: usize = 16;
+/// RoIs that the keypoint head takes at once: shapes are fixed, for a runtime sizes its kernels by them.
+const KEYPOINT_BATCHES: [usize; 3] = [1, 4, 16];
 
 /// A plan per input shape holds its own copy of the weights in the device's memory: as many are kept as fit, within limits.
 const PLAN_BYTES: u64 = 2 << 30;
@@ -80,20 +79,34 @@ impl<D: Device> Runner<D> for OnCpu {
 /// The three graphs of a bundle.
 pub struct DeviceTract<D: Device, R: Runner<D>> {
     runner: R,
-    backbone: InferenceModel,
-    plans: Mutex<Plans<R::Plan>>,
+    whole: Backbone<R::Plan>,
+    /// Without the RPN.
+    body: Backbone<R::Plan>,
     max_plans: usize,
     levels: usize,
     roi_levels: usize,
     box_head: Head<R::Plan>,
-    keypoint_head: Head<R::Plan>,
+    /// Of each of [`KEYPOINT_BATCHES`].
+    keypoint_heads: Vec<Head<R::Plan>>,
+}
+
+/// A graph on images, prepared for each size that it meets.
+struct Backbone<P> {
+    model: InferenceModel,
+    plans: Mutex<Plans<P>>,
 }
 
 /// By rows and columns of the input, the latest used last.
-type Plans<P> = Vec<((usize, usize), Arc<Backbone<P>>)>;
+type Plans<P> = Vec<((usize, usize), Arc<Parts<P>>)>;
+
+impl<P> Backbone<P> {
+    fn new(model: InferenceModel) -> Self {
+        Self { model, plans: Mutex::new(Vec::new()) }
+    }
+}
 
 /// A graph of one input and one or two parts.
-struct Backbone<P> {
+struct Parts<P> {
     first: P,
     rest: Option<(Pool, P)>,
 }
@@ -147,31 +160,36 @@ impl<D: Device, R: Runner<D>> DeviceTract<D, R> {
         };
         let proposals = (network.rpn.post_nms_top_n as usize).max(1);
         let box_head = head(GRAPHS[1], proposals, network.box_roi.resolution, &[("class_logits", 2), ("box_deltas", 8)])?;
-        let keypoint_head = head(GRAPHS[2], KEYPOINT_BATCH, network.keypoint_roi.resolution, &[("heatmaps", k * side * side)])?;
+        let keypoint_head = |n: usize| head(GRAPHS[2], n, network.keypoint_roi.resolution, &[("heatmaps", k * side * side)]);
+        let keypoint_heads = KEYPOINT_BATCHES.into_iter().map(keypoint_head).collect::<Result<_, _>>()?;
+        let whole = parse(&bundle.path(GRAPHS[0]), &names).map_err(graph_error(GRAPHS[0]))?;
+        // Shares the weights.
+        let mut body = whole.clone();
+        body.select_outputs_by_name(&names[..roi_levels]).map_err(graph_error(GRAPHS[0]))?;
         Ok(Self {
-            backbone: parse(&bundle.path(GRAPHS[0]), &names).map_err(graph_error(GRAPHS[0]))?,
-            plans: Mutex::new(Vec::new()),
+            whole: Backbone::new(whole),
+            body: Backbone::new(body),
             max_plans: (PLAN_BYTES / weights.max(1)).clamp(MIN_PLANS, MAX_PLANS) as usize,
             levels,
             roi_levels,
             box_head,
-            keypoint_head,
+            keypoint_heads,
             runner,
         })
     }
 
-    fn plan(&self, rows: usize, columns: usize) -> TractResult<Arc<Backbone<R::Plan>>> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+    fn plan(&self, of: &Backbone<R::Plan>, rows: usize, columns: usize) -> TractResult<Arc<Parts<R::Plan>>> {
+        let mut plans = of.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = plans.iter().position(|(shape, _)| *shape == (rows, columns)) {
             plans[at..].rotate_left(1);
             return Ok(plans[plans.len() - 1].1.clone());
         }
-        let mut model = self.backbone.clone();
+        let mut model = of.model.clone();
         model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
         let model = without_downsamples(model.into_typed()?.into_decluttered()?)?;
         let plan = match cut_at_pool(&model)? {
-            Some((first, pool, rest)) => Backbone { first: self.runner.prepare(first)?, rest: Some((pool, self.runner.prepare(rest)?)) },
-            None => Backbone { first: self.runner.prepare(model)?, rest: None },
+            Some((first, pool, rest)) => Parts { first: self.runner.prepare(first)?, rest: Some((pool, self.runner.prepare(rest)?)) },
+            None => Parts { first: self.runner.prepare(model)?, rest: None },
         };
         if plans.len() >= self.max_plans {
             plans.remove(0);
@@ -181,8 +199,14 @@ impl<D: Device, R: Runner<D>> DeviceTract<D, R> {
         Ok(plan)
     }
 
-    fn run_backbone(&self, device: &D, image: &Array<D, f32>, rows: usize, columns: usize) -> TractResult<Outputs<D>> {
-        let plan = self.plan(rows, columns)?;
+    fn run_backbone(
+        &self,
+        of: &Backbone<R::Plan>,
+        device: &D,
+        image: &Array<D, f32>,
+        [rows, columns]: [usize; 2],
+    ) -> TractResult<Outputs<D>> {
+        let plan = self.plan(of, rows, columns)?;
         let outputs = self.runner.run(device, &plan.first, image, &[1, 3, rows, columns])?;
         let Some((pool, rest)) = &plan.rest else { return Ok(outputs) };
         let (map, shape) = outputs.first().context("nothing to pool")?;
@@ -191,6 +215,20 @@ impl<D: Device, R: Runner<D>> DeviceTract<D, R> {
         let pooled = self.runner.input(device, channels * rows * columns)?;
         ops::max_pool(device, map, pool.input, (pool.kernel, pool.stride, pool.padding), &pooled, (rows, columns))?;
         self.runner.run(device, rest, &pooled, &[1, channels, rows, columns])
+    }
+
+    fn features_of(&self, outputs: &mut impl Iterator<Item = OutputOn<D>>) -> Result<Features<D>, RuntimeError> {
+        let mut features = Features { maps: Vec::new(), channels: 0 };
+        for level in 0..self.roi_levels {
+            let (data, [channels, rows, columns]) = map_of(outputs.next(), "features", level)?;
+            if level > 0 && channels != features.channels {
+                let message = format!("features_{level} has {channels} channels, features_0 has {}", features.channels);
+                return Err(RuntimeError::Graph { graph: GRAPHS[0].to_owned(), message });
+            }
+            features.channels = channels;
+            features.maps.push(MapOn { data, rows, columns });
+        }
+        Ok(features)
     }
 
     fn run_head(&self, device: &D, head: &Head<R::Plan>, rois: &Array<D, f32>, r: usize) -> Result<Vec<Array<D, f32>>, RuntimeError> {
@@ -215,32 +253,21 @@ impl<D: Device, R: Runner<D>> DeviceGraphs<D> for DeviceTract<D, R> {
     }
 
     fn backbone(&self, device: &D, image: Array<D, f32>, rows: usize, columns: usize) -> Result<BackboneOn<D>, RuntimeError> {
-        let outputs = self.run_backbone(device, &image, rows, columns).map_err(graph_error(GRAPHS[0]))?;
-        let refuse = |message: String| RuntimeError::Graph { graph: GRAPHS[0].to_owned(), message };
+        let outputs = self.run_backbone(&self.whole, device, &image, [rows, columns]).map_err(graph_error(GRAPHS[0]))?;
         let mut outputs = outputs.into_iter();
-        let mut next = |what: &str, level: usize| match outputs.next() {
-            Some((values, shape)) => match shape[..] {
-                [1, c, h, w] => Ok((values, [c, h, w])),
-                _ => Err(refuse(format!("{what}_{level} is {shape:?}, expected [1, c, h, w]"))),
-            },
-            None => Err(refuse(format!("{what}_{level} is missing"))),
-        };
-        let mut features = Features { maps: Vec::new(), channels: 0 };
-        for level in 0..self.roi_levels {
-            let (data, [channels, rows, columns]) = next("features", level)?;
-            if level > 0 && channels != features.channels {
-                return Err(refuse(format!("features_{level} has {channels} channels, features_0 has {}", features.channels)));
-            }
-            features.channels = channels;
-            features.maps.push(MapOn { data, rows, columns });
-        }
+        let features = self.features_of(&mut outputs)?;
         let mut objectness = Vec::new();
         for level in 0..self.levels {
-            let (values, [_, rows, columns]) = next("objectness", level)?;
+            let (values, [_, rows, columns]) = map_of(outputs.next(), "objectness", level)?;
             objectness.push((values, rows, columns));
         }
-        let deltas = (0..self.levels).map(|level| Ok(next("deltas", level)?.0)).collect::<Result<_, RuntimeError>>()?;
+        let deltas = (0..self.levels).map(|level| Ok(map_of(outputs.next(), "deltas", level)?.0)).collect::<Result<_, RuntimeError>>()?;
         Ok(BackboneOn { features, objectness, deltas })
+    }
+
+    fn features(&self, device: &D, image: Array<D, f32>, rows: usize, columns: usize) -> Result<Features<D>, RuntimeError> {
+        let outputs = self.run_backbone(&self.body, device, &image, [rows, columns]).map_err(graph_error(GRAPHS[0]))?;
+        self.features_of(&mut outputs.into_iter())
     }
 
     fn box_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<[Array<D, f32>; 2], RuntimeError> {
@@ -250,14 +277,30 @@ impl<D: Device, R: Runner<D>> DeviceGraphs<D> for DeviceTract<D, R> {
         })
     }
 
-    fn keypoint_batch(&self) -> Option<usize> {
-        Some(KEYPOINT_BATCH)
+    fn keypoint_batches(&self) -> &[usize] {
+        &KEYPOINT_BATCHES
     }
 
     fn keypoint_head(&self, device: &D, rois: Array<D, f32>, r: usize) -> Result<Array<D, f32>, RuntimeError> {
         let missing = || RuntimeError::Graph { graph: GRAPHS[2].to_owned(), message: "no output".to_owned() };
-        self.run_head(device, &self.keypoint_head, &rois, r)?.into_iter().next().ok_or_else(missing)
+        let sizes = || RuntimeError::Request(format!("a keypoint head for {r} RoIs at once, there are those for {KEYPOINT_BATCHES:?}"));
+        let head = self.keypoint_heads.iter().find(|head| head.input[0] == r).ok_or_else(sizes)?;
+        self.run_head(device, head, &rois, r)?.into_iter().next().ok_or_else(missing)
     }
+}
+
+/// An output of the backbone.
+type OutputOn<D> = (Array<D, f32>, TVec<usize>);
+
+fn map_of<D: Device>(output: Option<OutputOn<D>>, what: &str, level: usize) -> Result<(Array<D, f32>, [usize; 3]), RuntimeError> {
+    let message = match output {
+        Some((values, shape)) => match shape[..] {
+            [1, c, h, w] => return Ok((values, [c, h, w])),
+            _ => format!("{what}_{level} is {shape:?}, expected [1, c, h, w]"),
+        },
+        None => format!("{what}_{level} is missing"),
+    };
+    Err(RuntimeError::Graph { graph: GRAPHS[0].to_owned(), message })
 }
 
 /// Strided slices as what every runtime has, and max-pools of single cells, which are strided slices too (torchvision's P6).
