@@ -63,11 +63,16 @@ impl Rcnn {
         };
         let first_values = found[0].1.as_ref().map_or(0, Pyramid::values);
         let per_pixel = first_values as f64 / area(first);
-        let mut left = KEPT_FEATURES.saturating_sub(first_values) as f64;
-        let keep = |&view: &View| {
-            left -= per_pixel * area(view);
-            (view, left >= 0.0)
+        let mut left = KEPT_FEATURES as f64;
+        let mut fits = |values: f64| {
+            let fits = values <= left;
+            left -= if fits { values } else { 0.0 };
+            fits
         };
+        if !fits(first_values as f64) {
+            found[0].1 = None;
+        }
+        let keep = |&view: &View| (view, fits(per_pixel * area(view)));
         let others: Vec<(View, bool)> = others.iter().map(keep).collect();
         for other in self.workers.each(&others, |(view, _)| pixels(view), run) {
             found.push(other?);

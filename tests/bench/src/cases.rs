@@ -148,7 +148,7 @@ pub fn all(side: u32, quick: bool) -> Vec<Case> {
 ///
 /// # Errors
 /// It was built with neither feature.
-pub fn on_gpu(side: u32) -> Result<Vec<Case>> {
+pub fn on_gpu(side: u32, quick: bool) -> Result<Vec<Case>> {
     let (nano, photo) = ((5, 4), (4, 3));
     let on_gpu = |case: Case, precision| {
         let (suffix, said) = if precision == Arithmetic::Bf16 { ("-bf16", ", bf16") } else { ("", "") };
@@ -178,6 +178,7 @@ pub fn on_gpu(side: u32) -> Result<Vec<Case>> {
             "this program was built for the processor alone: cargo's feature `cuda` compares labelling on a GPU, `trainer-cuda` training"
         );
     }
+    cases.retain(|case| !quick || case.quick);
     Ok(cases)
 }
 

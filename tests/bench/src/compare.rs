@@ -171,11 +171,6 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
     }
     let quiet: Vec<usize> = (0..shares.len()).filter(|&round| shares[round] <= QUIET).collect();
     let counted = if quiet.len() >= effort.least { quiet } else { (0..shares.len()).collect() };
-    let flops = match case.task.device {
-        Device::Cpu => None,
-        // The reference counts its own.
-        Device::Cuda => running[1].side.ask(&serde_json::json!({"do": "flops"}))?.get("flops").and_then(Value::as_f64),
-    };
     let of = |values: &[f64]| counted.iter().map(|&round| values[round]).collect::<Vec<f64>>();
     let own = of(&running[0].seconds);
     let mut sides = Vec::new();
@@ -193,6 +188,11 @@ fn measure(case: &Case, effort: &Effort) -> Result<CaseReport> {
             seconds,
         });
     }
+    let flops = match case.task.device {
+        Device::Cpu => None,
+        // The reference counts its own, after its memory was asked for.
+        Device::Cuda => running[1].side.ask(&serde_json::json!({"do": "flops"}))?.get("flops").and_then(Value::as_f64),
+    };
     Ok(CaseReport {
         case: case.name.clone(),
         what: case.what.clone(),

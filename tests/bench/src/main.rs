@@ -105,7 +105,9 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Side { role } => side::serve(move |task| ours::prepare(role, task))?,
         Command::List => {
-            cases::all(800, false).iter().for_each(|case| say!("{:<20} {}", case.name, case.what));
+            // Where it was built for one.
+            let on_gpu = cases::on_gpu(800, false).unwrap_or_default();
+            cases::all(800, false).iter().chain(&on_gpu).for_each(|case| say!("{:<20} {}", case.name, case.what));
             scale::all().iter().for_each(|plan| say!("{:<20} {} (scale)", plan.name, plan.title));
         }
         Command::Chart { reports, svg } => {
@@ -187,7 +189,7 @@ fn compare(options: &Compare) -> Result<ExitCode> {
     let effort = options.effort()?;
     let all = match options.device {
         side::Device::Cpu => cases::all(options.side, options.quick),
-        side::Device::Cuda => cases::on_gpu(options.side)?,
+        side::Device::Cuda => cases::on_gpu(options.side, options.quick)?,
     };
     let cases: Vec<cases::Case> = all.into_iter().filter(|case| options.chosen(&case.name)).collect();
     if cases.is_empty() {

@@ -226,6 +226,12 @@ impl Side {
         }
         // On a GPU f32 products stay f32, on every side.
         command.env("NVIDIA_TF32_OVERRIDE", "0");
+        // CUDA's libraries for this program alone: PyTorch brings its own.
+        if let (true, Some(libraries)) =
+            (std::env::current_exe().is_ok_and(|own| own == *file), std::env::var_os("OMNILABEL_CUDA_LIBRARIES"))
+        {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
         let mut child = command.spawn().with_context(|| format!("{}: {}", program.name, file.display()))?;
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).context("a side without pipes")?;
         Ok(Self { name: program.name, child, stdin: Some(stdin), stdout: BufReader::new(stdout) })

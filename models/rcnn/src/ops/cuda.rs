@@ -1,8 +1,8 @@
 //! The operations on an NVIDIA GPU, on candle's own stream: convolutions by cuDNN, matrix products by cuBLAS, the rest by the kernels of
 //! `omnilabel_gpu`.
 //!
-//! Of cuDNN's algorithms those are taken that sum in the same order at every run: Winograd's for 3×3 kernels of stride 1 in f32, else those
-//! that know every stride and group; only where these are refused does cuDNN choose.
+//! Of cuDNN's algorithms those are taken that sum in the same order at every run: Winograd's for 3×3 kernels of stride 1 where f32
+//! stays f32, else those that know every stride and group; only where these are refused does cuDNN choose.
 
 use super::kernels::{Engine, On, Product, failed};
 use crate::RcnnError;
@@ -137,8 +137,9 @@ impl Cuda {
         let ([padding, stride], [groups]) = (ints([g.padding, g.stride])?, ints([g.groups])?);
         let mut conv = cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], mode).map_err(Error::wrap)?;
         conv.set_group_count(groups).map_err(Error::wrap)?;
-        // Winograd's is a waste for others, and in bfloat16, whose products cost less than its transforms.
-        let winograd = size_of::<T>() == size_of::<f32>() && (g.kh, g.kw, g.stride, g.groups) == (3, 3, 1, 1);
+        // Winograd's is a waste for others, and where products are of bfloat16 or TF32, which cost less than its transforms.
+        let f32s = size_of::<T>() == size_of::<f32>() && std::env::var_os("NVIDIA_TF32_OVERRIDE").is_some_and(|set| set == "0");
+        let winograd = f32s && (g.kh, g.kw, g.stride, g.groups) == (3, 3, 1, 1);
         let skipped = usize::from(!winograd);
         match part {
             Part::Forward => {
@@ -176,7 +177,7 @@ impl Cuda {
         }
     }
 
-    /// Launches with the first of the algorithms that cuDNN does not refuse, and with its own choice where it refuses all.
+    /// Launches with the first of the algorithms that cuDNN and the memory do not refuse, and with cuDNN's choice where all are.
     fn first_that_runs<A: Copy>(
         &self,
         fixed: &[A],
@@ -185,8 +186,8 @@ impl Cuda {
         mut launch: impl FnMut(A, Option<&mut CudaSlice<u8>>) -> std::result::Result<(), CudnnError>,
     ) -> Result<()> {
         for &algorithm in fixed {
-            let Ok(bytes) = bytes(algorithm) else { continue };
-            let mut space = self.workspace(bytes)?;
+            // One whose workspace does not fit is refused, too.
+            let Ok(Ok(mut space)) = bytes(algorithm).map(|bytes| self.workspace(bytes)) else { continue };
             if launch(algorithm, space.as_mut()).is_ok() {
                 return Ok(());
             }

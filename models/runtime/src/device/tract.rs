@@ -21,7 +21,8 @@ use tract_onnx::tract_core::ops::source::TypedSource;
 /// RoIs that the keypoint head takes at once: shapes are fixed, for a runtime sizes its kernels by them.
 const KEYPOINT_BATCHES: [usize; 3] = [1, 4, 16];
 
-/// A plan per input shape holds its own copy of the weights in the device's memory: as many are kept as fit, within limits.
+/// A plan per input shape, with and without the RPN, holds its own copy of the backbone's weights in the device's memory: as many are kept as
+/// fit, within limits.
 const PLAN_BYTES: u64 = 2 << 30;
 const MIN_PLANS: u64 = 4;
 const MAX_PLANS: u64 = 64;
@@ -79,9 +80,10 @@ impl<D: Device> Runner<D> for OnCpu {
 /// The three graphs of a bundle.
 pub struct DeviceTract<D: Device, R: Runner<D>> {
     runner: R,
-    whole: Backbone<R::Plan>,
+    whole: InferenceModel,
     /// Without the RPN.
-    body: Backbone<R::Plan>,
+    body: InferenceModel,
+    plans: Mutex<Plans<R::Plan>>,
     max_plans: usize,
     levels: usize,
     roi_levels: usize,
@@ -90,20 +92,8 @@ pub struct DeviceTract<D: Device, R: Runner<D>> {
     keypoint_heads: Vec<Head<R::Plan>>,
 }
 
-/// A graph on images, prepared for each size that it meets.
-struct Backbone<P> {
-    model: InferenceModel,
-    plans: Mutex<Plans<P>>,
-}
-
-/// By rows and columns of the input, the latest used last.
-type Plans<P> = Vec<((usize, usize), Arc<Parts<P>>)>;
-
-impl<P> Backbone<P> {
-    fn new(model: InferenceModel) -> Self {
-        Self { model, plans: Mutex::new(Vec::new()) }
-    }
-}
+/// Whether with the RPN, and rows and columns of the input; the latest used last.
+type Plans<P> = Vec<((bool, usize, usize), Arc<Parts<P>>)>;
 
 /// A graph of one input and one or two parts.
 struct Parts<P> {
@@ -142,7 +132,7 @@ impl<D: Device, R: Runner<D>> DeviceTract<D, R> {
         let (levels, roi_levels) = (network.levels.len(), network.roi_levels as usize);
         let each = |name: &'static str, n: usize| (0..n).map(move |level| format!("{name}_{level}"));
         let names: Vec<_> = each("features", roi_levels).chain(each("objectness", levels)).chain(each("deltas", levels)).collect();
-        let weights: u64 = manifest.files.values().map(|file| file.bytes).sum();
+        let weights = manifest.files.get(GRAPHS[0]).map_or(0, |file| file.bytes);
         let (k, side) = (bundle.skeleton().len(), network.heatmap_side as usize);
         let head = |file: &'static str, n: usize, roi: u32, outputs: &[(&str, usize)]| {
             let (names, sizes): (Vec<String>, Vec<usize>) = outputs.iter().map(|&(name, size)| (name.to_owned(), size)).unzip();
@@ -167,8 +157,9 @@ impl<D: Device, R: Runner<D>> DeviceTract<D, R> {
         let mut body = whole.clone();
         body.select_outputs_by_name(&names[..roi_levels]).map_err(graph_error(GRAPHS[0]))?;
         Ok(Self {
-            whole: Backbone::new(whole),
-            body: Backbone::new(body),
+            whole,
+            body,
+            plans: Mutex::new(Vec::new()),
             max_plans: (PLAN_BYTES / weights.max(1)).clamp(MIN_PLANS, MAX_PLANS) as usize,
             levels,
             roi_levels,
@@ -178,13 +169,13 @@ impl<D: Device, R: Runner<D>> DeviceTract<D, R> {
         })
     }
 
-    fn plan(&self, of: &Backbone<R::Plan>, rows: usize, columns: usize) -> TractResult<Arc<Parts<R::Plan>>> {
-        let mut plans = of.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = plans.iter().position(|(shape, _)| *shape == (rows, columns)) {
+    fn plan(&self, rpn: bool, rows: usize, columns: usize) -> TractResult<Arc<Parts<R::Plan>>> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = plans.iter().position(|(key, _)| *key == (rpn, rows, columns)) {
             plans[at..].rotate_left(1);
             return Ok(plans[plans.len() - 1].1.clone());
         }
-        let mut model = of.model.clone();
+        let mut model = if rpn { &self.whole } else { &self.body }.clone();
         model.set_input_fact(0, f32::fact([1, 3, rows, columns]).into())?;
         let model = without_downsamples(model.into_typed()?.into_decluttered()?)?;
         let plan = match cut_at_pool(&model)? {
@@ -195,18 +186,12 @@ impl<D: Device, R: Runner<D>> DeviceTract<D, R> {
             plans.remove(0);
         }
         let plan = Arc::new(plan);
-        plans.push(((rows, columns), plan.clone()));
+        plans.push(((rpn, rows, columns), plan.clone()));
         Ok(plan)
     }
 
-    fn run_backbone(
-        &self,
-        of: &Backbone<R::Plan>,
-        device: &D,
-        image: &Array<D, f32>,
-        [rows, columns]: [usize; 2],
-    ) -> TractResult<Outputs<D>> {
-        let plan = self.plan(of, rows, columns)?;
+    fn run_backbone(&self, rpn: bool, device: &D, image: &Array<D, f32>, [rows, columns]: [usize; 2]) -> TractResult<Outputs<D>> {
+        let plan = self.plan(rpn, rows, columns)?;
         let outputs = self.runner.run(device, &plan.first, image, &[1, 3, rows, columns])?;
         let Some((pool, rest)) = &plan.rest else { return Ok(outputs) };
         let (map, shape) = outputs.first().context("nothing to pool")?;
@@ -253,7 +238,7 @@ impl<D: Device, R: Runner<D>> DeviceGraphs<D> for DeviceTract<D, R> {
     }
 
     fn backbone(&self, device: &D, image: Array<D, f32>, rows: usize, columns: usize) -> Result<BackboneOn<D>, RuntimeError> {
-        let outputs = self.run_backbone(&self.whole, device, &image, [rows, columns]).map_err(graph_error(GRAPHS[0]))?;
+        let outputs = self.run_backbone(true, device, &image, [rows, columns]).map_err(graph_error(GRAPHS[0]))?;
         let mut outputs = outputs.into_iter();
         let features = self.features_of(&mut outputs)?;
         let mut objectness = Vec::new();
@@ -266,7 +251,7 @@ impl<D: Device, R: Runner<D>> DeviceGraphs<D> for DeviceTract<D, R> {
     }
 
     fn features(&self, device: &D, image: Array<D, f32>, rows: usize, columns: usize) -> Result<Features<D>, RuntimeError> {
-        let outputs = self.run_backbone(&self.body, device, &image, [rows, columns]).map_err(graph_error(GRAPHS[0]))?;
+        let outputs = self.run_backbone(false, device, &image, [rows, columns]).map_err(graph_error(GRAPHS[0]))?;
         self.features_of(&mut outputs.into_iter())
     }
 

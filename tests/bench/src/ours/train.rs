@@ -116,6 +116,7 @@ impl Work for Train {
             };
             let size = norm(&mut expected.iter().map(|&v| f64::from(v)));
             let off = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+            anyhow::ensure!(off.is_finite() && size.is_finite(), "the gradient of {name} is not finite");
             largest = largest.max(off / size.max(1e-9));
         }
         let foreground = chosen.rois.iter().flat_map(|rois| &rois.matched).filter(|matched| matched.is_some()).count();
