@@ -48,8 +48,9 @@ const MIN_DETECTIONS: usize = 20;
 /// Losses, relative; means of terms that differ like the scores.
 const LOSS_TOLERANCE: f64 = 1e-4;
 /// Gradients of a parameter as ‖ours − theirs‖ / ‖theirs‖, f32. A ReLU whose input is nearly 0 opens on one side and not on the
-/// other, so that single elements differ by more than rounding.
-const GRADIENT_TOLERANCE: f64 = 5e-3;
+/// other, so that single elements differ by more than rounding: Winograd's rounding opens some more than that of direct sums (5.6e-3 was
+/// found, of one picture). That nothing else differs is what f64 shows.
+const GRADIENT_TOLERANCE: f64 = 1e-2;
 /// The same in f64, where rounding opens no ReLU: what is left of sums in another order.
 const GRADIENT_TOLERANCE_F64: f64 = 1e-12;
 
