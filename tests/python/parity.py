@@ -240,7 +240,9 @@ def train(model, pictures, keypoints, dtype, targets=None):
     people = [p[k] for p, k in zip(proposals, positive)]
     pooled = heads.keypoint_roi_pool(features, people, images.image_sizes)
     maps = heads.keypoint_predictor(heads.keypoint_head(pooled))
-    keypoint = keypointrcnn_loss(maps, people, [t["keypoints"] for t in cast], [m[k] for m, k in zip(matched, positive)])
+    # Cells of keypoints in f64: by f32's rounding a keypoint at a border between two is now in the one, now in the other.
+    keypoint = keypointrcnn_loss(
+        maps, [p.double() for p in people], [t["keypoints"].double() for t in cast], [m[k] for m, k in zip(matched, positive)])
     for i, (rois, m, l) in enumerate(zip(proposals, matched, labels)):
         out[f"rois_{i}"] = rois.float()
         out[f"rois_matched_{i}"] = torch.where(l > 0, m, -1).int()

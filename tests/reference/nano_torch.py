@@ -124,7 +124,8 @@ class Anchors(AnchorGenerator):
     def forward(self, images, maps):
         self.cell_anchors = [anchors.to(maps[0].device) for anchors in self.cell_anchors]
         grids = self.grid_anchors([m.shape[-2:] for m in maps], [[torch.tensor(s)] * 2 for s in self.strides])
-        return [torch.cat(grids)] * len(images.image_sizes)
+        # Rounded to f32, then in the type of the maps: box targets of f64 training are else computed from them in f32.
+        return [torch.cat(grids).to(maps[0].dtype)] * len(images.image_sizes)
 
 
 class Heads(RoIHeads):

@@ -197,14 +197,15 @@ pub fn roi_sample(proposals: &[Rect], truth: &Truth, batch: usize, positive: f32
 }
 
 /// The heatmap cell of a keypoint in a RoI: `side · row + column`, `None` when it lies outside (spec §2; the far edge belongs to
-/// the last cell).
+/// the last cell). Computed in f64: a keypoint within f32's rounding of a border between two cells is in the one where it lies.
 pub fn keypoint_cell(roi: Rect, point: Point, side: u32) -> Option<u32> {
     let cell = |value: f32, low: f32, high: f32| {
         if value == high {
             return Some(side - 1);
         }
-        let index = ((value - low) * (side as f32 / (high - low))).floor();
-        (index >= 0.0 && index < side as f32).then_some(index as u32)
+        let [value, low, high] = [value, low, high].map(f64::from);
+        let index = ((value - low) * f64::from(side) / (high - low)).floor();
+        (index >= 0.0 && index < f64::from(side)).then_some(index as u32)
     };
     Some(side * cell(point.y, roi.y1, roi.y2)? + cell(point.x, roi.x1, roi.x2)?)
 }
@@ -253,6 +254,10 @@ mod tests {
         assert_eq!(cell(0.0, 0.0), Some(0));
         assert_eq!(cell(-0.1, 3.0), None);
         assert_eq!(cell(3.0, 56.1), None);
+        // 1.4e-6 of a cell above row 51; the product of f32 numbers is 51.0.
+        let (roi, value) = (Rect::new(84.43679, 63.768906, 128.0, 96.0), 93.12222f32);
+        assert_eq!((value - roi.y1) * (1.0 / (roi.y2 - roi.y1) * 56.0), 51.0);
+        assert_eq!(keypoint_cell(roi, Point { x: 84.994995, y: value }, 56), Some(56 * 50));
     }
 
     #[test]

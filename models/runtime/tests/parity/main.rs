@@ -48,9 +48,8 @@ const MIN_DETECTIONS: usize = 20;
 /// Losses, relative; means of terms that differ like the scores.
 const LOSS_TOLERANCE: f64 = 1e-4;
 /// Gradients of a parameter as ‖ours − theirs‖ / ‖theirs‖, f32. A ReLU whose input is nearly 0 opens on one side and not on the
-/// other, so that single elements differ by more than rounding: Winograd's rounding opens some more than that of direct sums (5.6e-3 was
-/// found, of one picture). That nothing else differs is what f64 shows.
-const GRADIENT_TOLERANCE: f64 = 1e-2;
+/// other, so that single elements differ by more than rounding.
+const GRADIENT_TOLERANCE: f64 = 5e-3;
 /// The same in f64, where rounding opens no ReLU: what is left of sums in another order.
 const GRADIENT_TOLERANCE_F64: f64 = 1e-12;
 
@@ -101,7 +100,8 @@ fn check(preset: &str, expected: Naming) {
     // As many people as compare something and no more: the keypoint head is what takes the time.
     config.network.max_detections = 40;
     config.roi_batch = 128;
-    let reference = Reference { preset, f64: preset == "nano", detectron2: expected == Naming::Detectron2, config: &config };
+    let detectron2 = expected == Naming::Detectron2;
+    let reference = Reference { preset, f64: preset == "nano" || detectron2, detectron2, config: &config };
     let Some(outcome) = reference.run() else { return };
 
     let path = outcome.path("weights.pth");
@@ -135,6 +135,8 @@ fn check(preset: &str, expected: Naming) {
     drop(onnxruntime);
     if reference.f64 {
         let exact = Network::zeros(config, candle_core::DType::F64).unwrap();
+        // Under the names of ours.
+        let tensors = network.params().all().map(|(name, var)| (name.to_owned(), var.as_tensor().clone())).collect();
         exact.params().load_tensors(&tensors, &path).unwrap();
         for case in &outcome.train {
             compare_gradients(&format!("{preset}, f64, {case}"), case, &outcome.values(case), &exact, GRADIENT_TOLERANCE_F64);
