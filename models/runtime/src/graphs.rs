@@ -1,6 +1,7 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
-use crate::fused::{Kept, Tail};
+use crate::fused::Kept;
+use crate::tail::Tail;
 use crate::tract::{Cut, Engine, Plan, Plans, cut, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
 use std::ops::Range;

@@ -17,13 +17,13 @@ use omnilabel_keypoints::view::{View, ViewGeometry};
 use rayon::prelude::*;
 
 /// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
-const KEPT_FEATURES: usize = 64 << 20;
+pub(crate) const KEPT_FEATURES: usize = 64 << 20;
 
 /// RoIs that go through the keypoint head together: the more, the less its weights' reading costs, as long as their maps are small.
 const HEAD_ROIS: usize = 32;
 
 /// RoIs that wait for the keypoint head at most, where views are that many: 50 MiB of the paper's networks.
-const POOLED_ROIS: usize = 256;
+pub(crate) const POOLED_ROIS: usize = 256;
 
 /// People in the base view's net pixels, by falling score, and the pyramids at hand.
 type Found = (Vec<(Rect, f32)>, Vec<Pyramid>);

@@ -1,7 +1,8 @@
 //! What every graph on tract shares: loading, plans for input shapes, workers.
 
 use crate::RuntimeError;
-use crate::fused::{Kept, Tail, fuse, sharing};
+use crate::fused::{Kept, fuse, sharing};
+use crate::tail::Tail;
 use omnilabel_conv::Threads;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -3,6 +3,7 @@
 use super::{BackboneOn, DeviceGraphs};
 use crate::pass::expect;
 use crate::plan::VOTING_IOU;
+use crate::rcnn::{KEPT_FEATURES, POOLED_ROIS};
 use crate::{RuntimeError, ViewPlan};
 use omnilabel_bundle::{GRAPHS, InputSpec, NetworkSpec, RoiSpec};
 use omnilabel_detect::frame::{Frame, padded};
@@ -14,9 +15,6 @@ use omnilabel_keypoints::geometry::{Point, Rect};
 use omnilabel_keypoints::label::{Detection, Keypoint};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::view::{View, ViewGeometry};
-
-/// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
-const KEPT_FEATURES: usize = 64 << 20;
 
 /// A keypoint R-CNN, wherever it runs. All boxes are in frame pixels, by falling score.
 pub(crate) trait DeviceModel: Send + Sync {
@@ -36,9 +34,6 @@ pub(crate) struct DeviceRcnn<D: Device, G> {
     mirror: Mirror<D>,
     sigmas: Array<D, f32>,
 }
-
-/// RoIs that go through the keypoint head together where it takes any number: 50 MiB of the paper's networks.
-const POOLED_ROIS: usize = 256;
 
 /// Pooled RoIs that wait for the keypoint head: those of boxes `start..start + count` in a view, from `filled` on in the batch.
 struct Waiting {
