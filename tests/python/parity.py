@@ -7,7 +7,7 @@ DIR holds request.json: {"config": the network's configuration, "detect": [{"sid
 likewise}; the pictures of a case are one batch. Writes to DIR:
 
     weights.pth                    the state dictionary, by torch.save
-    detect-SIDE-BATCH.safetensors  FPN maps, and per picture proposals, boxes, scores, keypoints, keypoint scores
+    detect-SIDE-BATCH.safetensors  FPN maps, and per picture proposals, boxes (also in the network's pixels), scores, keypoints, keypoint scores
     train-SIDE-BATCH.safetensors   the input, ground truth, sampled anchors and RoIs, losses, and the gradient of every parameter
 
 The weights are random and fixed, with outputs loud enough that there are detections. The four bodies are torchvision's own; `nano`,
@@ -172,9 +172,10 @@ def detect(model, pictures):
         out[f"features_{level}"] = feature
     proposals, _ = model.rpn(images, features)
     found, _ = model.roi_heads(features, proposals, images.image_sizes)
+    net_boxes = [result["boxes"] for result in found]
     found = model.transform.postprocess(found, images.image_sizes, [tuple(p.shape[-2:]) for p in pictures])
     for i, (boxes, result) in enumerate(zip(proposals, found)):
-        out[f"proposals_{i}"] = boxes
+        out[f"proposals_{i}"], out[f"net_boxes_{i}"] = boxes, net_boxes[i]
         for name in ("boxes", "scores", "keypoints", "keypoints_scores"):
             out[f"{name}_{i}"] = result[name]
     return out

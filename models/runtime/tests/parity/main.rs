@@ -41,7 +41,7 @@ const SCORE_TOLERANCE: f32 = 2e-4;
 /// pixels are equal but for rounding, neighbours or two peaks of random weights, either is right. Their scores agree all the same.
 const MOVED_SHARE: f32 = 0.01;
 /// The share of people whose heatmap may be resized to another grid: to ⌈w⌉ × ⌈h⌉ cells of a box w px wide in the network's pixels, which
-/// is another number where w is whole but for rounding. Their keypoints are not compared.
+/// may be another number where w is whole but for rounding. Their keypoints are not compared.
 const OTHER_GRID_SHARE: f32 = 0.05;
 /// The least detections of a case.
 const MIN_DETECTIONS: usize = 20;
@@ -233,12 +233,20 @@ fn compare_people(what: &str, image: usize, found: &[Detection], values: &Values
     let (_, scores) = values.get(&name("scores"));
     let (_, keypoints) = values.get(&name("keypoints"));
     let (_, logits) = values.get(&name("keypoints_scores"));
-    let grid = |rect: Rect| [rect.width() * per_frame[0], rect.height() * per_frame[1]].map(f32::ceil);
+    // Whether a side in the network's pixels is whole but for rounding: for either corner's difference, and two units in the last place.
+    // Corners that are clipped to the picture are exact.
+    let unsure = |from: f32, to: f32| {
+        let side = to - from;
+        let rounding = 2.0 * boxes * per_frame[0].max(per_frame[1]) + 2.0 * f32::EPSILON * side;
+        (side - side.round()).abs() <= rounding && (from.fract() != 0.0 || to.fract() != 0.0)
+    };
+    let net_boxes = values.rects(&name("net_boxes"));
     let (mut score_off, mut logit_off, mut moved, mut points, mut other) = (0f32, 0f32, 0, 0, 0);
     for (index, &twin) in pairs.iter().enumerate() {
         let detection = &found[twin];
         score_off = score_off.max((detection.score - scores[index]).abs());
-        if grid(detection.rect) != grid(expected[index]) {
+        let net = net_boxes[index];
+        if unsure(net.x1, net.x2) || unsure(net.y1, net.y2) {
             other += 1;
             continue;
         }
@@ -263,9 +271,9 @@ fn compare_people(what: &str, image: usize, found: &[Detection], values: &Values
     }
     assert!(score_off <= SCORE_TOLERANCE, "{what}: a score differs by {score_off}");
     assert!(moved as f32 <= MOVED_SHARE * points as f32, "{what}: {moved} of {points} keypoints are another pixel");
-    assert!(other as f32 <= OTHER_GRID_SHARE * found.len() as f32, "{what}: {other} of {} people are on another grid", found.len());
+    assert!(other as f32 <= OTHER_GRID_SHARE * found.len() as f32, "{what}: {other} of {} people may be on another grid", found.len());
     format!(
-        "boxes {boxes:.1e} px, scores {score_off:.1e}, keypoint scores {logit_off:.1e}, {moved} of {points} keypoints moved, {other} on another grid"
+        "boxes {boxes:.1e} px, scores {score_off:.1e}, keypoint scores {logit_off:.1e}, {moved} of {points} keypoints moved, {other} perhaps on another grid"
     )
 }
 
