@@ -1,15 +1,18 @@
 //! Which way a convolution takes, and what follows its sums.
 
-use crate::winograd::{self, Kernels, Taps};
+use crate::kernels::Kernels;
+use crate::winograd::{self, Taps};
 use crate::{Geometry, Scalar, Threads, grouped, patches, positive};
 
-/// What follows the sums, while they are in the cache: `y = relu(sums + bias + add)`, each where wanted.
+/// What follows the sums, while they are in the cache: `y = relu(sums + addend + bias)`, each where wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Finish<'a, T> {
     /// `[o]`.
     pub bias: Option<&'a [T]>,
-    /// Of the output's shape: the other branch of a residual block.
+    /// The addend, of the output's shape: the other branch of a residual block.
     pub add: Option<&'a [T]>,
+    /// The addend is what the output holds before.
+    pub onto: bool,
     /// Whether ReLU comes last.
     pub relu: bool,
 }
@@ -19,15 +22,11 @@ impl<T: Scalar> Finish<'_, T> {
     #[inline(always)]
     pub(crate) fn write(&self, channel: usize, at: usize, sums: &[T], y: &mut [T]) {
         let bias = self.bias.map_or(T::ZERO, |bias| bias[channel]);
-        match (self.add, self.relu) {
-            (None, false) => y.iter_mut().zip(sums).for_each(|(y, s)| *y = *s + bias),
-            (None, true) => y.iter_mut().zip(sums).for_each(|(y, s)| *y = positive(*s + bias)),
-            (Some(add), relu) => {
-                for ((y, s), a) in y.iter_mut().zip(sums).zip(&add[at..]) {
-                    let sum = *s + bias + *a;
-                    *y = if relu { positive(sum) } else { sum };
-                }
-            }
+        let relu = |v: T| if self.relu { positive(v) } else { v };
+        match self.add {
+            None if self.onto => y.iter_mut().zip(sums).for_each(|(y, s)| *y = relu(*s + *y + bias)),
+            None => y.iter_mut().zip(sums).for_each(|(y, s)| *y = relu(*s + bias)),
+            Some(add) => y.iter_mut().zip(sums).zip(&add[at..]).for_each(|((y, s), a)| *y = relu(*s + *a + bias)),
         }
     }
 }
@@ -45,7 +44,7 @@ pub fn forward<T: Scalar>(g: &Geometry, x: &[T], w: &[T], finish: Finish<'_, T>,
     y
 }
 
-/// [`forward`] to `y`, whose values do not matter before; `kernels` are those of `w`, where they were kept.
+/// [`forward`] to `y`, whose values before do not matter but to [`Finish::onto`]; `kernels` are those of `w`, where they were kept.
 ///
 /// # Panics
 /// When a slice has not the length that `g` says.
@@ -60,12 +59,16 @@ pub fn forward_into<T: Scalar>(
 ) {
     assert_eq!((x.len(), w.len()), (g.n * g.input_len(), g.o * g.patch()), "input and weight of {g:?}");
     assert!(finish.bias.is_none_or(|bias| bias.len() == g.o), "bias of {g:?}");
-    assert!(finish.add.is_none_or(|add| add.len() == g.n * g.output_len()), "addend of {g:?}");
+    assert!(finish.add.is_none_or(|add| add.len() == g.n * g.output_len() && !finish.onto), "addend of {g:?}");
     assert_eq!(y.len(), g.n * g.output_len(), "output of {g:?}");
     let threads = if y.len() * g.patch() < SHARED_PRODUCTS { Threads::One } else { threads };
     if y.is_empty() {
-    } else if let Some(kernels) = kernels.filter(|_| winograd::pays(g, true)) {
-        winograd::forward_kept(g, x, kernels, finish, y, threads);
+    } else if let Some(kernels) = kernels.and_then(Kernels::filtered).filter(|_| winograd::pays(g, true)) {
+        assert_eq!(kernels.len(), winograd::kernels_len::<T>(g), "kernels of {g:?}");
+        winograd::forward_transformed(g, x, kernels, finish, y, threads);
+    } else if let Some(panels) = kernels.and_then(Kernels::panels) {
+        assert_eq!(panels.len(), patches::packed_len::<T>(g), "kernels of {g:?}");
+        patches::forward_packed(g, x, panels, finish, y, threads);
     } else if winograd::pays(g, false) {
         winograd::forward(g, x, &Taps::straight(g, w), finish, y, threads);
     } else if grouped::pays(g) {

@@ -10,7 +10,9 @@
 //! | `patches`, `im2col` | everything else: patches as columns, then a matrix product |
 //! | `dense` | the fully connected layer |
 //! | `vector` | loops compiled for the widest vectors that the CPU has |
-//! | `gemm` | the matrix product: a bounds-checked face of the `gemm` crate |
+//! | `kernels` | weights made ready once |
+//! | `product` | the matrix product of packed operands |
+//! | `gemm` | the matrix product of backward passes and full layers: a bounds-checked face of the `gemm` crate |
 //!
 //! Work is partitioned by the shapes alone, so no result depends on the number of threads.
 
@@ -23,7 +25,9 @@ mod gemm;
 mod geometry;
 mod grouped;
 mod im2col;
+mod kernels;
 mod patches;
+mod product;
 mod scalar;
 mod scratch;
 mod vector;
@@ -33,8 +37,8 @@ pub use backward::{Wanted, backward, relu_backward};
 pub use dense::{dense, dense_backward};
 pub use forward::{Finish, forward, forward_into};
 pub use geometry::Geometry;
+pub use kernels::Kernels;
 pub use scalar::{Scalar, positive};
-pub use winograd::Kernels;
 
 /// Whether one operation is shared among the threads of the current rayon pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 //! The output is partitioned into blocks of whole rows, so that a block's patches stay in the second-level cache; small maps share a
 //! block among several images, and of a map too small for several blocks the channels are shared out.
 
-use crate::gemm::{Mat, gemm};
+use crate::gemm::Mat;
 use crate::im2col::im2col;
+use crate::product::{Finished, Left, Right, Sums, left_len, pack_left, product, right_buffer, tile};
 use crate::scratch::scratch;
 use crate::vector::{Fused, vectorised};
 use crate::{Finish, Geometry, Scalar, Threads};
@@ -86,13 +87,37 @@ pub(crate) fn patches<'a, T: Scalar>(g: &Geometry, group: usize, x: &'a [T], blo
     Mat::rows(buffer, ld)
 }
 
+/// The panels of a weight `[o, patch]`, group after group.
+pub(crate) fn pack<T: Scalar>(g: &Geometry, w: &[T], panels: &mut [T], threads: Threads) {
+    let (channels, patch) = (g.channels(), g.patch());
+    let of_group = left_len::<T>(channels, patch);
+    for (panels, w) in panels.chunks_exact_mut(of_group.max(1)).zip(w.chunks_exact((channels * patch).max(1))) {
+        pack_left(w, patch, panels, threads);
+    }
+}
+
+/// Numbers that [`pack`] writes.
+pub(crate) fn packed_len<T: Scalar>(g: &Geometry) -> usize {
+    g.groups * left_len::<T>(g.channels(), g.patch())
+}
+
 /// `y = x ⋆ w`, then `finish`.
 pub(crate) fn forward<T: Scalar>(g: &Geometry, x: &[T], w: &[T], finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
+    scratch(packed_len::<T>(g), |panels: &mut [T]| {
+        pack(g, w, panels, threads);
+        forward_packed(g, x, panels, finish, y, threads);
+    });
+}
+
+/// The same with the weight's panels.
+pub(crate) fn forward_packed<T: Scalar>(g: &Geometry, x: &[T], panels: &[T], finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
     let partition = Partition::new(g);
     let (parts, patch, channels) = (partition.parts(g), g.patch(), g.channels());
     let blocks: Vec<Block> = partition.blocks(g, g.n).collect();
-    // Groups, or shares of the channels, go in parallel where blocks are few.
-    let share = if blocks.len() >= BLOCKS { channels } else { channels.div_ceil(BLOCKS.div_ceil(blocks.len() * g.groups)) };
+    // Groups, or shares of the channels, whole panels, go in parallel where blocks are few.
+    let rows = tile::<T>().0;
+    let share =
+        if blocks.len() >= BLOCKS { channels } else { channels.div_ceil(BLOCKS.div_ceil(blocks.len() * g.groups)).next_multiple_of(rows) };
     // Of each block and share, its part of every output plane.
     let per_group = channels.div_ceil(share);
     let mut tasks: Vec<(usize, usize, Vec<&mut [T]>)> = Vec::with_capacity(blocks.len() * g.groups * per_group);
@@ -114,13 +139,22 @@ pub(crate) fn forward<T: Scalar>(g: &Geometry, x: &[T], w: &[T], finish: Finish<
         let (group, first) = (*at / per_group, *at % per_group * share);
         let count = share.min(channels - first);
         let columns = block.columns();
+        let left = Left { data: &panels[group * left_len::<T>(channels, patch) + first * patch..], stride: rows * patch };
+        let (channel, shape) = (group * channels + first, (count, patch, columns));
         let gathered = if g.pointwise() && block.images.len() == 1 { 0 } else { patch * columns };
-        scratch(gathered, |buffer| {
-            let matrix = patches(g, group, x, block, buffer);
-            scratch(count * columns, |sums| {
-                let weight = Mat::rows(&w[(group * channels + first) * patch..][..count * patch], patch);
-                gemm(count, columns, patch, weight, matrix, sums, columns, false, Threads::One);
-                vectorised(Outputs { g, block, first: group * channels + first, count, sums: &*sums, finish, outputs });
+        scratch(right_buffer(patch, columns), |buffer| {
+            scratch(gathered, |matrix| {
+                let matrix = patches(g, group, x, block, matrix);
+                let right = Right::Rows(matrix.data, matrix.row);
+                if block.images.len() == 1 {
+                    let at = block.images.start * g.output_len() + channel * g.plane() + block.part.start;
+                    let mut outputs = Finished { rows: outputs, finish, channel, at, plane: g.plane() };
+                    return product(shape, left, right, buffer, &mut outputs);
+                }
+                scratch(count * columns, |sums: &mut [T]| {
+                    product(shape, left, right, buffer, &mut Sums(&mut *sums, columns));
+                    vectorised(Outputs { g, block, first: channel, count, sums, finish, outputs });
+                });
             });
         });
     });

@@ -1,11 +1,12 @@
 //! The numbers that the kernels run on.
 
+use crate::vector::Lanes;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul, Sub};
 
 /// f32, or f64 for gradient checks.
 pub trait Scalar:
-    Copy + Default + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + AddAssign + Sum + Send + Sync + 'static
+    Lanes + Copy + Default + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + AddAssign + Sum + Send + Sync + 'static
 {
     /// 0.
     const ZERO: Self;

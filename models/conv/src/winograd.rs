@@ -2,9 +2,9 @@
 //! 144. Interpolated at 0, ±5/8, ±3/2 and ∞: in f32 the error is then twice the definition's, where the usual 0, ±1, ±2 give five
 //! times (`tests/accuracy.rs`); all constants of the data's transforms are dyadic and so exact.
 //!
-//! Weights are transformed at each call, or once ([`Kernels`]) where they stay: the copy is four times their size.
+//! Weights are transformed at each call, or once ([`crate::Kernels`]) where they stay: the copy is four times their size.
 
-use crate::gemm::{Mat, gemm};
+use crate::product::{Left, Right, Sums, interleave, left_len, product, tile};
 use crate::scratch::scratch;
 use crate::vector::{Fused, vectorised};
 use crate::{Finish, Geometry, Scalar, Threads};
@@ -18,17 +18,17 @@ const SIDE: usize = TILE + 2;
 const PRODUCTS: usize = SIDE * SIDE;
 /// Fewer channels than this on either side leave the transforms dearer than what they save.
 const MIN_CHANNELS: usize = 16;
-/// A block's tiles are a multiple of the widest vector, 16 f32, or padded to one.
-const LANES: usize = 16;
 /// Tiles in a block: as many as keep its two sets of products within [`BLOCK`] numbers, between these.
 const BLOCK_TILES: (usize, usize) = (48, 512);
 /// 6 MiB of f32.
 const BLOCK: usize = 3 << 19;
+/// What a block's reading of the kernels costs, in tiles.
+const KERNELS_TILES: usize = 4;
+/// As many tiles share the reading of kernels of more than twice [`BLOCK`] numbers, which no cache holds.
+const SHARING_TILES: usize = 224;
 /// What transforming the kernel of a pair of channels costs, in products: it writes and reads 36 numbers, beyond the cache where
 /// channels are many (measured at 512 × 512).
 const KERNEL_COST: usize = 1_500;
-/// The most bytes that [`Kernels`] take: beyond, many channels' products outweigh the transform of their kernels.
-const KEPT_BYTES: usize = 10 << 20;
 
 /// The interpolation points besides 0 and ∞ are ±A and ±B.
 const A: f64 = 0.625;
@@ -56,39 +56,13 @@ impl<'a, T> Taps<'a, T> {
     }
 }
 
-/// Transformed weights, for weights that many calls share.
-#[derive(Clone, Debug)]
-pub struct Kernels<T>(Vec<T>);
-
-impl<T: Scalar> Kernels<T> {
-    /// Those of the weight `[o, c/groups, kh, kw]` of `g`, whatever the size of its maps; `None` where they would not be used, or are large.
-    ///
-    /// # Panics
-    /// When `w` has not the length that `g` says.
-    pub fn new(g: &Geometry, w: &[T]) -> Option<Self> {
-        assert_eq!(w.len(), g.o * g.patch(), "weight of {g:?}");
-        let len = PRODUCTS * g.o * g.c;
-        if !fits(g) || len * size_of::<T>() > KEPT_BYTES {
-            return None;
-        }
-        let mut kernels = vec![T::ZERO; len];
-        transform(g, &Taps::straight(g, w), &mut kernels, Threads::One);
-        Some(Self(kernels))
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.0.len() * size_of::<T>()
-    }
-}
-
 /// Tiles of a plane, down and across.
 fn tiles(g: &Geometry) -> (usize, usize) {
     (g.oh.div_ceil(TILE), g.ow.div_ceil(TILE))
 }
 
 /// Whether this way is one at all.
-fn fits(g: &Geometry) -> bool {
+pub(crate) fn fits(g: &Geometry) -> bool {
     g.kh == 3 && g.kw == 3 && g.stride == 1 && g.groups == 1 && g.c.min(g.o) >= MIN_CHANNELS
 }
 
@@ -100,40 +74,50 @@ pub(crate) fn pays(g: &Geometry, kept: bool) -> bool {
     fits(g) && products + if kept { 0 } else { KERNEL_COST } < 9 * g.n * g.plane()
 }
 
-/// Rows of tiles in a block: the number whose tiles fill the lanes best.
-fn block_rows(g: &Geometry) -> usize {
+/// Rows of tiles in a block: the number with which `workers` are done first, the tiles of a block being padded to panels of `columns`.
+fn block_rows(g: &Geometry, columns: usize, workers: usize) -> usize {
     let (down, across) = tiles(g);
-    let most = (BLOCK / (PRODUCTS * (g.c + g.o))).clamp(BLOCK_TILES.0, BLOCK_TILES.1);
-    let waste = |rows: usize| {
-        let tiles = rows * across;
-        // Few tiles share the weights' packing.
-        (tiles.next_multiple_of(LANES) as f64 / tiles as f64) * (1.0 + 4.0 / tiles as f64)
+    let least = if PRODUCTS * g.c * g.o > 2 * BLOCK { SHARING_TILES } else { BLOCK_TILES.0 };
+    let most = (BLOCK / (PRODUCTS * (g.c + g.o))).clamp(least, BLOCK_TILES.1);
+    let all = g.n * down;
+    // Reading the kernels costs a block what some more tiles would.
+    let cost = |rows: usize| (rows * across).next_multiple_of(columns) + KERNELS_TILES;
+    let time = |rows: usize| {
+        let (blocks, rest) = (all.div_ceil(rows), all % rows);
+        let alone = blocks % workers == 1 % workers && rest > 0;
+        blocks.div_ceil(workers) * cost(rows) - if alone { cost(rows) - cost(rest) } else { 0 }
     };
-    (1..=(most / across).clamp(1, g.n * down)).min_by(|a, b| waste(*a).total_cmp(&waste(*b))).unwrap_or(1)
+    (1..=(most / across).clamp(1, all)).rev().min_by_key(|rows| time(*rows)).unwrap_or(1)
 }
 
 /// `y = x ⋆ taps`, then `finish`.
 pub(crate) fn forward<T: Scalar>(g: &Geometry, x: &[T], taps: &Taps<'_, T>, finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
-    scratch(PRODUCTS * g.o * g.c, |kernels: &mut [T]| {
+    scratch(kernels_len::<T>(g), |kernels: &mut [T]| {
         transform(g, taps, kernels, threads);
-        multiply(g, x, kernels, finish, y, threads);
+        forward_transformed(g, x, kernels, finish, y, threads);
     });
 }
 
-/// The same with kernels that were transformed before.
-pub(crate) fn forward_kept<T: Scalar>(g: &Geometry, x: &[T], kernels: &Kernels<T>, finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
-    assert_eq!(kernels.0.len(), PRODUCTS * g.o * g.c, "kernels of {g:?}");
-    multiply(g, x, &kernels.0, finish, y, threads);
+/// Numbers of all transformed kernels.
+pub(crate) fn kernels_len<T: Scalar>(g: &Geometry) -> usize {
+    PRODUCTS * left_len::<T>(g.o, g.c)
 }
 
-/// All kernels: `[o, 36, c]`.
-fn transform<T: Scalar>(g: &Geometry, taps: &Taps<'_, T>, kernels: &mut [T], threads: Threads) {
-    threads.each(kernels.par_chunks_exact_mut(PRODUCTS * g.c).enumerate(), |(o, kernels)| {
-        vectorised(KernelsOf { taps, o, c: g.c, kernels });
+/// All kernels, as left operands: of each panel of output channels `[36, c, channels of a panel]`.
+pub(crate) fn transform<T: Scalar>(g: &Geometry, taps: &Taps<'_, T>, kernels: &mut [T], threads: Threads) {
+    let rows = tile::<T>().0;
+    threads.each(kernels.par_chunks_exact_mut(PRODUCTS * g.c * rows).enumerate(), |(panel, kernels)| {
+        let first = panel * rows;
+        let count = rows.min(g.o - first);
+        scratch(count * PRODUCTS * g.c, |apart| {
+            vectorised(KernelsOf { taps, first, c: g.c, kernels: &mut *apart });
+            interleave(apart, PRODUCTS * g.c, kernels);
+        });
     });
 }
 
-fn multiply<T: Scalar>(g: &Geometry, x: &[T], kernels: &[T], finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
+/// [`forward`] with kernels that were transformed before.
+pub(crate) fn forward_transformed<T: Scalar>(g: &Geometry, x: &[T], kernels: &[T], finish: Finish<'_, T>, y: &mut [T], threads: Threads) {
     let (down, _) = tiles(g);
     // Of each row of tiles, its part of every output plane.
     let mut rows: Vec<Vec<&mut [T]>> = (0..g.n * down).map(|_| Vec::with_capacity(g.o)).collect();
@@ -142,7 +126,8 @@ fn multiply<T: Scalar>(g: &Geometry, x: &[T], kernels: &[T], finish: Finish<'_, 
             rows[index / g.o * down + row].push(part);
         }
     }
-    let in_block = block_rows(g);
+    let workers = if threads == Threads::All { rayon::current_num_threads() } else { 1 };
+    let in_block = block_rows(g, tile::<T>().1, workers);
     let few = rows.len().div_ceil(in_block) < 2;
     let (between, within) = if few { (Threads::One, threads) } else { (threads, Threads::One) };
     between.each(rows.par_chunks_mut(in_block).enumerate(), |(index, rows)| {
@@ -161,17 +146,18 @@ fn block<T: Scalar>(
     within: Threads,
 ) {
     let (_, across) = tiles(g);
-    let ld = (rows.len() * across).next_multiple_of(LANES);
+    let (channels, columns) = tile::<T>();
+    let ld = (rows.len() * across).next_multiple_of(columns);
     scratch(PRODUCTS * g.c * ld, |inputs: &mut [T]| {
         scratch(PRODUCTS * g.o * ld, |sums: &mut [T]| {
-            scratch(2 * PRODUCTS * rows.len() * across + TILE * (across + 1), |buffer| {
-                vectorised(InputsOf { g, x, first, count: rows.len(), buffer, inputs: &mut *inputs, ld });
+            scratch(inputs_buffer(ld, rows.len()), |buffer| {
+                vectorised(InputsOf { g, x, first, count: rows.len(), buffer, inputs: &mut *inputs, ld, columns });
             });
             let inputs = &*inputs;
-            within.each(sums.par_chunks_exact_mut(g.o * ld).enumerate(), |(product, sums)| {
-                let kernel = Mat { data: &kernels[product * g.c..], row: PRODUCTS * g.c, column: 1 };
-                let input = Mat::rows(&inputs[product * g.c * ld..][..g.c * ld], ld);
-                gemm(g.o, ld, g.c, kernel, input, sums, ld, false, Threads::One);
+            within.each(sums.par_chunks_exact_mut(g.o * ld).enumerate(), |(product_of, sums)| {
+                let left = Left { data: &kernels[product_of * g.c * channels..], stride: PRODUCTS * g.c * channels };
+                let right = Right::Panels(&inputs[product_of * g.c * ld..][..g.c * ld]);
+                product((g.o, g.c, ld), left, right, &mut [], &mut Sums(sums, ld));
             });
             let tiles = rows.len() * across;
             scratch((TILE * SIDE + TILE * TILE) * tiles, |buffer| {
@@ -181,10 +167,10 @@ fn block<T: Scalar>(
     });
 }
 
-/// The kernels of one output channel, transformed.
+/// The kernels of output channels from `first` on, transformed: `[channels, 36, c]`.
 struct KernelsOf<'a, T> {
     taps: &'a Taps<'a, T>,
-    o: usize,
+    first: usize,
     c: usize,
     kernels: &'a mut [T],
 }
@@ -194,11 +180,13 @@ impl<T: Scalar> Fused for KernelsOf<'_, T> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        transform_kernels(self.taps, self.o, self.c, self.kernels);
+        for (o, kernels) in self.kernels.chunks_exact_mut(PRODUCTS * self.c).enumerate() {
+            transform_kernels(self.taps, self.first + o, self.c, kernels);
+        }
     }
 }
 
-/// The inputs of a block's `count` rows of tiles, transformed.
+/// The inputs of a block's `count` rows of tiles, transformed: of each product a right operand of `ld` tiles in panels of `columns`.
 struct InputsOf<'a, T> {
     g: &'a Geometry,
     x: &'a [T],
@@ -207,6 +195,7 @@ struct InputsOf<'a, T> {
     buffer: &'a mut [T],
     inputs: &'a mut [T],
     ld: usize,
+    columns: usize,
 }
 
 impl<T: Scalar> Fused for InputsOf<'_, T> {
@@ -214,14 +203,19 @@ impl<T: Scalar> Fused for InputsOf<'_, T> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Self { g, x, first, count, buffer, inputs, ld } = self;
-        let (down, across) = tiles(g);
-        for channel in 0..g.c {
-            let planes = (first..first + count).map(|row| {
+        let (down, _) = tiles(self.g);
+        for channel in 0..self.g.c {
+            let planes = (self.first..self.first + self.count).map(|row| {
                 let (image, row) = (row / down, row % down);
-                (&x[(image * g.c + channel) * g.h * g.w..][..g.h * g.w], row)
+                (&self.x[(image * self.g.c + channel) * self.g.h * self.g.w..][..self.g.h * self.g.w], row)
             });
-            transform_inputs(g, planes, across, buffer, &mut inputs[channel * ld..], g.c * ld);
+            let out = &mut self.inputs[channel * self.columns..];
+            match self.columns {
+                32 => transform_inputs::<T, 32>(self.g, planes, self.ld, self.buffer, out),
+                16 => transform_inputs::<T, 16>(self.g, planes, self.ld, self.buffer, out),
+                8 => transform_inputs::<T, 8>(self.g, planes, self.ld, self.buffer, out),
+                _ => transform_inputs::<T, 4>(self.g, planes, self.ld, self.buffer, out),
+            }
         }
     }
 }
@@ -329,55 +323,93 @@ fn along<T: Scalar, const N: usize, const M: usize>(from: [&[T]; N], to: [&mut [
     }
 }
 
-/// One channel's tiles: of each plane a row of `across` tiles, to `out[p · step + tile]` for product `p`.
+/// What [`transform_inputs`] of `count` rows of tiles, `ld` in all, works in: twice the lines and what they have beyond their tiles, and
+/// a line's places.
+fn inputs_buffer(ld: usize, count: usize) -> usize {
+    2 * SIDE * (TILE * ld + 2 * count) + SIDE * ld
+}
+
+/// One channel's tiles, of each plane a row of them, to `out`, which begins at the channel's row of the first panel: `C` tiles of product
+/// `p` from tile `t` on go to `p · c · ld + t · c`.
 ///
-/// Columns are held apart by their place in a tile, `[6 rows, 6 places, tiles]`, so that every step runs over whole vectors.
+/// The lines of all rows of tiles lie behind each other, then apart by their columns' place in a tile, so that every step runs over many
+/// tiles.
 #[inline(always)]
-fn transform_inputs<'a, T: Scalar>(
+fn transform_inputs<'a, T: Scalar, const C: usize>(
     g: &Geometry,
     planes: impl ExactSizeIterator<Item = (&'a [T], usize)>,
-    across: usize,
+    ld: usize,
     buffer: &mut [T],
     out: &mut [T],
-    step: usize,
 ) {
-    let tiles = planes.len() * across;
-    let (line, buffer) = buffer.split_at_mut(TILE * (across + 1));
-    let (apart, down) = buffer.split_at_mut(PRODUCTS * tiles);
-    let inside = g.w.min(line.len() - g.padding);
-    line.fill(T::ZERO);
+    let (_, across) = tiles(g);
+    let count = planes.len();
+    let tiles = count * across;
+    // Four columns of each tile, and two more of a row's last.
+    let line = TILE * ld + 2 * count;
+    let (lines, buffer) = buffer.split_at_mut(SIDE * line);
+    let (down, places) = buffer.split_at_mut(SIDE * line);
+    let width = TILE * across;
     for (index, (plane, row)) in planes.enumerate() {
-        for (side, apart) in apart.chunks_exact_mut(SIDE * tiles).enumerate() {
-            let mut places = apart.chunks_exact_mut(tiles).map(|place| &mut place[index * across..][..across]);
-            match (row * TILE + side).checked_sub(g.padding).filter(|y| *y < g.h) {
-                Some(y) => {
-                    line[g.padding..g.padding + inside].copy_from_slice(&plane[y * g.w..][..inside]);
-                    let mut next = || places.next().unwrap_or_default();
-                    let (p0, p1, p2, p3, p4, p5) = (next(), next(), next(), next(), next(), next());
-                    let four = p0.iter_mut().zip(&mut *p1).zip(p2).zip(p3);
-                    for ((((a, b), c), d), four) in four.zip(line.chunks_exact(TILE)) {
-                        (*a, *b, *c, *d) = (four[0], four[1], four[2], four[3]);
-                    }
-                    // The last two places are the first two of the next tile.
-                    for (place, (from, to)) in [(&*p0, p4), (&*p1, p5)].into_iter().enumerate() {
-                        to[..across - 1].copy_from_slice(&from[1..]);
-                        to[across - 1] = line[TILE * across + place];
-                    }
-                }
-                None => places.for_each(|place| place.fill(T::ZERO)),
+        for (side, line) in lines.chunks_exact_mut(line).enumerate() {
+            let (line, beyond) = line.split_at_mut(TILE * ld);
+            let (line, beyond) = (&mut line[index * width..][..width], &mut beyond[2 * index..][..2]);
+            let Some(y) = (row * TILE + side).checked_sub(g.padding).filter(|y| *y < g.h) else {
+                line.fill(T::ZERO);
+                beyond.fill(T::ZERO);
+                continue;
+            };
+            let from = &plane[y * g.w..][..g.w];
+            let inside = g.w.min(width - g.padding);
+            line[..g.padding].fill(T::ZERO);
+            line[g.padding..][..inside].copy_from_slice(&from[..inside]);
+            line[g.padding + inside..].fill(T::ZERO);
+            for (column, beyond) in (width - g.padding..).zip(beyond) {
+                *beyond = from.get(column).copied().unwrap_or(T::ZERO);
             }
         }
     }
-    let all = SIDE * tiles;
     {
-        let from = std::array::from_fn(|side| &apart[side * all..][..all]);
-        let mut parts = down.chunks_exact_mut(all);
+        let from = std::array::from_fn(|side| &lines[side * line..][..line]);
+        let mut parts = down.chunks_exact_mut(line);
         along(from, std::array::from_fn(|_| parts.next().unwrap_or_default()), inputs_1d);
     }
-    for (from, out) in down.chunks_exact(all).zip(out.chunks_mut(SIDE * step)) {
-        let mut parts = out.chunks_mut(step).map(|part| &mut part[..tiles]);
-        let from = std::array::from_fn(|place| &from[place * tiles..][..tiles]);
-        along(from, std::array::from_fn(|_| parts.next().unwrap_or_default()), inputs_1d);
+    let (out, _) = out.as_chunks_mut::<C>();
+    for (row, line) in down.chunks_exact(line).enumerate() {
+        let (line, beyond) = line.split_at(TILE * ld);
+        apart(&line[..TILE * tiles], across, beyond, ld, places);
+        let places: [&[[T; C]]; SIDE] = std::array::from_fn(|place| places[place * ld..][..ld].as_chunks().0);
+        for panel in 0..ld / C {
+            let from = places.map(|place| &place[panel]);
+            let mut to = [[T::ZERO; C]; SIDE];
+            for i in 0..C {
+                let values = inputs_1d(std::array::from_fn(|place| from[place][i]));
+                (0..SIDE).for_each(|place| to[place][i] = values[place]);
+            }
+            for (place, to) in to.into_iter().enumerate() {
+                out[((row * SIDE + place) * (ld / C) + panel) * g.c] = to;
+            }
+        }
+    }
+}
+
+/// A line's columns by their place in a tile, `[6, ld]`; `beyond` are the two after each row of `across` tiles.
+#[inline(always)]
+fn apart<T: Scalar>(line: &[T], across: usize, beyond: &[T], ld: usize, places: &mut [T]) {
+    let (fours, _) = line.as_chunks::<TILE>();
+    let tiles = fours.len();
+    let mut parts = places.chunks_exact_mut(ld).map(|place| &mut place[..tiles]);
+    let mut next = || parts.next().unwrap_or_default();
+    let (p0, p1, p2, p3, p4, p5) = (next(), next(), next(), next(), next(), next());
+    for (tile, four) in fours.iter().enumerate() {
+        (p0[tile], p1[tile], p2[tile], p3[tile]) = (four[0], four[1], four[2], four[3]);
+    }
+    // The last two places are the first two of the next tile.
+    p4[..tiles - 1].copy_from_slice(&p0[1..]);
+    p5[..tiles - 1].copy_from_slice(&p1[1..]);
+    for (index, beyond) in beyond.as_chunks::<2>().0.iter().enumerate() {
+        let last = index * across + across - 1;
+        (p4[last], p5[last]) = (beyond[0], beyond[1]);
     }
 }
 
@@ -391,8 +423,10 @@ fn transform_sums<T: Scalar>(sums: &[T], step: usize, tiles: usize, middle: &mut
     }
     for (row, out) in middle.chunks_exact(SIDE * tiles).zip(outputs.chunks_exact_mut(TILE * tiles)) {
         let from: [&[T]; SIDE] = std::array::from_fn(|column| &row[column * tiles..][..tiles]);
-        for (tile, four) in out.chunks_exact_mut(TILE).enumerate() {
-            four.copy_from_slice(&sums_1d(std::array::from_fn(|column| from[column][tile])));
+        let (fours, _) = out.as_chunks_mut::<TILE>();
+        let fours = &mut fours[..tiles];
+        for tile in 0..tiles {
+            fours[tile] = sums_1d(std::array::from_fn(|column| from[column][tile]));
         }
     }
 }

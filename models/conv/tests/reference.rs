@@ -59,7 +59,7 @@ fn check(g: Geometry, seed: u64) {
     }
     let plane = (g.oh * g.ow).max(1);
     let finished: Vec<f64> = sums.iter().enumerate().map(|(i, s)| (s + bias[i / plane % g.o] + add[i]).max(0.0)).collect();
-    let finish = Finish { bias: Some(&bias), add: Some(&add), relu: true };
+    let finish = Finish { bias: Some(&bias), add: Some(&add), onto: false, relu: true };
     assert_close(&format!("finished {g:?}"), &forward(&g, &x, &w, finish, Threads::All), &finished);
     // With kernels kept, and over what lay in the output before.
     let kernels = Kernels::new(&g, &w);
@@ -162,7 +162,7 @@ fn a_fully_connected_layer_agrees_with_its_definition() {
                 }
             }
         }
-        let finish = Finish { bias: Some(&b), add: None, relu: true };
+        let finish = Finish { bias: Some(&b), relu: true, ..Finish::default() };
         assert_close("dense", &dense((r, i, o), &x, &w, finish, Threads::All), &y);
         let found = dense_backward((r, i, o), &x, &w, &dy, Wanted { input: true, weight: true, bias: true }, Threads::All);
         assert_close("input gradient", &found.0, &dx);
@@ -187,13 +187,17 @@ proptest! {
 
 #[test]
 fn kernels_are_kept_where_they_are_used_and_small() {
-    let kept = |c: usize, o: usize, kernel: usize, stride: usize, groups: usize| {
-        let g = Geometry::new([1, c, 8, 8], [o, c / groups, kernel, kernel], stride, 1, groups).unwrap();
+    let kept = |side: usize, c: usize, o: usize, kernel: usize, stride: usize, groups: usize| {
+        let g = Geometry::new([1, c, side, side], [o, c / groups, kernel, kernel], stride, 1, groups).unwrap();
         Kernels::new(&g, &vec![1.0f32; o * c / groups * kernel * kernel]).map(|kernels| kernels.bytes())
     };
-    assert_eq!(kept(32, 64, 3, 1, 1), Some(36 * 32 * 64 * 4));
+    // Transformed, or in panels; output channels that fill panels on every CPU.
+    assert_eq!(kept(8, 32, 48, 3, 1, 1), Some(36 * 32 * 48 * 4));
     assert_eq!(
-        [kept(32, 64, 1, 1, 1), kept(32, 64, 3, 2, 1), kept(32, 64, 3, 1, 2), kept(8, 64, 3, 1, 1), kept(512, 512, 3, 1, 1)],
-        [None; 5]
+        [kept(8, 32, 48, 1, 1, 1), kept(8, 32, 48, 3, 2, 1), kept(8, 8, 48, 3, 1, 1)],
+        [32 * 48, 9 * 32 * 48, 9 * 8 * 48].map(|numbers| Some(4 * numbers))
     );
+    assert_eq!([kept(8, 32, 64, 3, 1, 2), kept(8, 2048, 2048, 1, 1, 1)], [None; 2]);
+    // Large ones where a call would not transform them.
+    assert_eq!([kept(8, 384, 384, 3, 1, 1), kept(64, 384, 384, 3, 1, 1)], [Some(36 * 384 * 384 * 4), None]);
 }

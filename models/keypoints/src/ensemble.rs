@@ -42,6 +42,22 @@ pub fn accumulate(sum: &mut [f32], view: &[f32], side: usize, skeleton: &Skeleto
     }
 }
 
+/// Unmirrors the maps of one mirrored view (`[k, side, side]`) where they lie: what [`accumulate`] with `flip` adds of logits.
+///
+/// # Panics
+/// When `view` is shorter than `[k, side, side]`.
+pub fn unmirror(view: &mut [f32], side: usize, skeleton: &Skeleton) {
+    let cells = side * side;
+    for channel in 0..skeleton.len() {
+        let other = usize::from(skeleton.flip()[channel]);
+        if other > channel {
+            let (before, after) = view.split_at_mut(other * cells);
+            before[channel * cells..][..cells].swap_with_slice(&mut after[..cells]);
+        }
+    }
+    view[..skeleton.len() * cells].chunks_exact_mut(side.max(1)).for_each(<[f32]>::reverse);
+}
+
 /// Divides the sum of `n` views by `n`.
 pub fn finish(sum: &mut [f32], n: usize) {
     let share = 1.0 / n.max(1) as f32;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use omnilabel_keypoints::MAX_INSTANCES;
-use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish};
+use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish, unmirror};
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_keypoints::heatmap::{MapKind, ScoredPoint, decode};
 use omnilabel_keypoints::label::{Detection, Keypoint, Label, Thresholds, Visibility, harden};
@@ -136,6 +136,13 @@ proptest! {
         let mut two = vec![0.0; plain.len()];
         accumulate(&mut two, &plain, side, &skeleton, false, average);
         accumulate(&mut two, &mirrored, side, &skeleton, true, average);
+        if average == Average::Logits {
+            let mut where_they_lie = mirrored.clone();
+            unmirror(&mut where_they_lie, side, &skeleton);
+            let mut added = vec![0.0; mirrored.len()];
+            accumulate(&mut added, &mirrored, side, &skeleton, true, average);
+            assert_eq!(where_they_lie, added);
+        }
         finish(&mut two, 2);
         // A softmax sum in another order.
         prop_assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() <= 1e-6 * a.abs().max(1e-3)));

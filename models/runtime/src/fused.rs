@@ -1,6 +1,7 @@
 //! Convolutions and fully connected layers of a tract graph on `omnilabel_conv`: with their bias, the sum and the ReLU that follow in
 //! one pass, their weights shared by all plans, and 3×3 kernels by Winograd's filtering, which tract has not.
 
+use crate::recycled;
 use omnilabel_conv::{Finish, Geometry, Kernels, Threads, dense, forward_into};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ pub(crate) fn sharing<T>(threads: Threads, graph: impl FnOnce() -> T) -> T {
     let before = SHARED.replace(threads);
     let result = graph();
     SHARED.set(before);
+    recycled::clear();
     result
 }
 
@@ -34,12 +36,15 @@ pub(crate) struct Kept {
     weights: Mutex<Vec<(Arc<Tensor>, Shared)>>,
 }
 
+/// Images, rows or columns where a graph leaves them open.
+const UNKNOWN: usize = 64;
+
 /// The most bytes of transformed weights of one graph.
-const KEPT_BYTES: usize = 128 << 20;
+const KEPT_BYTES: usize = 256 << 20;
 
 impl Kept {
-    /// Those of `weight`; `None` where they are not used, or too many.
-    fn kernels(&self, weight: &Arc<Tensor>, stride: usize, padding: usize, groups: usize) -> TractResult<Shared> {
+    /// Those of `weight`, which maps of `[n, h, w]` meet first; `None` where they are not used, or too many.
+    fn kernels(&self, weight: &Arc<Tensor>, [n, h, w]: [usize; 3], stride: usize, padding: usize, groups: usize) -> TractResult<Shared> {
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
         // A weight that the file does not hold as it is, but computes, belongs to one plan and ends with it.
         weights.retain(|(known, _)| Arc::strong_count(known) > 1);
@@ -47,7 +52,7 @@ impl Kept {
             return Ok(kernels.clone());
         }
         let kernel: [usize; 4] = weight.shape().try_into()?;
-        let Some(g) = Geometry::new([1, groups * kernel[1], kernel[2], kernel[3]], kernel, stride, padding, groups) else {
+        let Some(g) = Geometry::new([n, groups * kernel[1], h, w], kernel, stride, padding, groups) else {
             return Ok(None);
         };
         let left = KEPT_BYTES - weights.iter().filter_map(|(_, kernels)| kernels.as_ref()).map(|kernels| kernels.bytes()).sum::<usize>();
@@ -103,15 +108,16 @@ impl FusedConv {
         let (shape, kernel): (_, [usize; 4]) = ([1, c, h, w], self.weight.shape().try_into()?);
         let g = Geometry::new(shape, kernel, 1, 0, 1).with_context(|| format!("a kernel of {kernel:?} on {shape:?}"))?;
         let mut y = vec![0.0; g.output_len()];
-        self.compute(&g, x, add, &mut y)?;
+        self.compute(&g, x, add, false, &mut y)?;
         Ok(y)
     }
 
-    fn compute(&self, g: &Geometry, x: &[f32], add: Option<&[f32]>, y: &mut [f32]) -> TractResult<()> {
+    /// With `onto`, what is added lies in `y`.
+    fn compute(&self, g: &Geometry, x: &[f32], add: Option<&[f32]>, onto: bool, y: &mut [f32]) -> TractResult<()> {
         let w = self.weight.try_as_plain_ram()?;
         let bias = self.bias.as_ref().map(|bias| bias.try_as_plain_ram()).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.as_slice::<f32>()).transpose()?;
-        let finish = Finish { bias, add, relu: self.relu };
+        let finish = Finish { bias, add, onto, relu: self.relu };
         forward_into(g, x, w.as_slice::<f32>()?, self.kernels.as_deref(), finish, y, SHARED.get());
         Ok(())
     }
@@ -128,16 +134,24 @@ impl Op for FusedConv {
 impl EvalOp for FusedConv {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let shape: [usize; 4] = inputs[0].shape().try_into()?;
         let kernel: [usize; 4] = self.weight.shape().try_into()?;
         let g = Geometry::new(shape, kernel, self.stride, self.padding, self.groups)
             .with_context(|| format!("a kernel of {kernel:?} does not fit {shape:?}"))?;
+        let output = [g.n, g.o, g.oh, g.ow];
+        // A map that only this sum reads becomes the sum.
+        let add = if inputs.len() > 1 { inputs.pop() } else { None };
+        let onto = add.as_ref().is_some_and(|add| add.is_exclusive() && *add.shape() == output);
+        let (mut y, add) = match add {
+            Some(add) if onto => (add.into_tensor(), None),
+            add => (recycled::map(&output)?, add),
+        };
+        let addend = add.as_ref().map(|add| add.try_as_plain_ram()).transpose()?;
+        let addend = addend.as_ref().map(|add| add.as_slice::<f32>()).transpose()?;
         let x = inputs[0].try_as_plain_ram()?;
-        let add = inputs.get(1).map(|add| add.try_as_plain_ram()).transpose()?;
-        let add = add.as_ref().map(|add| add.as_slice::<f32>()).transpose()?;
-        let mut y = Tensor::zero::<f32>(&[g.n, g.o, g.oh, g.ow])?;
-        self.compute(&g, x.as_slice::<f32>()?, add, y.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?)?;
+        self.compute(&g, x.as_slice::<f32>()?, addend, onto, y.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?)?;
+        inputs.into_iter().chain(add).for_each(recycled::done_with);
         Ok(tvec!(y.into_tvalue()))
     }
 }
@@ -182,7 +196,7 @@ impl EvalOp for FusedDense {
         let (x, w) = (inputs[0].try_as_plain_ram()?, self.weight.try_as_plain_ram()?);
         let bias = self.bias.as_ref().map(|bias| bias.try_as_plain_ram()).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.as_slice::<f32>()).transpose()?;
-        let finish = Finish { bias, add: None, relu: self.relu };
+        let finish = Finish { bias, relu: self.relu, ..Finish::default() };
         let y = dense((r, i, o), x.as_slice::<f32>()?, w.as_slice::<f32>()?, finish, SHARED.get());
         Ok(tvec!(tract_ndarray::Array2::from_shape_vec((r, o), y)?.into_tensor().into_tvalue()))
     }
@@ -309,7 +323,10 @@ pub(crate) fn fuse(model: &mut TypedModel, kept: &Kept) -> TractResult<()> {
             continue;
         }
         let Some((mut op, input)) = convolution(model, &constants, id)? else { continue };
-        op.kernels = kept.kernels(&op.weight, op.stride, op.padding, op.groups)?;
+        let shape = &model.outlet_fact(input)?.shape;
+        // As many images, and as large, as are not small where the graph does not say.
+        let maps = [0, 2, 3].map(|axis| shape[axis].to_usize().unwrap_or(UNKNOWN));
+        op.kernels = kept.kernels(&op.weight, maps, op.stride, op.padding, op.groups)?;
         let mut inputs = tvec!(input);
         let mut last = id;
         if let Some((next, other)) = only_successor(model, last, "Add") {
@@ -494,14 +511,14 @@ mod tests {
     #[test]
     fn kept_weights_are_shared_bounded_and_let_go() {
         let kept = Kept::default();
-        let weights: Vec<_> = (0..15).map(|_| Tensor::zero::<f32>(&[256, 256, 3, 3]).unwrap().into_arc_tensor()).collect();
-        let kernels: Vec<_> = weights.iter().map(|weight| kept.kernels(weight, 1, 1, 1).unwrap()).collect();
+        let weights: Vec<_> = (0..30).map(|_| Tensor::zero::<f32>(&[256, 256, 3, 3]).unwrap().into_arc_tensor()).collect();
+        let kernels: Vec<_> = weights.iter().map(|weight| kept.kernels(weight, [1, 64, 64], 1, 1, 1).unwrap()).collect();
         let bytes = kernels.iter().flatten().map(|kernels| kernels.bytes()).sum::<usize>();
-        assert!(kernels[13].is_some() && kernels[14].is_none() && bytes <= KEPT_BYTES, "{bytes}");
-        assert!(Arc::ptr_eq(kept.kernels(&weights[0], 1, 1, 1).unwrap().as_ref().unwrap(), kernels[0].as_ref().unwrap()));
+        assert!(kernels[27].is_some() && kernels[29].is_none() && bytes <= KEPT_BYTES, "{bytes}");
+        assert!(Arc::ptr_eq(kept.kernels(&weights[0], [1, 64, 64], 1, 1, 1).unwrap().as_ref().unwrap(), kernels[0].as_ref().unwrap()));
         drop(weights);
         let another = Tensor::zero::<f32>(&[64, 64, 3, 3]).unwrap().into_arc_tensor();
-        assert!(kept.kernels(&another, 1, 1, 1).unwrap().is_some());
+        assert!(kept.kernels(&another, [1, 64, 64], 1, 1, 1).unwrap().is_some());
         assert_eq!(kept.weights.lock().unwrap().len(), 1);
     }
 }

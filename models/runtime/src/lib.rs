@@ -9,6 +9,7 @@ mod pass;
 mod plan;
 mod pose;
 mod rcnn;
+mod recycled;
 mod tail;
 mod teacher;
 mod tract;

@@ -8,7 +8,7 @@ use omnilabel_bundle::{InputSpec, NetworkSpec};
 use omnilabel_detect::frame::Frame;
 use omnilabel_detect::nms::vote;
 use omnilabel_detect::proposals::suppress;
-use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish};
+use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish, unmirror};
 use omnilabel_keypoints::geometry::{Point, Rect};
 use omnilabel_keypoints::heatmap::{MapKind, decode, locate};
 use omnilabel_keypoints::label::{Detection, Keypoint};
@@ -150,16 +150,18 @@ impl Rcnn {
             // An even number of batches, as there are workers.
             let batch = views.len().div_ceil(views.len().div_ceil(at_once).next_multiple_of(2));
             let batches: Vec<(&[View], &[Vec<f32>])> = views.chunks(batch).zip(rois.chunks(batch)).collect();
-            let unflipped = |(views, rois): &(&[View], &[Vec<f32>])| -> Result<Vec<ViewMaps>, RuntimeError> {
-                let maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
-                let views = views.iter().zip(maps.chunks_exact(boxes.len() * one));
-                Ok(views.map(|(view, maps)| self.unflip(maps, *view, plan, boxes)).collect())
+            let unflipped = |(views, rois): &(&[View], &[Vec<f32>])| -> Result<(Vec<f32>, Vec<Vec<Point>>), RuntimeError> {
+                let mut maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
+                let views = views.iter().zip(maps.chunks_exact_mut(boxes.len() * one));
+                let points = views.map(|(view, maps)| self.unflip(maps, *view, plan, boxes)).collect();
+                Ok((maps, points))
             };
             for views in self.workers.each(&batches, |(views, _)| views.len() as u64, unflipped) {
-                for view in views? {
-                    sum.iter_mut().zip(&view.maps).for_each(|(sum, value)| *sum += value);
-                    points.push(view.points);
+                let (maps, found) = views?;
+                for view in maps.chunks_exact(boxes.len() * one) {
+                    sum.iter_mut().zip(view).for_each(|(sum, value)| *sum += value);
                 }
+                points.extend(found);
             }
         }
         finish(&mut sum, plan.views.len());
@@ -185,21 +187,28 @@ impl Rcnn {
         Ok(self.workers.install(|| boxes.par_iter().enumerate().map(detection).collect()))
     }
 
-    /// A view's maps unmirrored, as probabilities if those are averaged, and its own keypoints if there are other views.
-    fn unflip(&self, maps: &[f32], view: View, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> ViewMaps {
+    /// Makes a view's maps unmirrored ones, probabilities if those are averaged; the view's own keypoints if there are other views.
+    fn unflip(&self, maps: &mut [f32], view: View, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> Vec<Point> {
         let side = self.side();
         let one = self.skeleton.len() * side * side;
-        let mut unflipped = vec![0.0; maps.len()];
-        for (sum, map) in unflipped.chunks_exact_mut(one).zip(maps.chunks_exact(one)) {
-            accumulate(sum, map, side, &self.skeleton, view.flip, plan.average);
+        for person in maps.chunks_exact_mut(one) {
+            match plan.average {
+                Average::Logits if view.flip => unmirror(person, side, &self.skeleton),
+                Average::Logits => {}
+                Average::Probabilities => {
+                    let logits = person.to_vec();
+                    person.fill(0.0);
+                    accumulate(person, &logits, side, &self.skeleton, view.flip, plan.average);
+                }
+            }
         }
         let mut points = Vec::new();
         if plan.views.len() > 1 {
-            for (&(rect, _), maps) in boxes.iter().zip(unflipped.chunks_exact(one)) {
+            for (&(rect, _), maps) in boxes.iter().zip(maps.chunks_exact(one)) {
                 points.extend(maps.chunks_exact(side * side).map(|map| locate(map, side, rect)));
             }
         }
-        ViewMaps { maps: unflipped, points }
+        points
     }
 
     fn side(&self) -> usize {
@@ -217,12 +226,4 @@ fn map_kind(average: Average) -> MapKind {
         Average::Logits => MapKind::Logits,
         Average::Probabilities => MapKind::Probabilities,
     }
-}
-
-/// What one view says about the boxes.
-struct ViewMaps {
-    /// `[boxes, k, side, side]`, unmirrored.
-    maps: Vec<f32>,
-    /// `[boxes, k]` in the base view's net pixels; empty for a single view.
-    points: Vec<Point>,
 }

@@ -118,7 +118,7 @@ impl CustomOp3 for Conv {
         let g = geometry(xl.dims(), wl.dims(), self.spec)?;
         let name = self.name();
         dispatch!(name, x.dtype(), T => {
-            let finish = Finish { bias: Some(slice(name, b, bl)?), add: None, relu: self.spec.relu };
+            let finish = Finish { bias: Some(slice(name, b, bl)?), relu: self.spec.relu, ..Finish::default() };
             let y = forward::<T>(&g, slice(name, x, xl)?, slice(name, w, wl)?, finish, Threads::All);
             Ok((T::to_cpu_storage_owned(y), Shape::from((g.n, g.o, g.oh, g.ow))))
         })

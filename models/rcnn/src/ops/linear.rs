@@ -64,7 +64,7 @@ impl CustomOp3 for Linear {
         let (r, i, o) = dims(xl.dims(), wl.dims(), bl.dims())?;
         let name = self.name();
         dispatch!(name, x.dtype(), T => {
-            let finish = Finish { bias: Some(slice(name, b, bl)?), add: None, relu: self.relu };
+            let finish = Finish { bias: Some(slice(name, b, bl)?), relu: self.relu, ..Finish::default() };
             let y = dense::<T>((r, i, o), slice(name, x, xl)?, slice(name, w, wl)?, finish, Threads::All);
             Ok((T::to_cpu_storage_owned(y), Shape::from((r, o))))
         })
