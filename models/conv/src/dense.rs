@@ -2,7 +2,7 @@
 
 use crate::gemm::{Mat, gemm};
 use crate::scratch::scratch;
-use crate::{Finish, Scalar, Threads, Wanted};
+use crate::{Addend, Finish, Scalar, Threads, Wanted};
 use rayon::prelude::*;
 
 /// A product's columns are padded to the widest vector.
@@ -32,9 +32,10 @@ pub(crate) fn transpose<T: Scalar>(from: &[T], rows: usize, columns: usize, from
 /// `y = x · wᵀ`, then `finish`: `[r, i]`, `[o, i]` → `[r, o]`. Of `finish`, the bias and ReLU.
 ///
 /// # Panics
-/// When a slice has another length.
+/// When a slice has another length, or there is an addend.
 pub fn dense<T: Scalar>((r, i, o): (usize, usize, usize), x: &[T], w: &[T], finish: Finish<'_, T>, threads: Threads) -> Vec<T> {
     assert_eq!((x.len(), w.len()), (r * i, o * i), "input and weight of {r}, {i} and {o}");
+    assert!(matches!(finish.add, Addend::None), "a fully connected layer of {r}, {i} and {o} with an addend");
     let mut y = vec![T::ZERO; r * o];
     let ld = r.next_multiple_of(LANES);
     // Both operands have their common dimension innermost: the product is three times as fast with one of them transposed.

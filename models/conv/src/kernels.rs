@@ -3,7 +3,7 @@
 use crate::winograd::{self, Taps};
 use crate::{Geometry, Scalar, Threads, patches};
 
-/// The most bytes of what is kept where each call could make it anew: beyond, many channels' products outweigh that.
+/// The most bytes of what is kept of a weight: beyond, many channels' products outweigh making it anew.
 const KEPT_BYTES: usize = 10 << 20;
 
 /// Weights made ready, for weights that many calls share.
@@ -19,21 +19,21 @@ enum Way<T> {
 }
 
 impl<T: Scalar> Kernels<T> {
-    /// Those of the weight `[o, c/groups, kh, kw]` of `g`, on maps of any size: transformed ones of more than 10 MiB only where `g`'s maps are so
-    /// small that a call would not transform them. `None` where they would not be used, or are large.
+    /// Bytes of those of a weight of `g`, whatever the size of its maps; `None` where they would not be used, or are large.
+    pub fn bytes_of(g: &Geometry) -> Option<usize> {
+        let len = if winograd::fits(g) { winograd::kernels_len::<T>(g) } else { patches::packed_len::<T>(g) };
+        let bytes = len * size_of::<T>();
+        (g.groups == 1 && bytes <= KEPT_BYTES).then_some(bytes)
+    }
+
+    /// Those of the weight `[o, c, kh, kw]` of `g`, where [`Kernels::bytes_of`] says so.
     ///
     /// # Panics
     /// When `w` has not the length that `g` says.
     pub fn new(g: &Geometry, w: &[T]) -> Option<Self> {
         assert_eq!(w.len(), g.o * g.patch(), "weight of {g:?}");
-        let filtered = winograd::fits(g);
-        let len = if filtered { winograd::kernels_len::<T>(g) } else { patches::packed_len::<T>(g) };
-        let too_dear = filtered && winograd::pays(g, true) && !winograd::pays(g, false);
-        if g.groups > 1 || len * size_of::<T>() > KEPT_BYTES && !too_dear {
-            return None;
-        }
-        let mut kernels = vec![T::ZERO; len];
-        if filtered {
+        let mut kernels = vec![T::ZERO; Self::bytes_of(g)? / size_of::<T>()];
+        if winograd::fits(g) {
             winograd::transform(g, &Taps::straight(g, w), &mut kernels, Threads::One);
             return Some(Self(Way::Filtered(kernels)));
         }

@@ -14,7 +14,7 @@
 //! | `product` | the matrix product of packed operands |
 //! | `gemm` | the matrix product of backward passes and full layers: a bounds-checked face of the `gemm` crate |
 //!
-//! Work is partitioned by the shapes alone, so no result depends on the number of threads.
+//! Each output is computed by itself, in the same order whatever shares the work: no result depends on the number of threads.
 
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 
@@ -35,7 +35,7 @@ mod winograd;
 
 pub use backward::{Wanted, backward, relu_backward};
 pub use dense::{dense, dense_backward};
-pub use forward::{Finish, forward, forward_into};
+pub use forward::{Addend, Finish, forward, forward_into};
 pub use geometry::Geometry;
 pub use kernels::Kernels;
 pub use scalar::{Scalar, positive};

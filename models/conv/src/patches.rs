@@ -12,7 +12,7 @@ use crate::{Finish, Geometry, Scalar, Threads};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Numbers of a block of patches and its sums: 768 KiB of f32.
+/// Numbers of a block of patches and its outputs: 768 KiB of f32.
 const BLOCK: usize = 196_608;
 /// Columns of a block, where the map allows: enough to reuse the packed weights.
 const COLUMNS: (usize, usize) = (96, 2_048);

@@ -1,15 +1,16 @@
 //! The matrix product of packed operands, finished while its sums are in registers.
 //!
 //! Both operands lie in panels, so that what a step reads is contiguous: the left one's of as many rows, the right one's of as many columns
-//! as a tile of sums has that fills the CPU's vector registers ([`tile`]). Each sum adds its products in their order, with one rounding each
-//! where the CPU has fused multiply-add, in blocks of [`DEPTH`]: the result depends on neither the tile nor on what is computed beside it.
+//! as a tile of sums has that fills the vector registers ([`tile`]). Each sum adds its products in their order, with one rounding each
+//! where the CPU has fused multiply-add, in blocks of [`DEPTH`]: a sum depends on neither the tile nor on what is computed beside it.
 
-use crate::{Finish, Scalar, Threads};
+use crate::{Addend, Finish, Scalar, Threads};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 
-/// Products added before the sums leave the registers: a right panel of them stays in the first-level cache.
+/// Products added before the sums leave the registers: longer blocks write sums less often, shorter ones leave more of a right panel in the
+/// first-level cache (256 and 384 were slower on 32 KiB).
 const DEPTH: usize = 512;
 /// Numbers of a right operand's columns that all rows of the left one run over before the next ones: 256 KiB of f32, half of a second-level
 /// cache.
@@ -77,13 +78,9 @@ pub(crate) fn interleave<T: Scalar>(from: &[T], len: usize, to: &mut [T]) {
         to.fill(T::ZERO);
     }
     match rows {
-        6 => weave::<T, 6>(from, len, to),
         12 => weave::<T, 12>(from, len, to),
-        _ => {
-            for (row, from) in from.chunks_exact(len).enumerate() {
-                to.iter_mut().skip(row).step_by(rows).zip(from).for_each(|(to, from)| *to = *from);
-            }
-        }
+        6 => weave::<T, 6>(from, len, to),
+        _ => weave::<T, 4>(from, len, to),
     }
 }
 
@@ -109,7 +106,7 @@ pub(crate) enum Right<'a, T> {
 
 /// Columns of a group of a right operand with `k` rows.
 fn group_columns(k: usize) -> usize {
-    (GROUP / k.clamp(1, DEPTH)).max(GROUP_COLUMNS) / GROUP_COLUMNS * GROUP_COLUMNS
+    GROUP / k.clamp(1, DEPTH) / GROUP_COLUMNS * GROUP_COLUMNS
 }
 
 /// What packing a group of a right operand `[k, n]` takes.
@@ -156,11 +153,12 @@ impl<T: Scalar> Store<T> for Finished<'_, '_, T> {
     fn put<S: Simd, const V: usize>(&mut self, simd: S, row: usize, column: usize, valid: usize, sums: [T::Vector<S>; V], block: Block) {
         let out = &mut self.rows[row][column..][..valid];
         let mut addend = [T::splat(simd, T::ZERO); V];
-        let adds = self.finish.add.is_some() && block.first;
-        if let Some(add) = self.finish.add.filter(|_| adds) {
+        let mut adds = false;
+        if let (Addend::Map(add), true) = (self.finish.add, block.first) {
             addend = load(simd, &add[self.at + row * self.plane + column..][..valid]);
+            adds = true;
         }
-        let onto = self.finish.onto || !block.first;
+        let onto = matches!(self.finish.add, Addend::Output) || !block.first;
         let bias = T::splat(simd, self.finish.bias.map_or(T::ZERO, |bias| bias[self.channel + row]));
         let (last, relu) = (block.last, self.finish.relu);
         each(simd, out, sums, |i, mut sum, before| {

@@ -49,7 +49,10 @@ pub trait Lanes: Sized {
 }
 
 macro_rules! lanes {
-    ($number:ty, $vector:ident, $lanes:ident, $splat:ident, $add:ident, $multiply_add:ident, $less:ident, $select:ident, $vectors:ident, $vectors_mut:ident) => {
+    (
+        $number:ty, $vector:ident, $lanes:ident, $splat:ident, $add:ident, $multiply_add:ident, $less:ident, $select:ident,
+        $vectors:ident, $vectors_mut:ident
+    ) => {
         impl Lanes for $number {
             type Vector<S: Simd> = S::$vector;
 

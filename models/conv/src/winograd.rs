@@ -18,13 +18,13 @@ const SIDE: usize = TILE + 2;
 const PRODUCTS: usize = SIDE * SIDE;
 /// Fewer channels than this on either side leave the transforms dearer than what they save.
 const MIN_CHANNELS: usize = 16;
-/// Tiles in a block: as many as keep its two sets of products within [`BLOCK`] numbers, between these.
+/// The most tiles in a block: as many as keep its two sets of products within [`BLOCK`] numbers, between these.
 const BLOCK_TILES: (usize, usize) = (48, 512);
 /// 6 MiB of f32.
 const BLOCK: usize = 3 << 19;
-/// What a block's reading of the kernels costs, in tiles.
+/// What a block's reading of the kernels costs, in tiles, roughly.
 const KERNELS_TILES: usize = 4;
-/// As many tiles share the reading of kernels of more than twice [`BLOCK`] numbers, which no cache holds.
+/// So many tiles may share the reading of kernels of more than twice [`BLOCK`] numbers, which no cache holds.
 const SHARING_TILES: usize = 224;
 /// What transforming the kernel of a pair of channels costs, in products: it writes and reads 36 numbers, beyond the cache where
 /// channels are many (measured at 512 × 512).

@@ -1,6 +1,6 @@
 //! Every way of computing a convolution against its definition, in f64, where ways differ by rounding alone.
 
-use omnilabel_conv::{Finish, Geometry, Kernels, Threads, Wanted, backward, dense, dense_backward, forward, forward_into};
+use omnilabel_conv::{Addend, Finish, Geometry, Kernels, Threads, Wanted, backward, dense, dense_backward, forward, forward_into};
 use proptest::prelude::*;
 
 /// Relative to the largest value; f64 rounding through at most some thousand terms and Winograd's transforms.
@@ -59,13 +59,17 @@ fn check(g: Geometry, seed: u64) {
     }
     let plane = (g.oh * g.ow).max(1);
     let finished: Vec<f64> = sums.iter().enumerate().map(|(i, s)| (s + bias[i / plane % g.o] + add[i]).max(0.0)).collect();
-    let finish = Finish { bias: Some(&bias), add: Some(&add), onto: false, relu: true };
+    let finish = Finish { bias: Some(&bias), add: Addend::Map(&add), relu: true };
     assert_close(&format!("finished {g:?}"), &forward(&g, &x, &w, finish, Threads::All), &finished);
     // With kernels kept, and over what lay in the output before.
     let kernels = Kernels::new(&g, &w);
     let mut y = vec![1e9; finished.len()];
     forward_into(&g, &x, &w, kernels.as_ref(), finish, &mut y, Threads::All);
     assert_close(&format!("kept {g:?}"), &y, &finished);
+    // Onto the addend itself, to the bit.
+    let mut onto = add.clone();
+    forward_into(&g, &x, &w, kernels.as_ref(), Finish { add: Addend::Output, ..finish }, &mut onto, Threads::One);
+    assert_eq!(onto, y, "onto the addend: {g:?}");
     let dy = noise(g.n * g.output_len(), seed + 4);
     let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; g.o]);
     products(&g, |y, i, k| {
@@ -187,17 +191,27 @@ proptest! {
 
 #[test]
 fn kernels_are_kept_where_they_are_used_and_small() {
-    let kept = |side: usize, c: usize, o: usize, kernel: usize, stride: usize, groups: usize| {
-        let g = Geometry::new([1, c, side, side], [o, c / groups, kernel, kernel], stride, 1, groups).unwrap();
+    let kept = |c: usize, o: usize, kernel: usize, stride: usize, groups: usize| {
+        let g = Geometry::new([1, c, 8, 8], [o, c / groups, kernel, kernel], stride, 1, groups).unwrap();
         Kernels::new(&g, &vec![1.0f32; o * c / groups * kernel * kernel]).map(|kernels| kernels.bytes())
     };
     // Transformed, or in panels; output channels that fill panels on every CPU.
-    assert_eq!(kept(8, 32, 48, 3, 1, 1), Some(36 * 32 * 48 * 4));
+    assert_eq!(kept(32, 48, 3, 1, 1), Some(36 * 32 * 48 * 4));
     assert_eq!(
-        [kept(8, 32, 48, 1, 1, 1), kept(8, 32, 48, 3, 2, 1), kept(8, 8, 48, 3, 1, 1)],
+        [kept(32, 48, 1, 1, 1), kept(32, 48, 3, 2, 1), kept(8, 48, 3, 1, 1)],
         [32 * 48, 9 * 32 * 48, 9 * 8 * 48].map(|numbers| Some(4 * numbers))
     );
-    assert_eq!([kept(8, 32, 64, 3, 1, 2), kept(8, 2048, 2048, 1, 1, 1)], [None; 2]);
-    // Large ones where a call would not transform them.
-    assert_eq!([kept(8, 384, 384, 3, 1, 1), kept(64, 384, 384, 3, 1, 1)], [Some(36 * 384 * 384 * 4), None]);
+    assert_eq!([kept(32, 64, 3, 1, 2), kept(384, 384, 3, 1, 1), kept(2048, 2048, 1, 1, 1)], [None; 3]);
+}
+
+/// One file may use one weight twice.
+#[test]
+fn kernels_of_one_group_are_not_used_for_two() {
+    let w = noise(40, 1);
+    let kernels = Kernels::new(&Geometry::new([1, 4, 3, 3], [10, 4, 1, 1], 1, 0, 1).unwrap(), &w);
+    let g = Geometry::new([1, 8, 3, 3], [10, 4, 1, 1], 1, 0, 2).unwrap();
+    let x = noise(g.input_len(), 2);
+    let mut y = vec![0.0; g.output_len()];
+    forward_into(&g, &x, &w, kernels.as_ref(), Finish::default(), &mut y, Threads::One);
+    assert_eq!(y, forward(&g, &x, &w, Finish::default(), Threads::One));
 }

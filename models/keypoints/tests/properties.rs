@@ -141,7 +141,7 @@ proptest! {
             unmirror(&mut where_they_lie, side, &skeleton);
             let mut added = vec![0.0; mirrored.len()];
             accumulate(&mut added, &mirrored, side, &skeleton, true, average);
-            assert_eq!(where_they_lie, added);
+            prop_assert_eq!(where_they_lie, added);
         }
         finish(&mut two, 2);
         // A softmax sum in another order.
