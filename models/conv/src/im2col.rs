@@ -3,6 +3,7 @@
 use crate::scratch::scratch;
 use crate::{Geometry, Scalar};
 use std::ops::Range;
+
 /// Writes the patches of output rows `rows` of one image's channel group (`[c/groups, h, w]`) to columns
 /// `offset..offset + rows·ow` of `col`, a row-major `[patch, ld]`.
 pub(crate) fn im2col<T: Scalar>(g: &Geometry, image: &[T], rows: Range<usize>, col: &mut [T], ld: usize, offset: usize) {
@@ -22,61 +23,51 @@ pub(crate) fn im2col<T: Scalar>(g: &Geometry, image: &[T], rows: Range<usize>, c
         }
         return;
     }
-    // The rows that are read, their columns held apart by their place in a step: what a tap reads of a row is then one run.
-    let first = (rows.start * g.stride).saturating_sub(g.padding).min(g.h);
-    let last = ((rows.end - 1) * g.stride + g.kh).saturating_sub(g.padding).clamp(first, g.h);
-    let wide = g.w.div_ceil(g.stride);
-    scratch((last - first) * g.stride * wide, |apart| {
-        for plane in image.chunks_exact(g.h * g.w) {
-            for (row, apart) in plane[first * g.w..last * g.w].chunks_exact(g.w).zip(apart.chunks_exact_mut(g.stride * wide)) {
-                separate(row, g.stride, wide, apart);
+    // What a kernel column reads of every row, by the rows' place in a step: a tap of all output rows is then one run.
+    let below = |place: usize| (g.kh - 1 - place) / g.stride;
+    let plane = (rows.len() + below(0)) * g.ow;
+    scratch(g.stride.min(g.kh) * g.kw * plane, |runs| {
+        for image in image.chunks_exact(g.h * g.w) {
+            for (place, runs) in runs.chunks_exact_mut(g.kw * plane).enumerate() {
+                for row in 0..rows.len() + below(place) {
+                    let source = g.row(rows.start + row, place).map(|y| &image[y * g.w..][..g.w]);
+                    for (kx, run) in runs.chunks_exact_mut(plane).enumerate() {
+                        let run = &mut run[row * g.ow..][..g.ow];
+                        match source {
+                            Some(source) => strided(g, kx, source, run),
+                            None => run.fill(T::ZERO),
+                        }
+                    }
+                }
             }
             for tap in 0..g.kh * g.kw {
                 let (ky, kx) = (tap / g.kw, tap % g.kw);
-                let (lo, hi) = g.columns(kx);
-                let line = &mut col[k * ld + offset..][..rows.len() * g.ow];
+                let run = &runs[(ky % g.stride * g.kw + kx) * plane + ky / g.stride * g.ow..][..rows.len() * g.ow];
+                col[k * ld + offset..][..run.len()].copy_from_slice(run);
                 k += 1;
-                if hi == lo {
-                    line.fill(T::ZERO);
-                    continue;
-                }
-                let column = lo * g.stride + kx - g.padding;
-                let at = column % g.stride * wide + column / g.stride;
-                for (oy, out) in rows.clone().zip(line.chunks_exact_mut(g.ow)) {
-                    match g.row(oy, ky) {
-                        Some(y) => {
-                            out[..lo].fill(T::ZERO);
-                            out[hi..].fill(T::ZERO);
-                            out[lo..hi].copy_from_slice(&apart[(y - first) * g.stride * wide + at..][..hi - lo]);
-                        }
-                        None => out.fill(T::ZERO),
-                    }
-                }
             }
         }
     });
 }
 
-/// Column `stride · i + place` of `row` to `apart[place · wide + i]`.
-fn separate<T: Scalar>(row: &[T], stride: usize, wide: usize, apart: &mut [T]) {
-    match stride {
-        1 => apart.copy_from_slice(row),
-        2 => {
-            let (even, odd) = apart.split_at_mut(wide);
-            let pairs = row.chunks_exact(2);
-            if let [last] = pairs.remainder() {
-                even[wide - 1] = *last;
-            }
-            for ((even, odd), pair) in even.iter_mut().zip(odd).zip(pairs) {
-                (*even, *odd) = (pair[0], pair[1]);
-            }
-        }
-        _ => {
-            for (place, apart) in apart.chunks_exact_mut(wide).enumerate() {
-                apart.iter_mut().zip(row.iter().skip(place).step_by(stride)).for_each(|(to, from)| *to = *from);
-            }
-        }
+/// What kernel column `kx` reads of a row of the image, for every output column.
+fn strided<T: Scalar>(g: &Geometry, kx: usize, row: &[T], out: &mut [T]) {
+    let (lo, hi) = g.columns(kx);
+    out[..lo].fill(T::ZERO);
+    out[hi..].fill(T::ZERO);
+    if lo == hi {
+        return;
     }
+    let (from, out) = (&row[lo * g.stride + kx - g.padding..], &mut out[lo..hi]);
+    if g.stride == 2 {
+        let (pairs, last) = from.as_chunks::<2>();
+        out.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair[0]);
+        if let (Some(to), Some(from)) = (out.get_mut(pairs.len()), last.first()) {
+            *to = *from;
+        }
+        return;
+    }
+    out.iter_mut().zip(from.iter().step_by(g.stride)).for_each(|(to, from)| *to = *from);
 }
 
 /// Zeroes the columns of `line` whose source for kernel column `kx` lies outside the image.
