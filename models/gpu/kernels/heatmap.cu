@@ -229,7 +229,56 @@ KERNEL(decode)(const float* maps, const Box* rects, float* found, int keypoints,
     }
 }
 
-// `keypoints::ensemble::agreement`: views [view_count, count, 4] and found [count, 4] as `decode` gives them; 1 without views.
+// The top of the parabola through three values, at most half a cell off.
+static __device__ inline float parabola(float before, float top, float after) {
+    float curvature = before - 2.0f * top + after;
+    float offset = 0.5f * (before - after) / curvature;
+    return curvature < 0.0f && is_finite(offset) ? clamp(offset, -0.5f, 0.5f) : 0.0f;
+}
+
+// `keypoints::heatmap::brightest` of every map: found [boxes, k, 2] is x, y.
+KERNEL(brightest)(const float* maps, const Box* rects, float* found, int keypoints, int side) {
+    __shared__ float values[THREADS];
+    __shared__ int places[THREADS];
+    int cells = side * side;
+    const float* map = maps + (u64)blockIdx.x * cells;
+    PHASE {
+        float best = -INFINITY_F;
+        int place = 0;
+        for (int i = threadIdx.x; i < cells; i += THREADS) {
+            if (map[i] > best) best = map[i], place = i;
+        }
+        values[threadIdx.x] = best;
+        places[threadIdx.x] = place;
+    }
+    HALVES PHASE {
+        int other = threadIdx.x + half;
+        if ((int)threadIdx.x < half && beats(values[other], places[other], values[threadIdx.x], places[threadIdx.x])) {
+            values[threadIdx.x] = values[other];
+            places[threadIdx.x] = places[other];
+        }
+    }
+    PHASE {
+        if (threadIdx.x != 0) continue;
+        Box r = rects[blockIdx.x / keypoints];
+        float width = fmaxf(r.x2 - r.x1, 1.0f), height = fmaxf(r.y2 - r.y1, 1.0f), top = values[0];
+        float* out = found + 2 * (u64)blockIdx.x;
+        if (!is_finite(top)) {
+            out[0] = r.x1 + 0.5f * width;
+            out[1] = r.y1 + 0.5f * height;
+            continue;
+        }
+        int x = places[0] % side, y = places[0] / side, last = side - 1;
+        // Beyond the border lies the mirror image.
+        int left = x > 0 ? x - 1 : last > 0 ? 1 : 0, right = x < last ? x + 1 : last > 0 ? last - 1 : 0;
+        int up = y > 0 ? y - 1 : last > 0 ? 1 : 0, down = y < last ? y + 1 : last > 0 ? last - 1 : 0;
+        float dx = parabola(map[y * side + left], top, map[y * side + right]), dy = parabola(map[up * side + x], top, map[down * side + x]);
+        out[0] = r.x1 + ((float)x + 0.5f + dx) * (width / (float)side);
+        out[1] = r.y1 + ((float)y + 0.5f + dy) * (height / (float)side);
+    }
+}
+
+// `keypoints::ensemble::agreement`: views [view_count, count, 2] and found [count, 2] as `brightest` gives them; 1 without views.
 KERNEL(agreement)(const float* views, const float* found, const Box* rects, const float* sigmas, float* out, int view_count, int count,
                   int keypoints) {
     PHASE {
@@ -244,8 +293,8 @@ KERNEL(agreement)(const float* views, const float* found, const Box* rects, cons
         float reach = 2.0f * (2.0f * sigma) * (2.0f * sigma) * fmaxf((r.x2 - r.x1) * (r.y2 - r.y1), 1.1920929e-7f);
         float total = 0.0f;
         for (int view = 0; view < view_count; ++view) {
-            const float* own = views + 4 * ((u64)view * count + i);
-            float dx = own[0] - found[4 * i], dy = own[1] - found[4 * i + 1];
+            const float* own = views + 2 * ((u64)view * count + i);
+            float dx = own[0] - found[2 * i], dy = own[1] - found[2 * i + 1];
             total += expf(-(dx * dx + dy * dy) / reach);
         }
         float mean = total / (float)view_count;

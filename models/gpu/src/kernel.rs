@@ -86,6 +86,7 @@ kernels! {
     Unflip "unflip",
     Scale "scale",
     Decode "decode",
+    Brightest "brightest",
     Agreement "agreement";
     Training:
     ReluBackward "relu_backward",

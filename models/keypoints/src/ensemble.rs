@@ -65,7 +65,7 @@ pub fn finish(sum: &mut [f32], n: usize) {
 }
 
 /// Agreement of the views on one keypoint in `[0, 1]`: the mean over views of the OKS kernel
-/// `exp(−d² / (2 · (2σ)² · area))` between each view's own point and the ensemble's; 1 without views.
+/// `exp(−d² / (2 · (2σ)² · area))` between each view's own point and the ensemble's, found in one way; 1 without views.
 pub fn agreement(points: &[Point], ensemble: Point, sigma: f32, area_px2: f32) -> f32 {
     if points.is_empty() {
         return 1.0;

@@ -4,7 +4,7 @@
 use omnilabel_keypoints::MAX_INSTANCES;
 use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish, unmirror};
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
-use omnilabel_keypoints::heatmap::{MapKind, ScoredPoint, decode};
+use omnilabel_keypoints::heatmap::{MapKind, ScoredPoint, brightest, decode};
 use omnilabel_keypoints::label::{Detection, Keypoint, Label, Thresholds, Visibility, harden};
 use omnilabel_keypoints::oks::oks_nms;
 use omnilabel_keypoints::skeleton::{Skeleton, SkeletonError};
@@ -150,6 +150,23 @@ proptest! {
             let sum: f32 = one[..side * side].iter().sum();
             prop_assert!((sum - 1.0).abs() < 1e-5);
         }
+    }
+
+    /// Logits of a Gaussian are a paraboloid: the parabolas find its top, the brightest pixel of the resized map lies next to it.
+    #[test]
+    fn the_brightest_cell_is_refined_to_the_top(x in 0f32..56.0, y in 0f32..56.0, width in 1f32..8.0, w in 20f32..300.0, h in 20f32..300.0) {
+        let (side, rect) = (56usize, Rect::new(-3.0, 7.0, w - 3.0, h + 7.0));
+        let at = |i: usize| (((i % side) as f32 + 0.5 - x) / width, ((i / side) as f32 + 0.5 - y) / width);
+        let map: Vec<f32> = (0..side * side).map(at).map(|(dx, dy)| 12.0 - 0.5 * (dx * dx + dy * dy)).collect();
+        let (cell_x, cell_y) = (w / side as f32, h / side as f32);
+        let found = brightest(&map, side, rect);
+        let (off_x, off_y) = ((found.x - rect.x1) / cell_x - x, (found.y - rect.y1) / cell_y - y);
+        // Rounding of values near 12 against differences of 1/64, and the outermost cells, whose parabolas have no third point.
+        let edge = |v: f32| if (1.0..=55.0).contains(&v) { 2e-3 } else { 0.5 + 1e-3 };
+        prop_assert!(off_x.abs() <= edge(x) && off_y.abs() <= edge(y), "{off_x} and {off_y} cells off");
+        let decoded = decode(&map, side, rect, MapKind::Logits).point;
+        let near = |a: f32, b: f32, cell: f32| (a - b).abs() <= 0.5 * cell + 0.5 * cell.max(1.0) + 1e-3;
+        prop_assert!(near(found.x, decoded.x, cell_x) && near(found.y, decoded.y, cell_y), "{found:?}, {decoded:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Convolutions and fully connected layers of a tract graph on `omnilabel_conv`: with their bias, the sum and the ReLU that follow in
 //! one pass, their weights shared by all plans, and 3×3 kernels by Winograd's filtering, which tract has not.
 
+use crate::enlarge::{Enlargement, Taps};
 use crate::recycled;
 use omnilabel_conv::{Addend, Finish, Geometry, Kernels, Threads, dense, forward_into};
 use std::cell::Cell;
@@ -310,6 +311,20 @@ fn banded(model: &TypedModel, constants: &Constants, id: usize) -> TractResult<O
         taps.push([tap(0), tap(1)]);
     }
     Ok(Some((Banded { axis, taps }, input)))
+}
+
+/// The interpolation of maps `[n, k, from, from]` that ends in `outlet`, and the maps' outlet.
+pub(crate) fn enlargement(model: &TypedModel, outlet: OutletId) -> Option<(Enlargement, OutletId)> {
+    let banded = |outlet: OutletId, axis: usize| model.node(outlet.node).op_as::<Banded>().filter(|banded| banded.axis == axis);
+    let rows = banded(outlet, 2)?;
+    let wide = model.node(outlet.node).inputs[0];
+    let columns = banded(wide, 3).filter(|_| model.node(wide.node).outputs[0].successors.len() == 1)?;
+    let maps = model.node(wide.node).inputs[0];
+    let [_, _, h, w] = &model.outlet_fact(maps).ok()?.shape[..] else { return None };
+    let from = h.to_usize().ok().filter(|_| h == w)?;
+    let taps =
+        |banded: &Banded| -> Vec<Taps> { banded.taps.iter().map(|taps| taps.map(|(at, bits)| (at, f32::from_bits(bits)))).collect() };
+    Some((Enlargement::new(from, taps(columns), taps(rows))?, maps))
 }
 
 /// Puts operations of `omnilabel_conv` in the place of every convolution and fully connected layer of `model` that they can compute, with

@@ -1,8 +1,9 @@
 //! The three graphs behind one trait, so that the same pipeline and the same test cases run on tract, candle and a GPU.
 
+use crate::enlarge::Enlargement;
 use crate::fused::Kept;
 use crate::tail::Tail;
-use crate::tract::{Cut, Engine, Plan, Plans, cut, graph_error, optimized, parse, values_of};
+use crate::tract::{Cut, Engine, Plan, Plans, before_enlargement, cut, graph_error, optimized, parse, values_of};
 use omnilabel_bundle::{Bundle, GRAPHS, NetworkSpec, RoiSpec};
 use std::ops::Range;
 use std::sync::Arc;
@@ -93,6 +94,17 @@ pub trait Graphs: Send + Sync {
     /// # Errors
     /// [`RuntimeError::Graph`].
     fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError>;
+    /// How the maps of [`Graphs::keypoint_maps`] become heatmaps, where they are not heatmaps already.
+    fn enlargement(&self) -> Option<&Enlargement> {
+        None
+    }
+    /// The maps `[r, k, from, from]` of `r` pooled RoIs of which [`Graphs::enlargement`] makes their heatmaps.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`].
+    fn keypoint_maps(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        self.keypoint_head(rois, r)
+    }
 }
 
 /// The graphs on tract. The backbone is optimised for each input shape it meets, and the plans of the latest shapes are kept. The
@@ -101,6 +113,7 @@ pub struct TractGraphs {
     backbone: Backbone,
     box_head: Head,
     keypoint_head: Head,
+    enlargement: Option<Enlargement>,
     engine: Engine,
 }
 
@@ -148,9 +161,18 @@ impl TractGraphs {
         };
         let (k, side) = (bundle.skeleton().len(), network.heatmap_side as usize);
         let box_outputs = [("class_logits", vec![2]), ("box_deltas", vec![8])];
-        let box_head = Head::load(bundle, BOX_HEAD, network.box_roi, &box_outputs)?;
-        let keypoint_head = Head::load(bundle, KEYPOINT_HEAD, network.keypoint_roi, &[("heatmaps", vec![k, side, side])])?;
-        Ok(Self { backbone, box_head, keypoint_head, engine: Engine::new(threads)? })
+        let whole = |model, kept: &Kept| Ok((optimized(model, kept)?, None));
+        let (box_head, _) = Head::load(bundle, BOX_HEAD, network.box_roi, &box_outputs, whole)?;
+        let outputs = [("heatmaps", vec![k, side, side])];
+        let (mut keypoint_head, enlargement) = Head::load(bundle, KEYPOINT_HEAD, network.keypoint_roi, &outputs, before_enlargement)?;
+        if let Some(enlargement) = &enlargement {
+            if enlargement.side() != side {
+                let message = format!("heatmaps of {0} x {0} cells, the manifest says {side} x {side}", enlargement.side());
+                return Err(RuntimeError::Graph { graph: KEYPOINT_HEAD.to_owned(), message });
+            }
+            keypoint_head.outputs = vec![vec![k, enlargement.from(), enlargement.from()]];
+        }
+        Ok(Self { backbone, box_head, keypoint_head, enlargement, engine: Engine::new(threads)? })
     }
 
     /// The workers.
@@ -237,6 +259,16 @@ impl Graphs for TractGraphs {
     }
 
     fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        let maps = self.keypoint_maps(rois, r)?;
+        let Some(enlargement) = &self.enlargement else { return Ok(maps) };
+        Ok(maps.chunks_exact(enlargement.from().pow(2)).flat_map(|map| enlargement.enlarge(map)).collect())
+    }
+
+    fn enlargement(&self) -> Option<&Enlargement> {
+        self.enlargement.as_ref()
+    }
+
+    fn keypoint_maps(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
         let one: usize = self.keypoint_head.input.iter().product();
         if rois.len() != r * one {
             let message = format!("{} values are not {r} RoIs of {one}", rois.len());
@@ -269,19 +301,26 @@ impl TractGraphs {
 }
 
 impl Head {
-    fn load(bundle: &Bundle, file: &'static str, roi: RoiSpec, outputs: &[(&str, Vec<usize>)]) -> Result<Self, RuntimeError> {
+    fn load(
+        bundle: &Bundle,
+        file: &'static str,
+        roi: RoiSpec,
+        outputs: &[(&str, Vec<usize>)],
+        build: impl Fn(InferenceModel, &Kept) -> TractResult<(Plan, Option<Enlargement>)>,
+    ) -> Result<(Self, Option<Enlargement>), RuntimeError> {
         let names: Vec<String> = outputs.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let load = || -> TractResult<(Plan, [usize; 3])> {
+        let load = || -> TractResult<(Plan, Option<Enlargement>, [usize; 3])> {
             let mut model = parse(&bundle.path(file), &names)?;
             let channels = model.input_fact(0)?.shape.dim(1).and_then(|dim| dim.concretize()).and_then(|dim| dim.to_usize().ok());
             let channels = channels.ok_or_else(|| format_err!("the input states no number of channels"))?;
             let side = roi.resolution as usize;
             let n = model.symbols.sym("rois").to_dim();
             model.set_input_fact(0, f32::fact(dims!(n, channels, side, side)).into())?;
-            Ok((optimized(model, &Kept::default())?, [channels, side, side]))
+            let (plan, enlargement) = build(model, &Kept::default())?;
+            Ok((plan, enlargement, [channels, side, side]))
         };
-        let (plan, input) = load().map_err(graph_error(file))?;
-        Ok(Self { file, plan, input, outputs: outputs.iter().map(|(_, shape)| shape.clone()).collect() })
+        let (plan, enlargement, input) = load().map_err(graph_error(file))?;
+        Ok((Self { file, plan, input, outputs: outputs.iter().map(|(_, shape)| shape.clone()).collect() }, enlargement))
     }
 }
 

@@ -2,6 +2,7 @@
 //! code with which the trainer judges what it ships.
 
 pub mod device;
+mod enlarge;
 mod fused;
 mod golden;
 mod graphs;
@@ -16,6 +17,7 @@ mod tract;
 mod workers;
 pub mod wrap;
 
+pub use enlarge::Enlargement;
 pub use golden::{
     GOLDEN_BOX_TOLERANCE_PX, GOLDEN_SCORE_TOLERANCE, GOLDEN_TIES, GoldenMismatch, NewGolden, check_golden, golden_detections, write_golden,
     write_golden_in,

@@ -1,5 +1,6 @@
 //! One pass of one view: the backbone, and what its heads find on the pyramid.
 
+use crate::enlarge::Enlargement;
 use crate::graphs::FeatureLevel;
 use crate::rcnn::Rcnn;
 use crate::{BackboneOutput, RuntimeError};
@@ -117,10 +118,14 @@ impl Pyramid {
     }
 }
 
-/// Heatmaps `[r, k, side, side]` of `r` pooled RoIs, as the network gives them (mirrored in a mirrored view).
-pub(crate) fn heatmaps(rcnn: &Rcnn, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
-    let found = rcnn.graphs.keypoint_head(rois, r)?;
-    expect(GRAPHS[2], "heatmaps", found.len(), r * rcnn.skeleton.len() * (rcnn.network.heatmap_side as usize).pow(2))?;
+/// Heatmaps of `r` pooled RoIs as the network gives them (mirrored in a mirrored view), `[r, k, side, side]`; with an enlargement to come
+/// the maps before it, `[r, k, from, from]`.
+pub(crate) fn heatmaps(rcnn: &Rcnn, rois: Vec<f32>, r: usize, enlargement: Option<&Enlargement>) -> Result<Vec<f32>, RuntimeError> {
+    let (found, side) = match enlargement {
+        Some(enlargement) => (rcnn.graphs.keypoint_maps(rois, r)?, enlargement.from()),
+        None => (rcnn.graphs.keypoint_head(rois, r)?, rcnn.network.heatmap_side as usize),
+    };
+    expect(GRAPHS[2], "heatmaps", found.len(), r * rcnn.skeleton.len() * side.pow(2))?;
     finite(GRAPHS[2], "heatmaps", &found)?;
     Ok(found)
 }

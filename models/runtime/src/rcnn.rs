@@ -1,5 +1,6 @@
 //! Multi-transform inference with keypoint R-CNN (spec §3).
 
+use crate::enlarge::Enlargement;
 use crate::pass::{Pass, Pyramid, heatmaps};
 use crate::plan::VOTING_IOU;
 use crate::workers::Workers;
@@ -10,11 +11,12 @@ use omnilabel_detect::nms::vote;
 use omnilabel_detect::proposals::suppress;
 use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish, unmirror};
 use omnilabel_keypoints::geometry::{Point, Rect};
-use omnilabel_keypoints::heatmap::{MapKind, decode, locate};
+use omnilabel_keypoints::heatmap::{MapKind, brightest, decode};
 use omnilabel_keypoints::label::{Detection, Keypoint};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::view::{View, ViewGeometry};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// How many numbers of feature maps are kept between box voting and the keypoints (256 MiB); views beyond it are run twice.
 pub(crate) const KEPT_FEATURES: usize = 64 << 20;
@@ -134,8 +136,11 @@ impl Rcnn {
             let of = |view: &View| at_hand(view).or_else(|| found.iter().find(|pyramid| pyramid.view == *view));
             Ok(views.iter().filter_map(of).map(|pyramid| pyramid.keypoint_rois(self, &in_frame)).collect())
         };
+        // Logits are averaged before the interpolation that ends the head.
+        let enlargement = self.graphs.enlargement().filter(|_| plan.average == Average::Logits);
         let (k, side) = (self.skeleton.len(), self.side());
-        let one = k * side * side;
+        let from = enlargement.map_or(side, Enlargement::from);
+        let one = k * from * from;
         let mut sum = vec![0.0; boxes.len() * one];
         let mut points: Vec<Vec<Point>> = Vec::new();
         // A view and its mirror image go through the backbone together. Groups and batches follow from the views and boxes alone, and are
@@ -151,9 +156,9 @@ impl Rcnn {
             let batch = views.len().div_ceil(views.len().div_ceil(at_once).next_multiple_of(2));
             let batches: Vec<(&[View], &[Vec<f32>])> = views.chunks(batch).zip(rois.chunks(batch)).collect();
             let unflipped = |(views, rois): &(&[View], &[Vec<f32>])| -> Result<(Vec<f32>, Vec<Vec<Point>>), RuntimeError> {
-                let mut maps = heatmaps(self, rois.concat(), rois.len() * boxes.len())?;
+                let mut maps = heatmaps(self, rois.concat(), rois.len() * boxes.len(), enlargement)?;
                 let views = views.iter().zip(maps.chunks_exact_mut(boxes.len() * one));
-                let points = views.map(|(view, maps)| self.unflip(maps, *view, plan, boxes)).collect();
+                let points = views.map(|(view, maps)| self.unflip(maps, *view, plan, (boxes, enlargement))).collect();
                 Ok((maps, points))
             };
             for views in self.workers.each(&batches, |(views, _)| views.len() as u64, unflipped) {
@@ -167,10 +172,11 @@ impl Rcnn {
         finish(&mut sum, plan.views.len());
         let detection = |(i, &(rect, score)): (usize, &(Rect, f32))| -> Detection {
             let mut detection = Detection { rect: in_frame[i], score, ..Detection::default() };
-            for (j, map) in sum[i * one..][..one].chunks_exact(side * side).enumerate() {
-                let found = decode(map, side, rect, map_kind(plan.average));
+            for (j, map) in sum[i * one..][..one].chunks_exact(from * from).enumerate() {
+                let map = enlargement.map_or(Cow::Borrowed(map), |enlargement| Cow::Owned(enlargement.enlarge(map)));
+                let found = decode(&map, side, rect, map_kind(plan.average));
                 let own: Vec<Point> = points.iter().filter_map(|points| points.get(i * k + j).copied()).collect();
-                let agreement = agreement(&own, found.point, self.skeleton.sigmas()[j], rect.area());
+                let agreement = agreement(&own, brightest(&map, side, rect), self.skeleton.sigmas()[j], rect.area());
                 let keypoint = Keypoint {
                     point: to_base.frame_from_net(found.point),
                     peak_logit: found.peak_logit,
@@ -188,8 +194,14 @@ impl Rcnn {
     }
 
     /// Makes a view's maps unmirrored ones, probabilities if those are averaged; the view's own keypoints if there are other views.
-    fn unflip(&self, maps: &mut [f32], view: View, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> Vec<Point> {
-        let side = self.side();
+    fn unflip(
+        &self,
+        maps: &mut [f32],
+        view: View,
+        plan: &ViewPlan,
+        (boxes, enlargement): (&[(Rect, f32)], Option<&Enlargement>),
+    ) -> Vec<Point> {
+        let side = enlargement.map_or(self.side(), Enlargement::from);
         let one = self.skeleton.len() * side * side;
         for person in maps.chunks_exact_mut(one) {
             match plan.average {
@@ -202,13 +214,12 @@ impl Rcnn {
                 }
             }
         }
-        let mut points = Vec::new();
-        if plan.views.len() > 1 {
-            for (&(rect, _), maps) in boxes.iter().zip(maps.chunks_exact(one)) {
-                points.extend(maps.chunks_exact(side * side).map(|map| locate(map, side, rect)));
-            }
+        if plan.views.len() == 1 {
+            return Vec::new();
         }
-        points
+        let point = |map, rect| enlargement.map_or_else(|| brightest(map, side, rect), |enlargement| enlargement.brightest(map, rect));
+        let people = boxes.iter().zip(maps.chunks_exact(one));
+        people.flat_map(|(&(rect, _), maps)| maps.chunks_exact(side * side).map(move |map| point(map, rect))).collect()
     }
 
     fn side(&self) -> usize {

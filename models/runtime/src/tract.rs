@@ -1,7 +1,8 @@
 //! What every graph on tract shares: loading, plans for input shapes, workers.
 
 use crate::RuntimeError;
-use crate::fused::{Kept, fuse, sharing};
+use crate::enlarge::Enlargement;
+use crate::fused::{Kept, enlargement, fuse, sharing};
 use crate::tail::Tail;
 use omnilabel_conv::Threads;
 use std::path::Path;
@@ -101,6 +102,17 @@ pub(crate) fn optimized(model: InferenceModel, kept: &Kept) -> TractResult<Plan>
     let mut model = model.into_typed()?;
     fuse(&mut model, kept)?;
     model.into_decluttered()?.into_optimized()?.into_runnable()
+}
+
+/// The same of a graph with one output, without the interpolation that ends it.
+pub(crate) fn before_enlargement(model: InferenceModel, kept: &Kept) -> TractResult<(Plan, Option<Enlargement>)> {
+    let mut model = model.into_typed()?;
+    fuse(&mut model, kept)?;
+    let found = enlargement(&model, model.outputs[0]);
+    if let Some((_, maps)) = &found {
+        model.select_output_outlets(&[*maps])?;
+    }
+    Ok((model.into_decluttered()?.into_optimized()?.into_runnable()?, found.map(|found| found.0)))
 }
 
 /// A graph without the convolutions that end it.

@@ -1,4 +1,5 @@
-//! Views whose boxes are known compute only what RoIAlign reads of the pyramid: the labels must be those of whole feature maps.
+//! Views whose boxes are known compute only what RoIAlign reads of the pyramid, and are averaged before their heatmaps are enlarged: the
+//! labels must be those of whole feature maps and of whole heatmaps.
 
 use omnilabel_bundle::Bundle;
 use omnilabel_detect::frame::Frame;
@@ -13,7 +14,10 @@ const LOGIT_TOLERANCE: f32 = 2e-4;
 /// Of points whose map has a single peak.
 const POINT_TOLERANCE_PX: f32 = 0.51;
 
-/// The same graphs, with the features of a view taken from a whole pass.
+/// Of points that differ by hundredths of a pixel.
+const AGREEMENT_TOLERANCE: f32 = 1e-3;
+
+/// The same graphs, with the features of a view taken from a whole pass, and every view's heatmaps in full.
 struct Whole(TractGraphs, &'static AtomicUsize);
 
 impl Graphs for Whole {
@@ -52,6 +56,7 @@ fn assert_same(frame: &Frame, found: &[Detection], expected: &[Detection]) {
             assert!((f.peak_logit - e.peak_logit).abs() <= LOGIT_TOLERANCE, "{f:?}, {e:?}");
             let moved = (f.point.x - e.point.x).abs().max((f.point.y - e.point.y).abs());
             assert!(!inside || moved <= POINT_TOLERANCE_PX, "{f:?}, {e:?}");
+            assert!(!inside || (f.agreement - e.agreement).abs() <= AGREEMENT_TOLERANCE, "{f:?}, {e:?}");
         }
     }
 }

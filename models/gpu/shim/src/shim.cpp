@@ -31,7 +31,7 @@ static constexpr u32 count(void (*)(A...)) {
 
 #define KERNELS(X)                                                                                                                        \
     X(view_image) X(max_pool) X(not_finite) X(rpn_keys) X(select_count) X(select_digit) X(select_take) X(rank) X(rpn_decode) X(nms_mask)  \
-    X(nms_sweep) X(take_boxes) X(detect) X(roi_taps) X(roi_align) X(unflip) X(scale) X(decode) X(agreement) X(relu_backward) X(add_relu)  \
+    X(nms_sweep) X(take_boxes) X(detect) X(roi_taps) X(roi_align) X(unflip) X(scale) X(decode) X(brightest) X(agreement) X(relu_backward) X(add_relu)  \
     X(add_bias) X(scale_rows) X(sum_channels) X(row_products) X(max_pool_backward) X(double_nearest) X(double_nearest_backward)           \
     X(double_bilinear) X(double_bilinear_backward) X(batch_align) X(batch_align_backward) X(square_sums) X(sgd) X(adamw) X(to_bf16) X(from_bf16)
 

@@ -102,7 +102,24 @@ pub fn decode<D: Device>(
     run(device, Kernel::Decode, shape.count() * THREADS, 1, &[maps, rects, found, &shape.keypoints, &shape.side, &probabilities])
 }
 
-/// `keypoints::ensemble::agreement` of the views' points `[views, boxes, k, 4]` with `found` `[boxes, k, 4]`: `[boxes, k]`.
+/// `keypoints::heatmap::brightest` of every map, in the coordinates of `rects` `[boxes, 4]`: x and y `[boxes, k, 2]` into `found`.
+///
+/// # Errors
+/// See [`GpuError`].
+pub fn brightest<D: Device>(
+    device: &D,
+    maps: &Array<D, f32>,
+    shape: Maps,
+    rects: &Array<D, f32>,
+    found: &Array<D, f32>,
+) -> Result<(), GpuError> {
+    sized(Kernel::Brightest, "the maps", maps, shape.len())?;
+    sized(Kernel::Brightest, "the boxes", rects, 4 * shape.boxes)?;
+    sized(Kernel::Brightest, "the points", found, 2 * shape.count())?;
+    run(device, Kernel::Brightest, shape.count() * THREADS, 1, &[maps, rects, found, &shape.keypoints, &shape.side])
+}
+
+/// `keypoints::ensemble::agreement` of the views' points `[views, boxes, k, 2]` with `found` `[boxes, k, 2]`: `[boxes, k]`.
 ///
 /// # Errors
 /// See [`GpuError`].
@@ -116,8 +133,8 @@ pub fn agreement<D: Device>(
     shape: Maps,
 ) -> Result<Array<D, f32>, GpuError> {
     let count = shape.count();
-    sized(Kernel::Agreement, "the views' points", views, 4 * view_count * count)?;
-    sized(Kernel::Agreement, "the points", found, 4 * count)?;
+    sized(Kernel::Agreement, "the views' points", views, 2 * view_count * count)?;
+    sized(Kernel::Agreement, "the points", found, 2 * count)?;
     sized(Kernel::Agreement, "the boxes", rects, 4 * shape.boxes)?;
     sized(Kernel::Agreement, "the sigmas", sigmas, shape.keypoints)?;
     let out = Array::<D, f32>::zeros(device, count)?;

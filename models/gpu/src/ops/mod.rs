@@ -7,7 +7,7 @@ mod roi;
 mod train;
 
 pub use boxes::{Boxes, Level, detections, proposals};
-pub use heatmap::{MAX_SIDE, Maps, Mirror, agreement, decode, scale, unflip};
+pub use heatmap::{MAX_SIDE, Maps, Mirror, agreement, brightest, decode, scale, unflip};
 pub use image::{Checks, FrameOn, max_pool, view_image};
 pub use roi::{Features, MapOn, pool};
 pub use train::{

@@ -9,7 +9,7 @@ use omnilabel_gpu::ops::{self, Checks, Features, FrameOn, Level, MapOn, Maps, Mi
 use omnilabel_gpu::{Array, Device};
 use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish};
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
-use omnilabel_keypoints::heatmap::{MapKind, decode};
+use omnilabel_keypoints::heatmap::{MapKind, brightest, decode};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::view::View;
 
@@ -308,7 +308,7 @@ pub(crate) fn heatmaps<D: Device>(device: &D) {
         let one = 3 * side * side;
         for average in [Average::Logits, Average::Probabilities] {
             let kind = if average == Average::Logits { MapKind::Logits } else { MapKind::Probabilities };
-            let (sum, views) = (Array::zeros(device, shape.len()).unwrap(), Array::<D, f32>::zeros(device, 8 * shape.count()).unwrap());
+            let (sum, views) = (Array::zeros(device, shape.len()).unwrap(), Array::<D, f32>::zeros(device, 4 * shape.count()).unwrap());
             let mut expected_sum = vec![0.0; shape.len()];
             let mut expected_points: Vec<Vec<Point>> = Vec::new();
             for (view, flip) in [false, true].into_iter().enumerate() {
@@ -329,16 +329,23 @@ pub(crate) fn heatmaps<D: Device>(device: &D) {
                 }
                 // The same maps on both sides from here on: where peaks are equal but for rounding, the choice is free.
                 let own = Array::from_slice(device, &unflipped).unwrap();
-                let part = views.slice(view * 4 * shape.count()..(view + 1) * 4 * shape.count());
+                let part = Array::<D, f32>::zeros(device, 4 * shape.count()).unwrap();
                 ops::decode(device, &own, shape, &flat, average, &part).unwrap();
                 let found = part.to_vec(device).unwrap();
-                let mut points = Vec::new();
                 for (i, (map, found)) in unflipped.chunks_exact(side * side).zip(found.chunks_exact(4)).enumerate() {
                     let expected = decode(map, side, rects[i / 3], kind);
                     assert_eq!((found[0], found[1]), (expected.point.x, expected.point.y), "side {side}, map {i}, {average:?}");
                     assert_eq!(found[2], expected.peak_logit, "side {side}, map {i}");
                     close(found[3], expected.probability, "a probability");
-                    points.push(expected.point);
+                }
+                let part = views.slice(view * 2 * shape.count()..(view + 1) * 2 * shape.count());
+                ops::brightest(device, &own, shape, &flat, &part).unwrap();
+                let mut points = Vec::new();
+                for (i, (map, found)) in unflipped.chunks_exact(side * side).zip(part.to_vec(device).unwrap().chunks_exact(2)).enumerate() {
+                    let expected = brightest(map, side, rects[i / 3]);
+                    close(found[0], expected.x, "a brightest column");
+                    close(found[1], expected.y, "a brightest row");
+                    points.push(expected);
                 }
                 expected_points.push(points);
                 expected_sum.iter_mut().zip(&unflipped).for_each(|(sum, v)| *sum += v);
@@ -348,9 +355,9 @@ pub(crate) fn heatmaps<D: Device>(device: &D) {
             for (a, b) in sum.to_vec(device).unwrap().iter().zip(&expected_sum) {
                 close(*a, *b, "an averaged map");
             }
-            let ensemble = views.slice(4 * shape.count()..8 * shape.count());
+            let ensemble = views.slice(2 * shape.count()..4 * shape.count());
             for view_count in [0, 2] {
-                let own = views.slice(0..view_count * 4 * shape.count());
+                let own = views.slice(0..view_count * 2 * shape.count());
                 let found = ops::agreement(device, &own, &ensemble, &flat, &sigmas, view_count, shape).unwrap().to_vec(device).unwrap();
                 for (i, found) in found.iter().enumerate() {
                     let points: Vec<Point> = expected_points[..view_count].iter().map(|points| points[i]).collect();
@@ -367,4 +374,7 @@ pub(crate) fn heatmaps<D: Device>(device: &D) {
     ops::decode(device, &maps, shape, &rect, Average::Logits, &found).unwrap();
     let middle = decode(&[f32::NEG_INFINITY; 9], 3, rects[0], MapKind::Logits).point;
     assert_eq!(found.to_vec(device).unwrap(), [middle.x, middle.y, 0.0, 0.0]);
+    let found = found.slice(0..2);
+    ops::brightest(device, &maps, shape, &rect, &found).unwrap();
+    assert_eq!(found.to_vec(device).unwrap(), [middle.x, middle.y]);
 }

@@ -207,7 +207,7 @@ impl<D: Device, G: DeviceGraphs<D>> DeviceRcnn<D, G> {
         let sum = Array::zeros(device, all.len())?;
         // The views' own points; a single view agrees with itself.
         let views = if plan.views.len() > 1 { plan.views.len() } else { 0 };
-        let points = Array::<D, f32>::zeros(device, views * 4 * all.count())?;
+        let points = Array::<D, f32>::zeros(device, views * 2 * all.count())?;
         // The head's RoIs, view by view: as many at once as it takes, whosever they are.
         let (total, sizes) = (plan.views.len() * boxes.len(), self.graphs.keypoint_batches());
         let most = sizes.last().copied().unwrap_or(POOLED_ROIS);
@@ -256,8 +256,8 @@ impl<D: Device, G: DeviceGraphs<D>> DeviceRcnn<D, G> {
                     let maps = maps.slice(filled * k * side * side..(filled + count) * k * side * side);
                     let unflipped = ops::unflip(device, &maps, shape, &self.mirror, flip, plan.average, &sum.slice(own(k * side * side)))?;
                     if views > 0 {
-                        let found = points.slice(view * 4 * all.count()..(view + 1) * 4 * all.count()).slice(own(4 * k));
-                        ops::decode(device, &unflipped, shape, &rects.slice(own(4)), plan.average, &found)?;
+                        let found = points.slice(view * 2 * all.count()..(view + 1) * 2 * all.count()).slice(own(2 * k));
+                        ops::brightest(device, &unflipped, shape, &rects.slice(own(4)), &found)?;
                     }
                 }
                 filled = 0;
@@ -266,7 +266,10 @@ impl<D: Device, G: DeviceGraphs<D>> DeviceRcnn<D, G> {
         ops::scale(device, &sum, 1.0 / plan.views.len().max(1) as f32)?;
         let found = Array::zeros(device, 4 * all.count())?;
         ops::decode(device, &sum, all, &rects, plan.average, &found)?;
-        let agreement = ops::agreement(device, &points, &found, &rects, &self.sigmas, views, all)?.to_vec(device)?;
+        // Found as the views' own.
+        let place = Array::zeros(device, 2 * all.count())?;
+        ops::brightest(device, &sum, all, &rects, &place)?;
+        let agreement = ops::agreement(device, &points, &place, &rects, &self.sigmas, views, all)?.to_vec(device)?;
         let found = found.to_vec(device)?;
         self.finite(&checks)?;
         let detection = |(i, &(_, score)): (usize, &(Rect, f32))| {

@@ -1,7 +1,7 @@
 //! The graphs on ONNX Runtime, and a look at what a backbone gave.
 
 use omnilabel_rcnn::config::Config;
-use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError};
+use omnilabel_runtime::{BackboneOutput, Enlargement, Graphs, RuntimeError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -123,5 +123,13 @@ impl Graphs for RecordingBackbone {
 
     fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
         self.inner.keypoint_head(rois, r)
+    }
+
+    fn enlargement(&self) -> Option<&Enlargement> {
+        self.inner.enlargement()
+    }
+
+    fn keypoint_maps(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        self.inner.keypoint_maps(rois, r)
     }
 }
