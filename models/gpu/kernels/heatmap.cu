@@ -102,6 +102,29 @@ static __device__ inline bool beats(float v, int i, float w, int j) {
     return v > w || (v == w && i < j);
 }
 
+// Reduces the threads' `values` and `places` to the first maximum, in element 0.
+#define FIRST_MAXIMUM                                                                                                                     \
+    HALVES PHASE {                                                                                                                        \
+        int other = threadIdx.x + half;                                                                                                   \
+        if ((int)threadIdx.x < half && beats(values[other], places[other], values[threadIdx.x], places[threadIdx.x])) {                   \
+            values[threadIdx.x] = values[other];                                                                                          \
+            places[threadIdx.x] = places[other];                                                                                          \
+        }                                                                                                                                 \
+    }
+
+// The first brightest of the `cells` of `map`.
+#define BRIGHTEST_CELL                                                                                                                    \
+    PHASE {                                                                                                                               \
+        float best = -INFINITY_F;                                                                                                         \
+        int place = 0;                                                                                                                    \
+        for (int i = threadIdx.x; i < cells; i += THREADS) {                                                                              \
+            if (map[i] > best) best = map[i], place = i;                                                                                  \
+        }                                                                                                                                 \
+        values[threadIdx.x] = best;                                                                                                       \
+        places[threadIdx.x] = place;                                                                                                      \
+    }                                                                                                                                     \
+    FIRST_MAXIMUM
+
 // `keypoints::heatmap::decode` of every map: found [boxes, k, 4] is x, y, peak, probability. rects [boxes] in the coordinates of `found`.
 // As on the CPU, patches of the resized map that cannot hold its maximum are skipped; the result is the exact search's.
 KERNEL(decode)(const float* maps, const Box* rects, float* found, int keypoints, int side, int probabilities) {
@@ -118,22 +141,7 @@ KERNEL(decode)(const float* maps, const Box* rects, float* found, int keypoints,
     float scale_x = (float)side / (float)columns, scale_y = (float)side / (float)rows;
 
     // The brightest cell (the first of equals), and from it a first candidate that makes the bounds sharp.
-    PHASE {
-        float best = -INFINITY_F;
-        int place = 0;
-        for (int i = threadIdx.x; i < cells; i += THREADS) {
-            if (map[i] > best) best = map[i], place = i;
-        }
-        values[threadIdx.x] = best;
-        places[threadIdx.x] = place;
-    }
-    HALVES PHASE {
-        int other = threadIdx.x + half;
-        if ((int)threadIdx.x < half && beats(values[other], places[other], values[threadIdx.x], places[threadIdx.x])) {
-            values[threadIdx.x] = values[other];
-            places[threadIdx.x] = places[other];
-        }
-    }
+    BRIGHTEST_CELL
     float highest = values[0];
     int brightest = places[0];
     int first_x = (int)(((float)(brightest % side) + 0.5f) / scale_x), first_y = (int)(((float)(brightest / side) + 0.5f) / scale_y);
@@ -196,13 +204,7 @@ KERNEL(decode)(const float* maps, const Box* rects, float* found, int keypoints,
         values[threadIdx.x] = best;
         places[threadIdx.x] = place;
     }
-    HALVES PHASE {
-        int other = threadIdx.x + half;
-        if ((int)threadIdx.x < half && beats(values[other], places[other], values[threadIdx.x], places[threadIdx.x])) {
-            values[threadIdx.x] = values[other];
-            places[threadIdx.x] = places[other];
-        }
-    }
+    FIRST_MAXIMUM
     float peak = values[0];
     int place = places[0];
     PHASE {}
@@ -242,22 +244,7 @@ KERNEL(brightest)(const float* maps, const Box* rects, float* found, int keypoin
     __shared__ int places[THREADS];
     int cells = side * side;
     const float* map = maps + (u64)blockIdx.x * cells;
-    PHASE {
-        float best = -INFINITY_F;
-        int place = 0;
-        for (int i = threadIdx.x; i < cells; i += THREADS) {
-            if (map[i] > best) best = map[i], place = i;
-        }
-        values[threadIdx.x] = best;
-        places[threadIdx.x] = place;
-    }
-    HALVES PHASE {
-        int other = threadIdx.x + half;
-        if ((int)threadIdx.x < half && beats(values[other], places[other], values[threadIdx.x], places[threadIdx.x])) {
-            values[threadIdx.x] = values[other];
-            places[threadIdx.x] = places[other];
-        }
-    }
+    BRIGHTEST_CELL
     PHASE {
         if (threadIdx.x != 0) continue;
         Box r = rects[blockIdx.x / keypoints];
