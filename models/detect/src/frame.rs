@@ -150,6 +150,17 @@ pub struct NetImage {
     pub geometry: ViewGeometry,
 }
 
+impl NetImage {
+    /// The mirror image: what [`transform`] makes of the view mirrored, to the bit.
+    #[must_use]
+    pub fn mirrored(&self) -> Self {
+        let (geometry, width) = (self.geometry.mirror(), self.geometry.net().width as usize);
+        let mut data = self.data.clone();
+        data.chunks_exact_mut(self.columns.max(1)).for_each(|row| row[..width].reverse());
+        Self { data, geometry, ..*self }
+    }
+}
+
 /// Rows and columns of the network's input for a view of size `net`.
 pub fn padded(net: Size, input: &InputSpec) -> (usize, usize) {
     let padded = |side: u32| side.max(1).next_multiple_of(input.size_divisor.max(1)) as usize;
@@ -173,6 +184,7 @@ pub fn transform(frame: &Frame, input: &InputSpec, view: View) -> NetImage {
     let stride = 3 * frame.size.width as usize;
     let gain: [f32; 3] = std::array::from_fn(|c| 1.0 / (255.0 * input.std[c]));
     let bias: [f32; 3] = std::array::from_fn(|c| input.mean[c] / input.std[c]);
+    let channels: [usize; 3] = std::array::from_fn(|c| input.channels.rgb_index(c));
     let (first, rest) = data.split_at_mut(rows * columns);
     let (second, third) = rest.split_at_mut(rows * columns);
     first.par_chunks_mut(columns).zip(second.par_chunks_mut(columns)).zip(third.par_chunks_mut(columns)).zip(&y_taps).for_each(
@@ -180,7 +192,7 @@ pub fn transform(frame: &Frame, input: &InputSpec, view: View) -> NetImage {
             let (above, below) = (&frame.rgb[low * stride..][..stride], &frame.rgb[high * stride..][..stride]);
             for (column, &(left, right, across)) in x_taps.iter().enumerate() {
                 for (c, plane) in [&mut *first, &mut *second, &mut *third].into_iter().enumerate() {
-                    let at = input.channels.rgb_index(c);
+                    let at = channels[c];
                     let mix = |row: &[u8]| f32::from(row[3 * left + at]) * (1.0 - across) + f32::from(row[3 * right + at]) * across;
                     plane[column] = (mix(above) * (1.0 - fraction) + mix(below) * fraction) * gain[c] - bias[c];
                 }

@@ -199,6 +199,8 @@ fn mirrored_and_extreme_views() {
         let view = |frame, flip| transform(frame, &input, View { short_side: 32, flip });
         let (a, b) = (view(&picture, true), view(&mirror, false));
         assert_eq!((a.rows % 16, a.columns % 16, a.data.len()), (0, 0, 3 * a.rows * a.columns));
+        let twin = view(&picture, false).mirrored();
+        assert_eq!((&twin.data, twin.rows, twin.columns, twin.geometry), (&a.data, a.rows, a.columns, a.geometry));
         // Source positions of mirrored pixels are rounded differently, at up to 4000 px · 2⁻²⁴ each.
         for (a, b) in a.data.iter().zip(&b.data) {
             assert!((a - b).abs() < 2e-3, "{width} x {height}: {a} {b}");

@@ -31,6 +31,12 @@ impl ViewGeometry {
         Self { frame, net: Size { width: side(frame.width), height: side(frame.height) }, flip: view.flip }
     }
 
+    /// The map of the mirror image.
+    #[must_use]
+    pub fn mirror(self) -> Self {
+        Self { flip: !self.flip, ..self }
+    }
+
     /// The frame's size.
     pub fn frame(&self) -> Size {
         self.frame

@@ -65,7 +65,15 @@ impl Pyramid {
     /// around nobody.
     pub(crate) fn around(rcnn: &Rcnn, frame: &Frame, views: &[View], in_frame: &[Rect]) -> Result<Vec<Self>, RuntimeError> {
         let (network, spec) = (&rcnn.network, rcnn.network.keypoint_roi);
-        let images: Vec<_> = rcnn.workers.install(|| views.iter().map(|view| transform(frame, &rcnn.input, *view)).collect());
+        let mut images: Vec<NetImage> = Vec::with_capacity(views.len());
+        for (i, view) in views.iter().enumerate() {
+            // A view's mirror image is resized only once.
+            let twin = views[..i].iter().position(|other| *other == View { flip: !view.flip, ..*view });
+            images.push(match twin {
+                Some(twin) => images[twin].mirrored(),
+                None => rcnn.workers.install(|| transform(frame, &rcnn.input, *view)),
+            });
+        }
         let Some(first) = images.first() else { return Ok(Vec::new()) };
         let to_net = |image: &NetImage| in_frame.iter().map(|&rect| image.geometry.net_from_frame_rect(rect)).collect();
         let rois: Vec<Vec<Rect>> = images.iter().map(to_net).collect();
