@@ -3,7 +3,7 @@
 use crate::winograd::{self, Taps};
 use crate::{Geometry, Scalar, Threads, patches};
 
-/// The most bytes of what is kept of a weight: beyond, many channels' products outweigh making it anew.
+/// The most bytes of what is kept of a weight: beyond, a network's memory would grow by more than a few percent of its time are worth.
 const KEPT_BYTES: usize = 10 << 20;
 
 /// Weights made ready, for weights that many calls share.

@@ -2,7 +2,8 @@
 //!
 //! Both operands lie in panels, so that what a step reads is contiguous: the left one's of as many rows, the right one's of as many columns
 //! as a tile of sums has that fills the vector registers ([`tile`]). Each sum adds its products in their order, with one rounding each
-//! where the CPU has fused multiply-add, in blocks of [`DEPTH`]: a sum depends on neither the tile nor on what is computed beside it.
+//! where the CPU has fused multiply-add, in blocks of [`DEPTH`]: a sum depends on neither the tile nor on what is computed beside it. An
+//! addend joins the first block; where several images share a block of columns, it comes after the last.
 
 use crate::{Addend, Finish, Scalar, Threads};
 use pulp::{Arch, Simd, WithSimd};

@@ -1,4 +1,4 @@
-//! The interpolation that ends a keypoint head. It is linear: views are averaged before it, and only their average is enlarged.
+//! The interpolation that ends a keypoint head. It is linear: logits of views are averaged before it, and only their average is enlarged.
 
 use omnilabel_keypoints::geometry::{Point, Rect};
 use omnilabel_keypoints::heatmap::{brightest, range, refined};

@@ -6,10 +6,11 @@ use crate::recycled;
 use omnilabel_conv::{Addend, Finish, Geometry, Kernels, Threads, dense, forward_into};
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec};
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::nn::DataFormat;
@@ -37,34 +38,61 @@ type Use = (usize, usize);
 /// The weights made ready that all plans of a graph share.
 #[derive(Default)]
 pub(crate) struct Kept {
-    weights: Mutex<Vec<(Arc<Tensor>, Use, Shared)>>,
+    weights: Mutex<Vec<Entry>>,
+    /// What a file holds in f16 and graphs compute in f32: source and result.
+    widened: Mutex<Vec<(Weak<Tensor>, Weak<Tensor>)>>,
+}
+
+/// A weight, for as long as a plan has it, and what was made of it for each of its uses.
+struct Entry {
+    weight: Weak<Tensor>,
+    uses: Vec<(Use, Shared)>,
 }
 
 /// The most bytes of a graph's weights made ready, beside those of the file.
 const KEPT_BYTES: usize = 192 << 20;
 
 impl Kept {
-    /// Those of `weight`; `None` where they are not used, or too many. Whether they are kept depends on the weight, not on the map that it
-    /// meets first: it decides how a small map is convolved, and so its last bits.
+    /// Those of `weight`; `None` where they are not used, or too many. Whether they are kept depends on the weight and on those before it in
+    /// the graph, not on the map that it meets first: it decides how a small map is convolved, and so its last bits.
     fn kernels(&self, weight: &Arc<Tensor>, stride: usize, padding: usize, groups: usize) -> TractResult<Shared> {
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        // A weight that the file does not hold as it is, but computes, belongs to one plan and ends with it.
-        weights.retain(|(known, ..)| Arc::strong_count(known) > 1);
+        // A weight that a plan alone has, because it computed it, ends with the plan.
+        weights.retain(|entry| entry.weight.strong_count() > 0);
         let used = (stride, groups);
-        if let Some((.., kernels)) = weights.iter().find(|(known, use_of, _)| Arc::ptr_eq(known, weight) && *use_of == used) {
+        let known = weights.iter().position(|entry| std::ptr::eq(entry.weight.as_ptr(), Arc::as_ptr(weight)));
+        if let Some((_, kernels)) = known.and_then(|known| weights[known].uses.iter().find(|(use_of, _)| *use_of == used)) {
             return Ok(kernels.clone());
         }
         let kernel: [usize; 4] = weight.shape().try_into()?;
         let Some(g) = Geometry::new([1, groups * kernel[1], kernel[2], kernel[3]], kernel, stride, padding, groups) else {
             return Ok(None);
         };
-        let left = KEPT_BYTES - weights.iter().filter_map(|(.., kernels)| kernels.as_ref()).map(|kernels| kernels.bytes()).sum::<usize>();
+        let taken = weights.iter().flat_map(|entry| &entry.uses).filter_map(|(_, kernels)| kernels.as_ref());
+        let left = KEPT_BYTES - taken.map(|kernels| kernels.bytes()).sum::<usize>();
         let mut kernels = None;
         if Kernels::<f32>::bytes_of(&g).is_some_and(|bytes| bytes <= left) {
             kernels = Kernels::new(&g, weight.try_as_plain_ram()?.as_slice::<f32>()?).map(Arc::new);
         }
-        weights.push((weight.clone(), used, kernels.clone()));
+        let made = (used, kernels.clone());
+        match known {
+            Some(known) => weights[known].uses.push(made),
+            None => weights.push(Entry { weight: Arc::downgrade(weight), uses: vec![made] }),
+        }
         Ok(kernels)
+    }
+
+    /// One copy of what plans make of `source` each by itself, by a conversion to another type.
+    fn widened(&self, source: &Arc<Tensor>, made: Arc<Tensor>) -> Arc<Tensor> {
+        let mut widened = self.widened.lock().unwrap_or_else(PoisonError::into_inner);
+        widened.retain(|(source, made)| source.strong_count() > 0 && made.strong_count() > 0);
+        let same = |(known, _): &&(Weak<Tensor>, Weak<Tensor>)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(source));
+        let known = widened.iter().filter(same).filter_map(|(_, made)| made.upgrade());
+        if let Some(known) = known.into_iter().find(|known| known.datum_type() == made.datum_type()) {
+            return known;
+        }
+        widened.push((Arc::downgrade(source), Arc::downgrade(&made)));
+        made
     }
 }
 
@@ -331,7 +359,7 @@ pub(crate) fn enlargement(model: &TypedModel, outlet: OutletId) -> Option<(Enlar
 /// the bias, the sum and the ReLU that belong to it; the others stay. To be called before tract rewrites the graph itself.
 pub(crate) fn fuse(model: &mut TypedModel, kept: &Kept) -> TractResult<()> {
     let order = model.eval_order()?;
-    let constants = Constants::of(model, &order)?;
+    let constants = Constants::of(model, &order, kept)?;
     for id in order {
         if let Some((op, input)) = layer(model, &constants, id)? {
             fuse_layer(model, &constants, id, op, input)?;
@@ -458,13 +486,17 @@ const CONSTANT_BYTES: usize = 256 << 20;
 
 impl Constants {
     /// Each operation is looked at once, after those that it reads.
-    fn of(model: &TypedModel, order: &[usize]) -> TractResult<Self> {
+    fn of(model: &TypedModel, order: &[usize], kept: &Kept) -> TractResult<Self> {
         let mut known = HashMap::<OutletId, Arc<Tensor>>::new();
+        let shared = |node: &TypedNode, known: &HashMap<OutletId, Arc<Tensor>>, made: Arc<Tensor>| match node.inputs[..] {
+            [input] if node.op_is::<Cast>() => known.get(&input).map_or(made.clone(), |source| kept.widened(source, made)),
+            _ => made,
+        };
         for node in order.iter().map(|id| model.node(*id)) {
             let outlets = (0..node.outputs.len()).map(|slot| OutletId::new(node.id, slot));
             for (outlet, fact) in outlets.clone().zip(&node.outputs) {
                 if let Some(value) = &fact.fact.konst {
-                    known.insert(outlet, value.clone());
+                    known.insert(outlet, shared(node, &known, value.clone()));
                 }
             }
             let bytes =
@@ -476,7 +508,9 @@ impl Constants {
             let inputs = node.inputs.iter().map(|input| known.get(input).map(|value| value.clone().into_tvalue())).collect();
             let Some(inputs) = inputs else { continue };
             if let Ok(Some(outputs)) = node.op.eval_out_of_plan(inputs) {
-                known.extend(outlets.zip(outputs.into_iter().map(|value| value.into_arc_tensor())));
+                for (outlet, value) in outlets.zip(outputs) {
+                    known.insert(outlet, shared(node, &known, value.into_arc_tensor()));
+                }
             }
         }
         Ok(Self(known))
@@ -519,9 +553,24 @@ mod tests {
         }
         let end = model.wire_node("end", add(), &[deep, wide]).unwrap();
         model.select_output_outlets(&end).unwrap();
-        let constants = Constants::of(&model, &model.eval_order().unwrap()).unwrap();
+        let constants = Constants::of(&model, &model.eval_order().unwrap(), &Kept::default()).unwrap();
         assert!(constants.get(deep).is_none() && constants.get(end[0]).is_none());
         assert_eq!(constants.get(wide).unwrap().shape(), [1000]);
+    }
+
+    #[test]
+    fn plans_share_what_they_make_of_f16() {
+        let kept = Kept::default();
+        let mut model = TypedModel::default();
+        let half = Tensor::zero::<f16>(&[8]).unwrap().into_arc_tensor();
+        let half = model.add_const("half", half).unwrap();
+        let whole = model.wire_node("whole", Cast::new(f32::datum_type()), &[half]).unwrap();
+        model.select_output_outlets(&whole).unwrap();
+        let of = |model: &TypedModel| Constants::of(model, &model.eval_order().unwrap(), &kept).unwrap().get(whole[0]).unwrap();
+        let (one, other) = (of(&model), of(&model.clone()));
+        assert!(one.datum_type() == f32::datum_type() && Arc::ptr_eq(&one, &other));
+        drop((one, other, model));
+        assert!(kept.widened.lock().unwrap().iter().all(|(source, made)| source.strong_count() + made.strong_count() == 0));
     }
 
     #[test]
@@ -538,7 +587,11 @@ mod tests {
         assert!(kept.kernels(&another, 1, 1, 1).unwrap().is_some());
         // By another step they are other ones.
         assert!(kept.kernels(&another, 2, 1, 1).unwrap().is_some_and(|kernels| kernels.bytes() < 36 * 64 * 64 * 4));
-        assert_eq!(kept.weights.lock().unwrap().len(), 2);
+        assert_eq!(kept.weights.lock().unwrap().len(), 1);
+        drop(another);
+        let last = Tensor::zero::<f32>(&[64, 64, 3, 3]).unwrap().into_arc_tensor();
+        assert!(kept.kernels(&last, 1, 1, 1).unwrap().is_some());
+        assert_eq!(kept.weights.lock().unwrap().len(), 1);
     }
 
     #[test]
@@ -552,9 +605,13 @@ mod tests {
         let (x, add) = (tensor(&[2, 4, 5, 3], 0.1).into_tvalue(), tensor(&[2, 6, 5, 3], 0.3));
         let read_elsewhere = add.clone().into_tvalue();
         let run = |add: TValue| op.eval_out_of_plan(tvec!(x.clone(), add)).unwrap().unwrap().remove(0);
+        let at = |tensor: &Tensor| tensor.try_as_plain_ram().unwrap().as_slice::<f32>().unwrap().as_ptr();
         let expected = run(read_elsewhere.clone());
         assert_eq!(*read_elsewhere, add);
-        assert_eq!(*run(add.into_tvalue()), *expected);
+        let memory = at(&add);
+        let found = run(add.into_tvalue());
+        assert_eq!(*found, *expected);
+        assert_eq!(at(&found), memory);
         recycled::clear();
     }
 }

@@ -67,7 +67,9 @@ fn parts_of_the_pyramid_are_enough() {
     let bundle = zoo();
     let frame = frame(&bundle);
     let (w, h) = (frame.size.width as f32, frame.size.height as f32);
-    let graphs = Whole(TractGraphs::load(&bundle, 2).expect("graphs"), &PASSES);
+    let graphs = TractGraphs::load(&bundle, 2).expect("graphs");
+    assert!(graphs.enlargement().is_some_and(|enlargement| enlargement.side() == 2 * enlargement.from()));
+    let graphs = Whole(graphs, &PASSES);
     let whole = Teacher::with_graphs(Box::new(graphs), bundle.manifest().clone(), bundle.skeleton().clone()).expect("a teacher");
     let side = bundle.manifest().input.short_side;
     let plan = ViewPlan::new(bundle.manifest(), &[side / 2, side, side * 3 / 2], true);

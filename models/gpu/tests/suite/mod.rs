@@ -343,8 +343,7 @@ pub(crate) fn heatmaps<D: Device>(device: &D) {
                 let mut points = Vec::new();
                 for (i, (map, found)) in unflipped.chunks_exact(side * side).zip(part.to_vec(device).unwrap().chunks_exact(2)).enumerate() {
                     let expected = brightest(map, side, rects[i / 3]);
-                    close(found[0], expected.x, "a brightest column");
-                    close(found[1], expected.y, "a brightest row");
+                    assert_eq!((found[0], found[1]), (expected.x, expected.y), "side {side}, map {i}, {average:?}");
                     points.push(expected);
                 }
                 expected_points.push(points);
