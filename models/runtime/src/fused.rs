@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
-use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec};
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::nn::DataFormat;
@@ -39,8 +38,6 @@ type Use = (usize, usize);
 #[derive(Default)]
 pub(crate) struct Kept {
     weights: Mutex<Vec<Entry>>,
-    /// What a file holds in f16 and graphs compute in f32: source and result.
-    widened: Mutex<Vec<(Weak<Tensor>, Weak<Tensor>)>>,
 }
 
 /// A weight, for as long as a plan has it, and what was made of it for each of its uses.
@@ -82,17 +79,17 @@ impl Kept {
         Ok(kernels)
     }
 
-    /// One copy of what plans make of `source` each by itself, by a conversion to another type.
-    fn widened(&self, source: &Arc<Tensor>, made: Arc<Tensor>) -> Arc<Tensor> {
-        let mut widened = self.widened.lock().unwrap_or_else(PoisonError::into_inner);
-        widened.retain(|(source, made)| source.strong_count() > 0 && made.strong_count() > 0);
-        let same = |(known, _): &&(Weak<Tensor>, Weak<Tensor>)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(source));
-        let known = widened.iter().filter(same).filter_map(|(_, made)| made.upgrade());
-        if let Some(known) = known.into_iter().find(|known| known.datum_type() == made.datum_type()) {
-            return known;
-        }
-        widened.push((Arc::downgrade(source), Arc::downgrade(&made)));
-        made
+    /// Weights that a plan has.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|entry| entry.weight.strong_count() > 0).count()
+    }
+
+    /// The same weight as another plan has it, if one has: what a file holds in f16, each plan makes f32 of by itself.
+    fn shared(&self, weight: Arc<Tensor>) -> Arc<Tensor> {
+        let weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |known: &Arc<Tensor>| Arc::ptr_eq(known, &weight) || **known == *weight;
+        weights.iter().filter_map(|entry| entry.weight.upgrade()).find(same).unwrap_or(weight)
     }
 }
 
@@ -359,7 +356,7 @@ pub(crate) fn enlargement(model: &TypedModel, outlet: OutletId) -> Option<(Enlar
 /// the bias, the sum and the ReLU that belong to it; the others stay. To be called before tract rewrites the graph itself.
 pub(crate) fn fuse(model: &mut TypedModel, kept: &Kept) -> TractResult<()> {
     let order = model.eval_order()?;
-    let constants = Constants::of(model, &order, kept)?;
+    let constants = Constants::of(model, &order)?;
     for id in order {
         if let Some((op, input)) = layer(model, &constants, id)? {
             fuse_layer(model, &constants, id, op, input)?;
@@ -370,6 +367,7 @@ pub(crate) fn fuse(model: &mut TypedModel, kept: &Kept) -> TractResult<()> {
             continue;
         }
         let Some((mut op, input)) = convolution(model, &constants, id)? else { continue };
+        op.weight = kept.shared(op.weight);
         op.kernels = kept.kernels(&op.weight, op.stride, op.padding, op.groups)?;
         let mut inputs = tvec!(input);
         let mut last = id;
@@ -486,17 +484,13 @@ const CONSTANT_BYTES: usize = 256 << 20;
 
 impl Constants {
     /// Each operation is looked at once, after those that it reads.
-    fn of(model: &TypedModel, order: &[usize], kept: &Kept) -> TractResult<Self> {
+    fn of(model: &TypedModel, order: &[usize]) -> TractResult<Self> {
         let mut known = HashMap::<OutletId, Arc<Tensor>>::new();
-        let shared = |node: &TypedNode, known: &HashMap<OutletId, Arc<Tensor>>, made: Arc<Tensor>| match node.inputs[..] {
-            [input] if node.op_is::<Cast>() => known.get(&input).map_or(made.clone(), |source| kept.widened(source, made)),
-            _ => made,
-        };
         for node in order.iter().map(|id| model.node(*id)) {
             let outlets = (0..node.outputs.len()).map(|slot| OutletId::new(node.id, slot));
             for (outlet, fact) in outlets.clone().zip(&node.outputs) {
                 if let Some(value) = &fact.fact.konst {
-                    known.insert(outlet, shared(node, &known, value.clone()));
+                    known.insert(outlet, value.clone());
                 }
             }
             let bytes =
@@ -508,9 +502,7 @@ impl Constants {
             let inputs = node.inputs.iter().map(|input| known.get(input).map(|value| value.clone().into_tvalue())).collect();
             let Some(inputs) = inputs else { continue };
             if let Ok(Some(outputs)) = node.op.eval_out_of_plan(inputs) {
-                for (outlet, value) in outlets.zip(outputs) {
-                    known.insert(outlet, shared(node, &known, value.into_arc_tensor()));
-                }
+                known.extend(outlets.zip(outputs.into_iter().map(|value| value.into_arc_tensor())));
             }
         }
         Ok(Self(known))
@@ -553,24 +545,9 @@ mod tests {
         }
         let end = model.wire_node("end", add(), &[deep, wide]).unwrap();
         model.select_output_outlets(&end).unwrap();
-        let constants = Constants::of(&model, &model.eval_order().unwrap(), &Kept::default()).unwrap();
+        let constants = Constants::of(&model, &model.eval_order().unwrap()).unwrap();
         assert!(constants.get(deep).is_none() && constants.get(end[0]).is_none());
         assert_eq!(constants.get(wide).unwrap().shape(), [1000]);
-    }
-
-    #[test]
-    fn plans_share_what_they_make_of_f16() {
-        let kept = Kept::default();
-        let mut model = TypedModel::default();
-        let half = Tensor::zero::<f16>(&[8]).unwrap().into_arc_tensor();
-        let half = model.add_const("half", half).unwrap();
-        let whole = model.wire_node("whole", Cast::new(f32::datum_type()), &[half]).unwrap();
-        model.select_output_outlets(&whole).unwrap();
-        let of = |model: &TypedModel| Constants::of(model, &model.eval_order().unwrap(), &kept).unwrap().get(whole[0]).unwrap();
-        let (one, other) = (of(&model), of(&model.clone()));
-        assert!(one.datum_type() == f32::datum_type() && Arc::ptr_eq(&one, &other));
-        drop((one, other, model));
-        assert!(kept.widened.lock().unwrap().iter().all(|(source, made)| source.strong_count() + made.strong_count() == 0));
     }
 
     #[test]

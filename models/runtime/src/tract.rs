@@ -160,3 +160,35 @@ pub(crate) fn graph_error(graph: &str) -> impl Fn(TractError) -> RuntimeError {
 pub(crate) fn told(e: &TractError) -> String {
     format!("{e:#}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use omnilabel_bundle::GRAPHS;
+    use omnilabel_keypoints::label::Thresholds;
+    use omnilabel_keypoints::skeleton::Skeleton;
+    use omnilabel_rcnn::config::Config;
+    use omnilabel_rcnn::export::{ExportMeta, write_bundle_as};
+    use omnilabel_rcnn::network::Network;
+    use omnilabel_rcnn::params::Precision;
+
+    /// Those of a file in f16, too: each plan would else hold a copy in f32 of its own.
+    #[test]
+    fn plans_of_other_shapes_share_every_weight() {
+        let network = Network::new(Config::nano(17), 5).unwrap();
+        let thresholds = Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 };
+        let meta = ExportMeta { name: "n".into(), skeleton: Skeleton::coco17(), thresholds, parent: None, dataset_sha256: None, ap: None };
+        for precision in [Precision::F32, Precision::F16] {
+            let folder = tempfile::tempdir().unwrap();
+            write_bundle_as(&network, &meta, folder.path(), precision).unwrap();
+            let model = parse(&folder.path().join(GRAPHS[0]), &["features_0".to_owned()]).unwrap();
+            let kept = Arc::<Kept>::default();
+            let plans = Plans::new(model, optimized, &kept, 0);
+            let small = plans.plan(1, 64, 64).unwrap();
+            let weights = kept.len();
+            let large = plans.plan(1, 64, 96).unwrap();
+            assert!(weights > 10 && kept.len() == weights, "{precision:?}: {weights}, then {}", kept.len());
+            drop((small, large));
+        }
+    }
+}
