@@ -7,9 +7,11 @@
 //! Like pycocotools, a match to an annotation whose id is 0 counts as none, and the area of a result is that of its `bbox` when the
 //! first result has one, otherwise the extent of its keypoints.
 
+mod bootstrap;
 mod inspect;
 mod matching;
 
+pub use bootstrap::{Difference, Resampled, Spread, bootstrap};
 pub use inspect::{Found, Inspection, Met, inspect};
 
 use matching::{ImageMatches, match_image};
@@ -354,6 +356,22 @@ fn oks_thresholds() -> [f64; 10] {
     std::array::from_fn(|i| if i == 9 { 0.95 } else { i as f64 * step + 0.5 })
 }
 
+/// The matches of one category in one area range, an entry for each image.
+fn match_all(
+    truth: &GroundTruth,
+    predicted: &BTreeMap<(u64, u64), Vec<Predicted<'_>>>,
+    category: u64,
+    area: [f64; 2],
+    thresholds: &[f64],
+) -> Vec<ImageMatches> {
+    let matches = |image: &u64| {
+        let gts = truth.truths.get(&(category, *image)).map_or(&[][..], Vec::as_slice);
+        let dts = predicted.get(&(category, *image)).map_or(&[][..], Vec::as_slice);
+        match_image(gts, dts, &truth.sigmas, area, thresholds)
+    };
+    truth.image_ids.iter().map(matches).collect()
+}
+
 /// Scores results against the ground truth.
 ///
 /// # Errors
@@ -367,16 +385,8 @@ pub fn score(truth: &GroundTruth, results: &[ResultRecord]) -> Result<CocoScores
         .iter()
         .map(|category| {
             AREAS.map(|area| {
-                let images: Vec<ImageMatches> = truth
-                    .image_ids
-                    .iter()
-                    .filter_map(|image| {
-                        let gts = truth.truths.get(&(*category, *image)).map_or(&[][..], Vec::as_slice);
-                        let dts = predicted.get(&(*category, *image)).map_or(&[][..], Vec::as_slice);
-                        (!gts.is_empty() || !dts.is_empty()).then(|| match_image(gts, dts, &truth.sigmas, area, &thresholds))
-                    })
-                    .collect();
-                Curve::new(&images, thresholds.len())
+                let images = match_all(truth, &predicted, *category, area, &thresholds);
+                Ranked::new(&images).curve(thresholds.len(), |_| 1.0)
             })
         })
         .collect();
@@ -445,30 +455,42 @@ struct Curve {
     recall: Vec<f64>,
 }
 
-impl Curve {
-    /// `None` when no ground truth counts.
-    fn new(images: &[ImageMatches], thresholds: usize) -> Option<Self> {
-        let positives: usize = images.iter().map(|i| i.counted).sum();
-        if positives == 0 {
-            return None;
-        }
+/// Images' detections by falling score.
+struct Ranked<'m> {
+    images: &'m [ImageMatches],
+    /// Image and detection.
+    order: Vec<(usize, usize)>,
+}
+
+impl<'m> Ranked<'m> {
+    fn new(images: &'m [ImageMatches]) -> Self {
         let mut order: Vec<(f64, usize, usize)> = Vec::new();
         for (i, image) in images.iter().enumerate() {
             order.extend(image.scores.iter().enumerate().map(|(d, s)| (*s, i, d)));
         }
         order.sort_by(|a, b| falling(a.0, b.0));
+        Self { images, order: order.into_iter().map(|(_, i, d)| (i, d)).collect() }
+    }
+
+    /// Of images that are there `times` often; `None` when no ground truth counts.
+    fn curve(&self, thresholds: usize, times: impl Fn(usize) -> f64) -> Option<Curve> {
+        let (images, order) = (self.images, &self.order);
+        let positives: f64 = images.iter().enumerate().map(|(i, image)| times(i) * image.counted as f64).sum();
+        if positives == 0.0 {
+            return None;
+        }
         let mut precision = Vec::with_capacity(thresholds);
         let mut recall = Vec::with_capacity(thresholds);
         for t in 0..thresholds {
             let (mut tp, mut fp) = (0.0, 0.0);
             let (mut pr, mut rc) = (Vec::with_capacity(order.len()), Vec::with_capacity(order.len()));
-            for (_, i, d) in &order {
+            for (i, d) in order {
                 let outcome = images[*i].outcomes[t * images[*i].scores.len() + d];
                 if !outcome.ignored {
-                    if outcome.matched { tp += 1.0 } else { fp += 1.0 }
+                    *(if outcome.matched { &mut tp } else { &mut fp }) += times(*i);
                 }
                 pr.push(tp / (fp + tp + f64::EPSILON));
-                rc.push(tp / positives as f64);
+                rc.push(tp / positives);
             }
             for i in (1..pr.len()).rev() {
                 if pr[i] > pr[i - 1] {
@@ -482,6 +504,6 @@ impl Curve {
             }));
             recall.push(rc.last().copied().unwrap_or(0.0));
         }
-        Some(Self { precision, recall })
+        Some(Curve { precision, recall })
     }
 }

@@ -1,6 +1,7 @@
 //! `omnilabel-trainer score`
 
-use crate::score::{CocoScores, GroundTruth, score};
+use super::common::bar;
+use crate::score::{CocoScores, Difference, GroundTruth, bootstrap, score};
 use anyhow::Context;
 use std::path::PathBuf;
 
@@ -12,6 +13,15 @@ pub(super) struct Args {
     /// COCO keypoint results (a JSON list)
     #[arg(long)]
     results: PathBuf,
+    /// Other results for the same ground truth: says how much better the first are, and how sure that is
+    #[arg(long)]
+    against: Option<PathBuf>,
+    /// Drawings of the images, with replacement, that say how sure the difference is
+    #[arg(long, default_value_t = 2000, requires = "against", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    resamples: u32,
+    /// Seed of the drawings
+    #[arg(long, default_value_t = 0, requires = "against")]
+    seed: u64,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -21,11 +31,39 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let truth = GroundTruth::read(&args.gt)?;
     let results = omnilabel_coco::read_results(&args.results)?;
     let scores = score(&truth, &results).with_context(|| args.results.display().to_string())?;
+    let Some(against) = &args.against else {
+        if args.json {
+            omnilabel_console::say!("{}", serde_json::to_string(&scores)?);
+        } else {
+            print(&[("", &scores)]);
+        }
+        return Ok(());
+    };
+    let others = omnilabel_coco::read_results(against)?;
+    let other = score(&truth, &others).with_context(|| against.display().to_string())?;
+    let progress = bar(u64::from(args.resamples), "resamples")?.with_prefix("compare");
+    let done = |n| progress.set_position(n as u64);
+    let resampled = bootstrap(&truth, &[&results, &others], args.resamples as usize, args.seed, &done)?;
+    progress.finish_and_clear();
+    let difference = resampled.difference(0, 1, scores.ap - other.ap);
+    let difference = difference.with_context(|| format!("{}: nobody counts, so that nothing can be compared", args.gt.display()))?;
     if args.json {
-        omnilabel_console::say!("{}", serde_json::to_string(&scores)?);
-    } else {
-        print(&[("", &scores)]);
+        let report = serde_json::json!({
+            "results": scores, "against": other, "difference": difference, "resamples": args.resamples, "seed": args.seed,
+        });
+        omnilabel_console::say!("{report}");
+        return Ok(());
     }
+    print(&[("results", &scores), ("against", &other)]);
+    let Difference { ap, spread, not_better } = difference;
+    let [low, high] = spread.interval;
+    omnilabel_console::say!(
+        "\nAP {ap:+.4} ± {:.4}, 95 % {low:+.4} to {high:+.4}; not better in {:.1} % of {} resamples of {} images",
+        spread.standard_error,
+        100.0 * not_better,
+        args.resamples,
+        truth.image_ids().len()
+    );
     Ok(())
 }
 
