@@ -228,6 +228,11 @@ impl GroundTruth {
         self.sigmas.len()
     }
 
+    /// Ascending category ids.
+    pub fn category_ids(&self) -> &[u64] {
+        &self.category_ids
+    }
+
     /// Ascending image ids.
     pub fn image_ids(&self) -> &[u64] {
         &self.image_ids

@@ -257,8 +257,11 @@ pub(crate) fn read_results(path: &Path) -> Result<Vec<ResultRecord>, CocoError> 
         check.finite("result", index as u64, result.bbox.as_ref().map_or(&[], |b| &b[..]))?;
         let length = result.keypoints.len();
         let expected = *lengths.entry(result.category_id).or_insert(length);
-        if length % 3 != 0 || length != expected {
-            return Err(check.content(format!("result {index} has {length} keypoint numbers, expected {expected}, in threes")));
+        if length % 3 != 0 {
+            return Err(check.content(format!("result {index} has {length} keypoint numbers, expected x, y and v of each keypoint")));
+        }
+        if length != expected {
+            return Err(check.content(format!("result {index} has {length} keypoint numbers, expected {expected} as those before it")));
         }
     }
     Ok(results)

@@ -33,7 +33,7 @@ pub struct Difference {
     /// Of that difference.
     #[serde(flatten)]
     pub spread: Spread,
-    /// The share of resamples on which the first is not better.
+    /// The share of resamples on which the first is not better; equal is not better.
     pub not_better: f64,
 }
 
@@ -59,6 +59,11 @@ impl Spread {
 }
 
 impl Resampled {
+    /// How many resamples there are with anybody who counts.
+    pub fn count(&self) -> usize {
+        self.aps.first().map_or(0, Vec::len)
+    }
+
     /// AP of set `first` less that of set `second`, which are `ap` apart on the images as they are; `None` without two resamples or such sets.
     pub fn difference(&self, first: usize, second: usize, ap: f64) -> Option<Difference> {
         let (first, second) = (self.aps.get(first)?, self.aps.get(second)?);
