@@ -86,8 +86,8 @@ fn warn_of_strangers(truth: &GroundTruth, path: &Path, results: &[ResultRecord])
     let strangers = results.iter().filter(|result| !truth.category_ids().contains(&result.category_id)).count();
     if strangers > 0 {
         let (of, known) = (results.len(), truth.category_ids());
-        tracing::warn!(
-            "{}: {strangers} of {of} results are of other categories than the ground truth's {known:?} and do not count",
+        eprintln!(
+            "warning: {}: {strangers} of {of} results are of other categories than the ground truth's {known:?} and do not count",
             path.display()
         );
     }
