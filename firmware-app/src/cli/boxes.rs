@@ -21,8 +21,8 @@ const fn one() -> f32 {
 /// The boxes that can be used, and those that cannot.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Given {
-    /// By image, with their scores.
-    pub(super) boxes: BTreeMap<u64, Vec<(Rect, f32)>>,
+    /// By image, with their index in the file and their scores.
+    pub(super) boxes: BTreeMap<u64, Vec<(usize, Rect, f32)>>,
     /// File, index, image and reason of every entry that was left out.
     pub(super) left_out: Vec<String>,
 }
@@ -39,7 +39,7 @@ pub(super) fn read(path: &Path, has: impl Fn(u64) -> bool) -> anyhow::Result<Giv
     for (index, entry) in entries.into_iter().enumerate() {
         let image = entry.get("image_id").map_or("without image_id".to_owned(), |id| format!("of image {id}"));
         match usable(entry, &has) {
-            Ok((image_id, found)) => given.boxes.entry(image_id).or_default().push(found),
+            Ok((image_id, (rect, score))) => given.boxes.entry(image_id).or_default().push((index, rect, score)),
             Err(reason) => given.left_out.push(format!("{}: box {index} {image}: {reason}", path.display())),
         }
     }
@@ -89,7 +89,10 @@ mod tests {
             {"image_id": 1, "bbox": [0, 0, 9, 9]}, {"image_id": "x", "bbox": [1, 2, 3, 4]}, {"image_id": 1, "bbox": [0, 0, 9, 9], "score": 1e60}
         ]"#;
         let given = given(text).unwrap();
-        assert_eq!(given.boxes, BTreeMap::from([(1, vec![(Rect::new(1.0, 2.0, 4.0, 6.0), 0.5), (Rect::new(0.0, 0.0, 9.0, 9.0), 1.0)])]));
+        assert_eq!(
+            given.boxes,
+            BTreeMap::from([(1, vec![(0, Rect::new(1.0, 2.0, 4.0, 6.0), 0.5), (7, Rect::new(0.0, 0.0, 9.0, 9.0), 1.0)])])
+        );
         let starts = [
             "boxes.json: box 1 of image 2: bbox is [1, 2, 0, 4]",
             "boxes.json: box 2 of image 77: there is no such image",

@@ -131,11 +131,11 @@ fn record(image_id: u64, category_id: u64, detection: &Detection) -> ResultRecor
     }
 }
 
-/// Why a box of `--boxes` is left out once its picture is known.
-fn far_away(image: u64, rect: Rect, size: Size) -> String {
-    let Rect { x1, y1, x2, y2 } = rect;
-    let Size { width, height } = size;
-    format!("box [{x1}, {y1}, {}, {}] of image {image}: it lies far outside of the picture of {width} x {height} px", x2 - x1, y2 - y1)
+/// Why box `index` of `--boxes` is left out once its picture is known.
+fn far_away(path: &Path, index: usize, image: u64, rect: Rect, size: Size) -> String {
+    let (Rect { x1, y1, .. }, Size { width, height }) = (rect, size);
+    let bbox = format!("[{x1}, {y1}, {}, {}]", rect.width(), rect.height());
+    format!("{}: box {index} of image {image}: bbox is {bbox}, far outside of the picture of {width} x {height} px", path.display())
 }
 
 /// What is drawn: from `--min-score` on, else all given boxes, else what passes the model's τ.
@@ -189,7 +189,8 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
     }
     let ids: BTreeSet<u64> = images.iter().map(|(id, _)| *id).collect();
     let given = args.boxes.as_deref().map(|path| boxes::read(path, |id| ids.contains(&id))).transpose()?;
-    let (boxes, bad_boxes) = given.map_or((None, Vec::new()), |Given { boxes, left_out }| (Some(boxes), left_out));
+    let (boxes, bad_boxes) =
+        given.map_or((None, Vec::new()), |Given { boxes, left_out }| (args.boxes.as_deref().zip(Some(boxes)), left_out));
     bad_boxes.iter().for_each(|reason| tracing::warn!("{reason}"));
     let open = |folder: &PathBuf| Drawing::open(folder, &args.images, &images, bundle.skeleton(), drawn_from(&bundle, args));
     let mut drawing = args.draw.as_ref().map(open).transpose()?;
@@ -206,10 +207,18 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
             }
         };
         let detections = match &boxes {
-            Some(boxes) => match boxes.get(id) {
+            Some((file, boxes)) => match boxes.get(id) {
                 Some(boxes) => {
-                    let (near, far): (Vec<_>, Vec<_>) = boxes.iter().copied().partition(|&(rect, _)| is_near(rect, frame.size));
-                    summary.bad_boxes.extend(far.into_iter().map(|(rect, _)| far_away(*id, rect, frame.size)));
+                    let mut near = Vec::with_capacity(boxes.len());
+                    for &(index, rect, score) in boxes {
+                        if is_near(rect, frame.size) {
+                            near.push((rect, score));
+                            continue;
+                        }
+                        let reason = far_away(file, index, *id, rect, frame.size);
+                        tracing::warn!("{reason}");
+                        summary.bad_boxes.push(reason);
+                    }
                     teacher.detect_in(&frame, &near, &plan)?
                 }
                 None => Vec::new(),

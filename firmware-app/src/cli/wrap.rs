@@ -349,7 +349,7 @@ fn given(path: &Path) -> anyhow::Result<Vec<(Rect, f32)>> {
     let given = boxes::read(path, |_| true)?;
     match given.left_out.first() {
         Some(reason) => bail!("{reason}"),
-        None => Ok(given.boxes.into_values().flatten().collect()),
+        None => Ok(given.boxes.into_values().flatten().map(|(_, rect, score)| (rect, score)).collect()),
     }
 }
 

@@ -49,8 +49,8 @@ pub fn decode(map: &[f32], side: usize, rect: Rect, kind: MapKind) -> ScoredPoin
     ScoredPoint { point, peak_logit, probability: if probability.is_finite() { probability.clamp(0.0, 1.0) } else { 0.0 } }
 }
 
-/// Where the map is brightest, for a hundredth of [`decode`]'s cost: the first brightest cell's place in the coordinates of `rect`, refined by
-/// the parabolas through it and its neighbours ([`refined`]). The box's centre where that cell is not finite.
+/// Where the map is brightest, without [`decode`]'s search of the resized map: the first brightest cell's place in the coordinates of `rect`,
+/// refined by the parabolas through it and its neighbours ([`refined`]). The box's centre where that cell is not finite.
 ///
 /// # Panics
 /// As [`decode`].

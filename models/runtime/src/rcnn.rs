@@ -176,7 +176,8 @@ impl Rcnn {
                 let map = enlargement.map_or(Cow::Borrowed(map), |enlargement| Cow::Owned(enlargement.enlarge(map)));
                 let found = decode(&map, side, rect, map_kind(plan.average));
                 let own: Vec<Point> = points.iter().filter_map(|points| points.get(i * k + j).copied()).collect();
-                let agreement = agreement(&own, brightest(&map, side, rect), self.skeleton.sigmas()[j], rect.area());
+                let place = if own.is_empty() { found.point } else { brightest(&map, side, rect) };
+                let agreement = agreement(&own, place, self.skeleton.sigmas()[j], rect.area());
                 let keypoint = Keypoint {
                     point: to_base.frame_from_net(found.point),
                     peak_logit: found.peak_logit,
