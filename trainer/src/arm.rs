@@ -12,7 +12,7 @@ mod export;
 
 pub use export::{amend, dataset_digest};
 
-use crate::mix::{Mix, MixError, Pick};
+use crate::mix::{MANUAL_PERCENT, Mix, MixError, Pick};
 use crate::samples::SampleSet;
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_detect::frame::FrameError;
@@ -117,12 +117,25 @@ pub struct ArmConfig {
     /// Golden frames, taken from the manual samples.
     #[serde(skip)]
     pub golden: usize,
+    /// Manual images of every 100, where there are generated ones.
+    #[serde(default = "paper", skip_serializing_if = "is_paper")]
+    pub manual_percent: u8,
     /// Precision of the weights in the bundle.
     #[serde(default)]
     pub weights: Precision,
     /// What it is trained on; it may differ from one resumption to the next.
     #[serde(skip)]
     pub compute: Compute,
+}
+
+const fn paper() -> u8 {
+    MANUAL_PERCENT
+}
+
+/// Older folders say nothing of it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+const fn is_paper(percent: &u8) -> bool {
+    *percent == MANUAL_PERCENT
 }
 
 /// Thresholds of a model that is not calibrated.
@@ -253,7 +266,8 @@ fn steps(
     } else {
         Run::new_on(arm.network.clone(), options.clone(), flip, &arm.init, &place)?
     };
-    let mut mix = Mix::new(options.seed, options.batch, manual.items.len(), generated.map_or(0, |g| g.items.len()))?;
+    let (of_manual, of_generated) = (manual.items.len(), generated.map_or(0, |g| g.items.len()));
+    let mut mix = Mix::new(options.seed, options.batch, arm.manual_percent, of_manual, of_generated)?;
     let first = run.step_index();
     let (mut log, before_s) = open_log(&arm.out.join("progress.jsonl"), first)?;
     let started = Instant::now();
@@ -267,8 +281,8 @@ fn steps(
             .step(step)
             .into_par_iter()
             .map(|pick| match (pick, generated) {
-                (Pick::Generated(index), Some(set)) => set.items[index].sample(),
-                (Pick::Manual(index) | Pick::Generated(index), _) => manual.items[index].sample(),
+                (Pick::Generated(index), Some(set)) => set.items[index].sample(true),
+                (Pick::Manual(index) | Pick::Generated(index), _) => manual.items[index].sample(false),
             })
             .collect::<Result<_, FrameError>>()?;
         let losses = run.step(&samples.iter().collect::<Vec<_>>())?;
@@ -291,6 +305,7 @@ fn steps(
     if run.step_index() > first {
         run.checkpoint(&checkpoint)?;
     }
+    run.take_average()?;
     Ok(Ok(run))
 }
 

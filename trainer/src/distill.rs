@@ -14,11 +14,13 @@
 mod label;
 mod report;
 
+pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, runner};
 pub use report::{LabelCount, Report, Row};
 
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, provisional, train_arm, write_atomically};
 use crate::calibrate::{Calibration, FLEET_PRECISION, HeldOut, ManualStats, Mode, calibrate, judge_boxes};
 use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled};
+use crate::mix::MANUAL_PERCENT;
 use crate::samples::{LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
@@ -218,11 +220,21 @@ impl Method<'_> {
         };
 
         (self.event)(Event::Stage("labels"));
-        let detections = label::detect_all(c, &teacher, self.event, self.cancel)?;
+        let folder = c.out.join("labels");
+        let labelling = Labelling {
+            unlabelled: &c.unlabelled,
+            left_out: &c.left_out,
+            category_id: c.labelled.category_id(),
+            detector: c.detector.as_deref(),
+            views: &c.views,
+            folder: &folder,
+        };
+        let detections = detect_all(&labelling, &teacher, self.event, self.cancel)?;
         detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
         left_out.extend_from_slice(&detections.unreadable);
         let calibration = self.calibrate(&teacher, &detections)?;
-        let (generated, count) = label::harden_all(c, &detections, &calibration)?;
+        let rule = Rule { thresholds: calibration.thresholds, ignore_from: c.ignore_from, min_agreement: None };
+        let (generated, count) = harden_all(&labelling, &detections, &rule)?;
 
         let Some(student) = self.train("student", &c.student_options, &manual, Some(&generated))? else { return Ok(None) };
         let evaluation = self.evaluate("student", &student, None)?;
@@ -258,6 +270,7 @@ impl Method<'_> {
             thresholds: provisional(),
             parent: None,
             golden: 2,
+            manual_percent: MANUAL_PERCENT,
             weights: Precision::F32,
             compute: self.config.compute,
         };
@@ -273,7 +286,7 @@ impl Method<'_> {
         (self.event)(Event::Stage(&stage));
         let val = &self.config.val;
         let key = EvaluationKey {
-            weights_sha256: label::identity(self.config, bundle)?,
+            weights_sha256: identity(self.config.detector.as_deref(), bundle)?,
             images: val.images.iter().map(|i| i.id).collect(),
             views: views.cloned(),
         };
@@ -283,7 +296,7 @@ impl Method<'_> {
         {
             return Ok(known.evaluation);
         }
-        let teacher = label::runner(self.config, bundle)?;
+        let teacher = runner(self.config.detector.as_deref(), bundle)?;
         let of = val.images.len() * if views.is_some() { 2 } else { 1 };
         let done = |done| (self.event)(Event::Pictures { done, of });
         let (evaluation, detections) = evaluate(&teacher, val, views, &done, self.cancel)?;
@@ -303,7 +316,7 @@ impl Method<'_> {
         let unlabelled: Vec<_> = detections.images.iter().map(|i| i.detections.clone()).collect();
         let mut judged = Vec::new();
         if c.mode == Mode::Fleet {
-            let runner = label::runner(c, teacher)?;
+            let runner = runner(c.detector.as_deref(), teacher)?;
             let held_out = crate::evaluate::detect(&runner, &c.val, &c.views.plan(&runner), &|_| {}, self.cancel)?;
             for image in &held_out.images {
                 judge_boxes(&c.val, image.image_id, &image.detections, &mut judged);

@@ -6,10 +6,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// Manual images of every [`SHARE_OF`] (the paper's 60 %).
-pub const SHARE_MANUAL: u64 = 6;
-/// See [`SHARE_MANUAL`].
-pub const SHARE_OF: u64 = 10;
+/// Manual images of every 100 (the paper's 60 : 40).
+pub const MANUAL_PERCENT: u8 = 60;
 
 /// One image of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +60,9 @@ pub enum MixError {
     /// A batch of no images.
     #[error("the batch must have at least one image")]
     EmptyBatch,
+    /// No share.
+    #[error("{0} % of the images cannot be manual: expected 1 to 100")]
+    Percent(u8),
 }
 
 /// Which images each optimiser step sees.
@@ -70,30 +71,35 @@ pub struct Mix {
     manual: Epochs,
     generated: Option<Epochs>,
     batch: u64,
+    percent: u64,
 }
 
 impl Mix {
-    /// Steps of `batch` images from `manual` and `generated` samples. Without generated samples every image is manual.
+    /// Steps of `batch` images from `manual` and `generated` samples, `percent` of every 100 manual. Without generated samples every
+    /// image is.
     ///
     /// # Errors
     /// See [`MixError`].
-    pub fn new(seed: u64, batch: usize, manual: usize, generated: usize) -> Result<Self, MixError> {
+    pub fn new(seed: u64, batch: usize, percent: u8, manual: usize, generated: usize) -> Result<Self, MixError> {
         if manual == 0 {
             return Err(MixError::NoManual);
         }
         if batch == 0 {
             return Err(MixError::EmptyBatch);
         }
+        if !(1..=100).contains(&percent) {
+            return Err(MixError::Percent(percent));
+        }
         let generated = (generated > 0).then(|| Epochs::new(seed ^ 0x67656e65, generated));
-        Ok(Self { manual: Epochs::new(seed, manual), generated, batch: batch as u64 })
+        Ok(Self { manual: Epochs::new(seed, manual), generated, batch: batch as u64, percent: percent.into() })
     }
 
-    /// Manual images in the first `steps` steps: ⌊0.6 · images⌋, but at least one a step.
+    /// Manual images in the first `steps` steps: their share of all, rounded down, but at least one a step.
     fn manual_until(&self, steps: u64) -> u64 {
         if self.generated.is_none() {
             return steps * self.batch;
         }
-        (steps * self.batch * SHARE_MANUAL / SHARE_OF).max(steps)
+        (steps * self.batch * self.percent / 100).max(steps)
     }
 
     /// The images of step `step` (from 0), manual ones first.
@@ -121,7 +127,7 @@ mod tests {
         /// Every step has the batch's size, a manual image, and its quota to within the carried remainder; the total is exact.
         #[test]
         fn quota_is_exact(seed: u64, batch in 2_usize..40, m in 1_usize..50, g in 1_usize..50, steps in 1_u64..60) {
-            let mut mix = Mix::new(seed, batch, m, g).unwrap();
+            let mut mix = Mix::new(seed, batch, MANUAL_PERCENT, m, g).unwrap();
             let mut total = 0;
             for step in 0..steps {
                 let picks = mix.step(step);
@@ -136,7 +142,7 @@ mod tests {
         /// Every image is drawn once before any is drawn twice.
         #[test]
         fn epochs_are_permutations(seed: u64, batch in 1_usize..9, m in 1_usize..40) {
-            let mut mix = Mix::new(seed, batch, m, 0).unwrap();
+            let mut mix = Mix::new(seed, batch, MANUAL_PERCENT, m, 0).unwrap();
             let draws: Vec<Pick> = (0..(3 * m as u64).div_ceil(batch as u64)).flat_map(|s| mix.step(s)).collect();
             for epoch in draws.chunks_exact(m) {
                 let mut seen: Vec<usize> = epoch.iter().map(|p| match p { Pick::Manual(i) | Pick::Generated(i) => *i }).collect();
@@ -148,26 +154,26 @@ mod tests {
         /// A step's images do not depend on which steps were asked for before.
         #[test]
         fn any_step_can_be_resumed(seed: u64, batch in 1_usize..20, m in 1_usize..30, g in 0_usize..30, step in 0_u64..100) {
-            let mut through = Mix::new(seed, batch, m, g).unwrap();
+            let mut through = Mix::new(seed, batch, MANUAL_PERCENT, m, g).unwrap();
             let straight = (0..=step).map(|s| through.step(s)).last().unwrap();
-            prop_assert_eq!(Mix::new(seed, batch, m, g).unwrap().step(step), straight);
+            prop_assert_eq!(Mix::new(seed, batch, MANUAL_PERCENT, m, g).unwrap().step(step), straight);
         }
     }
 
     #[test]
     fn a_batch_of_one_is_always_manual() {
-        let mut mix = Mix::new(1, 1, 3, 3).unwrap();
+        let mut mix = Mix::new(1, 1, MANUAL_PERCENT, 3, 3).unwrap();
         assert!((0..20).all(|s| manual(&mix.step(s)) == 1));
     }
 
     #[test]
     fn different_epochs_have_different_orders() {
-        let mut mix = Mix::new(5, 100, 100, 0).unwrap();
+        let mut mix = Mix::new(5, 100, MANUAL_PERCENT, 100, 0).unwrap();
         assert_ne!(mix.step(0), mix.step(1));
     }
 
     #[test]
     fn without_manual_images_there_is_no_mix() {
-        assert_eq!(Mix::new(1, 4, 0, 9).unwrap_err(), MixError::NoManual);
+        assert_eq!(Mix::new(1, 4, MANUAL_PERCENT, 0, 9).unwrap_err(), MixError::NoManual);
     }
 }

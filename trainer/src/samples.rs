@@ -49,15 +49,24 @@ pub struct Item {
 }
 
 impl Item {
-    /// An image with a teacher's labels: kept instances become people, with the keypoints at or above τ_k; those just under τ
-    /// become ignore regions. `None` when nobody with a keypoint is kept.
-    pub fn generated(id: u64, name: &str, picture: Arc<[u8]>, kept: &Kept<'_>, keypoint_threshold: f32) -> Option<Self> {
+    /// An image with a teacher's labels: kept instances become people, with the keypoints at or above τ_k on which the views agree by
+    /// `min_agreement` at least; those just under τ become ignore regions. `None` when nobody with a keypoint is kept.
+    pub fn generated(
+        id: u64,
+        name: &str,
+        picture: Arc<[u8]>,
+        kept: &Kept<'_>,
+        keypoint_threshold: f32,
+        min_agreement: Option<f32>,
+    ) -> Option<Self> {
         let people: Vec<Person> = kept
             .people
             .iter()
             .map(|d| {
-                let keypoints = harden(d, keypoint_threshold);
-                let keypoints = keypoints.iter().map(|k| (k.visibility != Visibility::Unlabelled).then_some(k.point)).collect();
+                let agreed = |agreement: f32| min_agreement.is_none_or(|least| agreement >= least);
+                let hard = harden(d, keypoint_threshold).into_iter().zip(&d.keypoints);
+                let keypoints =
+                    hard.map(|(k, raw)| (k.visibility != Visibility::Unlabelled && agreed(raw.agreement)).then_some(k.point)).collect();
                 Person { rect: d.rect, keypoints }
             })
             .filter(|p| p.rect.is_valid() && p.rect.area() > 0.0)
@@ -68,13 +77,13 @@ impl Item {
         Some(Self { id, name: name.to_owned(), picture, people, ignore: kept.ignored.iter().map(|d| d.rect).collect() })
     }
 
-    /// The picture decoded, with its labels.
+    /// The picture decoded, with its labels; `generated` says whose they are.
     ///
     /// # Errors
     /// [`FrameError::Decode`].
-    pub fn sample(&self) -> Result<Sample, FrameError> {
+    pub fn sample(&self, generated: bool) -> Result<Sample, FrameError> {
         let frame = Frame::decode(&self.name, &self.picture)?;
-        Ok(Sample { frame, people: self.people.clone(), ignore: self.ignore.clone() })
+        Ok(Sample { frame, people: self.people.clone(), ignore: self.ignore.clone(), generated })
     }
 }
 

@@ -14,6 +14,7 @@ use omnilabel_trainer::arm::{ArmConfig, ArmOutcome, read_progress, train_arm};
 use omnilabel_trainer::calibrate::Mode;
 use omnilabel_trainer::distill::{DistillConfig, Event, Outcome, distill, split_by_id};
 use omnilabel_trainer::evaluate::Views;
+use omnilabel_trainer::mix::MANUAL_PERCENT;
 use omnilabel_trainer::samples::{SampleError, SampleSet, plain_folder};
 use std::path::Path;
 use std::sync::Mutex;
@@ -40,6 +41,7 @@ fn arm(out: &Path, steps: u64) -> ArmConfig {
         thresholds: Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 },
         parent: None,
         golden: 2,
+        manual_percent: MANUAL_PERCENT,
         weights: omnilabel_rcnn::params::Precision::F32,
         compute: omnilabel_rcnn::device::Compute::default(),
     }

@@ -101,7 +101,8 @@ fn load(dataset: &Dataset, first: f64) -> Result<Vec<Sample>, Error> {
     let count = (dataset.images.len() as f64 * first).floor() as usize;
     let mut samples = Vec::new();
     for image in &dataset.images[..count] {
-        let mut sample = Sample { frame: Frame::open(&dataset.image_path(image))?, people: Vec::new(), ignore: Vec::new() };
+        let mut sample =
+            Sample { frame: Frame::open(&dataset.image_path(image))?, people: Vec::new(), ignore: Vec::new(), generated: false };
         for annotation in dataset.annotations_of(image.id) {
             let [x, y, width, height] = annotation.bbox.map(|v| v as f32);
             let rect = Rect::from_xywh(x, y, width, height);

@@ -30,6 +30,8 @@ pub struct Sample {
     pub people: Vec<Person>,
     /// Regions that are neither positive nor background (crowds, instances just under τ).
     pub ignore: Vec<Rect>,
+    /// Whether its labels are a teacher's.
+    pub generated: bool,
 }
 
 /// What is done to a sample before a step. The canvas keeps its size; what leaves it is cut, what is uncovered is mean colour.
@@ -46,18 +48,30 @@ pub struct Augment {
     pub shift: f32,
     /// Brightness, contrast and colour gain drawn from `1 ± colour`.
     pub colour: f32,
+    /// Joint cut-out (spec §7): the probability that a labelled keypoint is covered by a square of mean colour; it stays labelled.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cutout: f32,
 }
+
+/// Older files say nothing of it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
+
+/// Side of a cut-out square, in sides of the square that has its person's area.
+const CUTOUT_SIDE: f32 = 0.2;
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { flip: true, scale: 0.25, rotation: 15.0, shift: 0.05, colour: 0.25 }
+        Self { flip: true, scale: 0.25, rotation: 15.0, shift: 0.05, colour: 0.25, cutout: 0.0 }
     }
 }
 
 impl Augment {
     /// Nothing is changed.
     pub fn none() -> Self {
-        Self { flip: false, scale: 0.0, rotation: 0.0, shift: 0.0, colour: 0.0 }
+        Self { flip: false, scale: 0.0, rotation: 0.0, shift: 0.0, colour: 0.0, cutout: 0.0 }
     }
 }
 
@@ -242,11 +256,34 @@ impl Drawn {
     }
 }
 
+/// Covers keypoints of `[3, rows, columns]` with squares of mean colour, each with this probability.
+fn cut_out(probability: f32, truth: &Truth, out: &mut [f32], (rows, columns): (usize, usize), rng: &mut impl Rng) {
+    if probability <= 0.0 {
+        return;
+    }
+    let net = truth.net;
+    for (rect, keypoints) in truth.boxes.iter().zip(&truth.keypoints) {
+        let half = 0.5 * CUTOUT_SIDE * rect.area().sqrt();
+        for point in keypoints.iter().flatten() {
+            if rng.random::<f32>() >= probability {
+                continue;
+            }
+            let span = |at: f32, end: u32| (at - half).max(0.0) as usize..((at + half).ceil().min(end as f32) as usize);
+            let (across, down) = (span(point.x, net.width), span(point.y, net.height));
+            for plane in out.chunks_exact_mut(rows * columns) {
+                down.clone().for_each(|row| plane[row * columns..][across.clone()].fill(0.0));
+            }
+        }
+    }
+}
+
 /// How a batch is drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw<'a> {
     /// The augmentation.
     pub augment: &'a Augment,
+    /// Of samples with generated labels.
+    pub generated: &'a Augment,
     /// The network's input.
     pub input: &'a InputSpec,
     /// Short side of the canvas, px.
@@ -290,9 +327,12 @@ pub fn prepare(samples: &[&Sample], draw: Draw<'_>) -> Result<Batch, RcnnError> 
         .enumerate()
         .map(|(index, ((out, sample), &net))| {
             let mut rng = generator(draw.seed, draw.step, index, Purpose::Augment);
-            let drawn = Drawn::draw(draw.augment, sample.frame.size, net, &mut rng);
+            let augment = if sample.generated { draw.generated } else { draw.augment };
+            let drawn = Drawn::draw(augment, sample.frame.size, net, &mut rng);
             drawn.warp(&sample.frame, draw.input, net, out, rows, columns);
-            drawn.truth(sample, draw.flip, net)
+            let truth = drawn.truth(sample, draw.flip, net);
+            cut_out(augment.cutout, &truth, out, (rows, columns), &mut rng);
+            truth
         })
         .collect();
     Ok(Batch { data, rows, columns, truths })
@@ -316,6 +356,7 @@ mod tests {
     fn sample(width: u32, height: u32) -> Sample {
         let rgb = (0..3 * width * height).map(|i| (i * 37 % 251) as u8).collect();
         Sample {
+            generated: false,
             frame: Frame { size: Size { width, height }, rgb },
             people: vec![Person {
                 rect: Rect::new(20.0, 10.0, 60.0, 70.0),
@@ -326,7 +367,7 @@ mod tests {
     }
 
     fn draw(augment: &Augment, step: u64) -> Draw<'_> {
-        Draw { augment, input: &INPUT, short_side: 64, flip: &[1, 0, 2], seed: 5, step }
+        Draw { augment, generated: augment, input: &INPUT, short_side: 64, flip: &[1, 0, 2], seed: 5, step }
     }
 
     #[test]
@@ -415,6 +456,24 @@ mod tests {
             // The dot's centroid on the pixel grid, and its cut-off skirt.
             assert!(apart < 0.5, "step {step}: {apart} px");
         }
+    }
+
+    #[test]
+    fn generated_samples_are_augmented_their_own_way_and_cut_joints_stay_labelled() {
+        let manual = sample(90, 80);
+        let generated = Sample { generated: true, ..manual.clone() };
+        let (none, cutting) = (Augment::none(), Augment { cutout: 1.0, ..Augment::none() });
+        let batch = prepare(&[&manual, &generated], Draw { generated: &cutting, ..draw(&none, 0) }).unwrap();
+        assert_eq!(batch.truths[0], batch.truths[1]);
+        let (first, second) = batch.data.split_at(batch.data.len() / 2);
+        let side = CUTOUT_SIDE * batch.truths[0].boxes[0].area().sqrt();
+        for point in batch.truths[0].keypoints[0].iter().flatten() {
+            let at = point.y as usize * batch.columns + point.x as usize;
+            assert!(second[at] == 0.0 && first[at] != 0.0, "{point:?}");
+        }
+        let changed = first.iter().zip(second).filter(|(a, b)| a != b).count() as f32;
+        // Two squares in three colours, whose borders are rounded outwards.
+        assert!(changed > 6.0 * (side - 1.0).powi(2) && changed < 6.0 * (side + 2.0).powi(2), "{changed} values, {side} px");
     }
 
     #[test]

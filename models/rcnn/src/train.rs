@@ -4,6 +4,7 @@
 //! Run::new(config, options, skeleton flip, init) ─▶ step(samples) ─▶ Losses … checkpoint(dir) / Run::resume(dir)
 //! ```
 
+mod average;
 mod checkpoint;
 mod objective;
 
@@ -15,6 +16,7 @@ use crate::network::Network;
 use crate::optim::Optim;
 pub use crate::optim::{Optimizer, Schedule, learning_rate};
 use crate::targets::{self, MatchRule, Purpose, Truth, generator};
+use average::Average;
 use candle_core::{Tensor, Var};
 use objective::objective;
 pub use objective::{Chosen, objective_on};
@@ -58,8 +60,14 @@ pub struct TrainOptions {
     pub clip: Option<f64>,
     /// Augmentation.
     pub augment: Augment,
+    /// Augmentation of samples with generated labels, where it is another (spec §7).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generated_augment: Option<Augment>,
     /// Short sides drawn from per step (multi-scale training); empty: the config's.
     pub short_sides: Vec<u32>,
+    /// Decay of the exponential moving average of the weights that is exported instead of the last ones (spec §7).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<f64>,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -77,7 +85,9 @@ impl Default for TrainOptions {
             milestones: vec![0.7, 0.9],
             clip: Some(10.0),
             augment: Augment::default(),
+            generated_augment: None,
             short_sides: Vec::new(),
+            average: None,
             seed: 1,
         }
     }
@@ -124,6 +134,7 @@ pub struct Run {
     pub options: TrainOptions,
     flip: Vec<u8>,
     optim: Optim,
+    average: Option<Average>,
     /// Whether the random weights still wait for the first batch's statistics.
     uncalibrated: bool,
     step: u64,
@@ -163,8 +174,9 @@ impl Run {
             return Err(RcnnError::Config(format!("the flip permutation has {} entries for {keypoints} keypoints", flip.len())));
         }
         let vars: Vec<(String, Var)> = network.params().trainable().map(|(name, var)| (name.to_owned(), var.clone())).collect();
+        let average = options.average.map(|decay| Average::new(decay, vars.iter().map(|(_, var)| var))).transpose()?;
         let optim = Optim::new(options.optimizer, options.weight_decay, options.clip, vars)?;
-        Ok(Self { network, options, flip: flip.to_vec(), optim, uncalibrated: false, step: 0 })
+        Ok(Self { network, options, flip: flip.to_vec(), optim, average, uncalibrated: false, step: 0 })
     }
 
     /// Steps done.
@@ -196,7 +208,21 @@ impl Run {
             return Err(RcnnError::NotFinite { name: "gradient norm", step: self.step, value: norm as f32 });
         }
         self.step += 1;
+        if let Some(average) = &mut self.average {
+            average.update(self.step, self.optim.vars.iter().map(|(_, var)| var))?;
+        }
         Ok(losses)
+    }
+
+    /// Gives the network the average of its weights, where one is kept: for the end of a run, after its last checkpoint.
+    ///
+    /// # Errors
+    /// See [`RcnnError`].
+    pub fn take_average(&mut self) -> Result<(), RcnnError> {
+        if let Some(average) = self.average.take() {
+            self.optim.vars.iter().zip(&average.values).try_for_each(|((_, var), value)| var.set(value))?;
+        }
+        Ok(())
     }
 
     /// Calibrates random weights on `samples` (see [`Network::calibrate`]), as the first [`Run::step`] does by itself; nothing
@@ -226,6 +252,7 @@ impl Run {
         };
         let draw = Draw {
             augment: &self.options.augment,
+            generated: self.options.generated_augment.as_ref().unwrap_or(&self.options.augment),
             input: &config.input,
             short_side,
             flip: &self.flip,

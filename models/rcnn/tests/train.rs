@@ -59,7 +59,7 @@ fn samples() -> Vec<Sample> {
                 stick(&mut frame, 28.0 + 3.0 * i as f32, 10.0, 60.0, i),
                 stick(&mut frame, 70.0 - 2.0 * i as f32, 20.0 + 4.0 * i as f32, 50.0, i + 5),
             ];
-            Sample { frame, people, ignore: Vec::new() }
+            Sample { frame, people, ignore: Vec::new(), generated: false }
         })
         .collect()
 }
@@ -106,7 +106,7 @@ fn a_resumed_run_is_the_run() {
     let samples = samples();
     let batch: Vec<&Sample> = samples.iter().collect();
     for optimizer in [Optimizer::AdamW, Optimizer::Sgd] {
-        let options = TrainOptions { optimizer, short_sides: vec![64, 96], ..options(6) };
+        let options = TrainOptions { optimizer, short_sides: vec![64, 96], average: Some(0.5), ..options(6) };
         let mut straight = Run::new(config(), options.clone(), &FLIP, &Init::Seed(3)).unwrap();
         let straight_losses: Vec<Losses> = (0..6).map(|_| straight.step(&batch).unwrap()).collect();
 
@@ -122,6 +122,40 @@ fn a_resumed_run_is_the_run() {
         let resumed: Vec<Losses> = (0..3).map(|_| second.step(&batch).unwrap()).collect();
         assert_eq!(resumed, straight_losses[3..]);
         assert_eq!(weights(&straight), weights(&second));
+        let last = weights(&straight);
+        straight.take_average().unwrap();
+        second.take_average().unwrap();
+        assert_ne!(weights(&straight), last);
+        assert_eq!(weights(&straight), weights(&second));
+    }
+}
+
+#[test]
+fn the_average_forgets_by_its_decay() {
+    let samples = samples();
+    let batch: Vec<&Sample> = samples.iter().collect();
+    let mut run = Run::new(config(), TrainOptions { average: Some(0.25), ..options(4) }, &FLIP, &Init::Seed(3)).unwrap();
+    let mut expected = weights(&run);
+    for step in 1..=4 {
+        run.step(&batch).unwrap();
+        // 2/11, 3/12, and then the decay itself.
+        let decay = [2.0 / 11.0, 0.25, 0.25, 0.25][step - 1] as f32;
+        for ((_, expected), (_, found)) in expected.iter_mut().zip(weights(&run)) {
+            expected.iter_mut().zip(found).for_each(|(expected, found)| *expected = decay * *expected + (1.0 - decay) * found);
+        }
+    }
+    run.take_average().unwrap();
+    let trained: Vec<String> = run.network.params().trainable().map(|(name, _)| name.to_owned()).collect();
+    for ((name, expected), (_, found)) in expected.iter().zip(&weights(&run)).filter(|(a, _)| trained.contains(&a.0)) {
+        let largest = expected.iter().fold(1e-3_f32, |most, v| most.max(v.abs()));
+        let apart = expected.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // Four sums of two products, rounded to f32.
+        assert!(apart <= 4.0 * f32::EPSILON * largest, "{name}: {apart} of {largest}");
+    }
+    for decay in [1.0, -0.1, f64::NAN] {
+        let options = TrainOptions { average: Some(decay), ..options(4) };
+        let error = Run::new(config(), options, &FLIP, &Init::Seed(3)).err().unwrap().to_string();
+        assert!(error.contains("`average`"), "{error}");
     }
 }
 

@@ -4,6 +4,7 @@ use super::common::{TrainFlags, Weights, bar, load, stop_flag};
 use crate::arm::{ArmConfig, ArmOutcome, amend, begun, provisional, train_arm};
 use crate::distill::calibrate_on;
 use crate::evaluate::{evaluate, labelled};
+use crate::mix::MANUAL_PERCENT;
 use crate::samples::SampleSet;
 use anyhow::{Context, bail};
 use omnilabel_bundle::{Bundle, hex};
@@ -79,6 +80,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         thresholds: provisional(),
         parent: None,
         golden: args.golden,
+        manual_percent: MANUAL_PERCENT,
         weights: if args.weights == Weights::F16 { Precision::F16 } else { Precision::F32 },
         compute: training.compute,
     };

@@ -1,12 +1,13 @@
 //! The labelling stage: ensembled detections on disk, picture by picture, and the hard labels made of them.
 
-use super::{DistillConfig, DistillError, Event, LabelCount};
+use super::{DistillError, Event, LabelCount};
 use crate::arm::ArmError;
-use crate::calibrate::{Calibration, split};
+use crate::calibrate::split;
 use crate::evaluate::{Detected, Detections, Views, detect_readable, load_detected, same_skeleton};
-use crate::samples::{Item, SampleSet};
+use crate::samples::{Item, LeftOut, SampleSet};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
+use omnilabel_keypoints::label::Thresholds;
 use omnilabel_runtime::Teacher;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -18,9 +19,37 @@ use std::sync::atomic::AtomicBool;
 /// Pictures that are labelled between two writes.
 const CHUNK: usize = 256;
 
+/// What is labelled, how, and where that is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Labelling<'l> {
+    /// The pictures; their annotations are not looked at.
+    pub(crate) unlabelled: &'l Dataset,
+    /// Pictures that could not be read when they were listed.
+    pub(crate) left_out: &'l [LeftOut],
+    /// The category of the labels.
+    pub(crate) category_id: u64,
+    /// A bundle that finds people for a teacher that is a top-down pose model.
+    pub(crate) detector: Option<&'l Path>,
+    /// The teacher's views.
+    pub(crate) views: &'l Views,
+    /// The folder of `detections.jsonl` and the labels.
+    pub(crate) folder: &'l Path,
+}
+
+/// Which detections become which labels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule {
+    /// τ and τ_k.
+    pub(crate) thresholds: Thresholds,
+    /// The share of τ from which instances are ignore regions.
+    pub(crate) ignore_from: Option<f32>,
+    /// Keypoints on which the views agree less are left unlabelled.
+    pub(crate) min_agreement: Option<f32>,
+}
+
 /// What decides the detections: the bundle's weights, which unlike the manifest do not change when thresholds are amended. Of a wrapped
 /// pose model all files but the golden frames, and the detector that is not its own.
-pub(super) fn identity(config: &DistillConfig, bundle: &Bundle) -> Result<String, DistillError> {
+pub(crate) fn identity(detector: Option<&Path>, bundle: &Bundle) -> Result<String, DistillError> {
     let files = &bundle.manifest().files;
     if let (Some(_), Some(weights)) = (bundle.manifest().network.rcnn(), files.get("weights.safetensors")) {
         return Ok(weights.sha256.clone());
@@ -29,23 +58,23 @@ pub(super) fn identity(config: &DistillConfig, bundle: &Bundle) -> Result<String
     for (name, entry) in files.iter().filter(|(name, _)| !name.starts_with("golden/")) {
         hash.update(format!("{name} {}\n", entry.sha256));
     }
-    if let Some(detector) = detector(config, bundle)? {
+    if let Some(detector) = finder(detector, bundle)? {
         hash.update(detector.sha256());
     }
     Ok(omnilabel_bundle::hex(&hash.finalize()))
 }
 
 /// What finds people for `bundle`, where the configuration says so and it needs that.
-fn detector(config: &DistillConfig, bundle: &Bundle) -> Result<Option<Bundle>, DistillError> {
-    match &config.detector {
+fn finder(detector: Option<&Path>, bundle: &Bundle) -> Result<Option<Bundle>, DistillError> {
+    match detector {
         Some(path) if bundle.manifest().network.takes_boxes() => Ok(Some(Bundle::open(path)?)),
         _ => Ok(None),
     }
 }
 
 /// The model of a bundle, ready to detect.
-pub(super) fn runner(config: &DistillConfig, bundle: &Bundle) -> Result<Teacher, DistillError> {
-    Ok(load_detected(bundle, detector(config, bundle)?.as_ref())?)
+pub(crate) fn runner(detector: Option<&Path>, bundle: &Bundle) -> Result<Teacher, DistillError> {
+    Ok(load_detected(bundle, finder(detector, bundle)?.as_ref())?)
 }
 
 /// First line of `detections.jsonl`.
@@ -65,20 +94,20 @@ enum Line {
 }
 
 /// The ensembled detections of all unlabelled pictures: those on disk, then the others.
-pub(super) fn detect_all(
-    config: &DistillConfig,
+pub(crate) fn detect_all(
+    labelling: &Labelling<'_>,
     bundle: &Bundle,
     event: &(dyn Fn(Event<'_>) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Detections, DistillError> {
-    let folder = config.out.join("labels");
-    std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
+    let Labelling { unlabelled, folder, .. } = *labelling;
+    std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
     let path = folder.join("detections.jsonl");
-    let header = Header { weights_sha256: identity(config, bundle)?, views: config.views.clone() };
+    let header = Header { weights_sha256: identity(labelling.detector, bundle)?, views: labelling.views.clone() };
     let (mut found, through) = read(&path, &header)?;
     let json = |source| ArmError::Json { path: path.clone(), source };
-    let of = config.unlabelled.images.len();
-    let wanted: BTreeSet<u64> = config.unlabelled.images.iter().map(|i| i.id).collect();
+    let of = unlabelled.images.len();
+    let wanted: BTreeSet<u64> = unlabelled.images.iter().map(|i| i.id).collect();
     found.images.retain(|i| wanted.contains(&i.image_id));
 
     let mut text = serde_json::to_vec(&header).map_err(json)?;
@@ -90,10 +119,10 @@ pub(super) fn detect_all(
     crate::arm::write_atomically(&path, &text)?;
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).map_err(ArmError::io(&path))?;
 
-    let teacher = runner(config, bundle)?;
-    same_skeleton(&teacher, &config.unlabelled)?;
-    let plan = config.views.plan(&teacher);
-    let rest = config.unlabelled.subset(|_, image| through.is_none_or(|t| image.id > t));
+    let teacher = runner(labelling.detector, bundle)?;
+    same_skeleton(&teacher, unlabelled)?;
+    let plan = labelling.views.plan(&teacher);
+    let rest = unlabelled.subset(|_, image| through.is_none_or(|t| image.id > t));
     let known = of - rest.images.len();
     for (chunk, first) in (0..rest.images.len()).step_by(CHUNK).enumerate() {
         let part = rest.subset(|index, _| (first..first + CHUNK).contains(&index));
@@ -149,27 +178,25 @@ fn read(path: &Path, header: &Header) -> Result<(Detections, Option<u64>), Disti
 }
 
 /// Applies both thresholds: samples for the student, and `annotations.json` for people.
-pub(super) fn harden_all(
-    config: &DistillConfig,
-    detections: &Detections,
-    calibration: &Calibration,
-) -> Result<(SampleSet, LabelCount), DistillError> {
-    let unlabelled = &config.unlabelled;
-    let thresholds = calibration.thresholds;
+pub(crate) fn harden_all(labelling: &Labelling<'_>, detections: &Detections, rule: &Rule) -> Result<(SampleSet, LabelCount), DistillError> {
+    let Labelling { unlabelled, left_out, folder, .. } = *labelling;
+    let thresholds = rule.thresholds;
     let mut set = SampleSet::empty(unlabelled.skeleton.clone());
     let mut dataset =
         Dataset { root: unlabelled.root.clone(), skeleton: unlabelled.skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
-    let unreadable = config.left_out.len() + detections.unreadable.len();
-    let images = config.left_out.len() + unlabelled.images.len();
+    let unreadable = left_out.len() + detections.unreadable.len();
+    let images = left_out.len() + unlabelled.images.len();
     let mut count = LabelCount { images, unreadable, ..LabelCount::default() };
     for detected in &detections.images {
         count.detections += detected.detections.len();
-        let kept = split(&detected.detections, thresholds.instance, config.ignore_from);
+        let kept = split(&detected.detections, thresholds.instance, rule.ignore_from);
         let Ok(index) = unlabelled.images.binary_search_by_key(&detected.image_id, |i| i.id) else { continue };
         let image = &unlabelled.images[index];
         let path = unlabelled.image_path(image);
         let picture = std::fs::read(&path).map_err(ArmError::io(&path))?;
-        let Some(item) = Item::generated(image.id, &image.file_name, picture.into(), &kept, thresholds.keypoint) else { continue };
+        let Some(item) = Item::generated(image.id, &image.file_name, picture.into(), &kept, thresholds.keypoint, rule.min_agreement) else {
+            continue;
+        };
         count.labelled_images += 1;
         count.people += item.people.len();
         count.ignored += item.ignore.len();
@@ -186,7 +213,7 @@ pub(super) fn harden_all(
             dataset.annotations.push(Annotation {
                 id: dataset.annotations.len() as u64 + 1,
                 image_id: image.id,
-                category_id: config.labelled.category_id(),
+                category_id: labelling.category_id,
                 bbox: [r.x1, r.y1, r.width(), r.height()].map(f64::from),
                 keypoints: flat,
                 num_keypoints: labelled as u32,
@@ -197,10 +224,10 @@ pub(super) fn harden_all(
         set.items.push(item);
     }
     if set.items.is_empty() {
-        let first = config.left_out.first().map(ToString::to_string).or_else(|| detections.unreadable.first().cloned());
+        let first = left_out.first().map(ToString::to_string).or_else(|| detections.unreadable.first().cloned());
         let unreadable = first.map(|first| format!("; {unreadable} could not be read, the first: {first}")).unwrap_or_default();
         return Err(DistillError::NoLabels { detections: count.detections, images, tau: thresholds.instance, unreadable });
     }
-    dataset.write(&config.out.join("labels"))?;
+    dataset.write(folder)?;
     Ok((set, count))
 }

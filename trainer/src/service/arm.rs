@@ -3,6 +3,7 @@
 use crate::arm::{ArmConfig, ArmOutcome, StepReport, train_arm};
 use crate::calibrate::{Judged, judge_boxes};
 use crate::evaluate::{EvaluateError, evaluate, load};
+use crate::mix::MANUAL_PERCENT;
 use crate::samples::SampleSet;
 use crate::service::config::{RoundConfig, ServiceConfig};
 use crate::start::{self, Start};
@@ -155,6 +156,7 @@ impl TrainArm for Arm {
             thresholds: job.thresholds,
             parent: Some(job.parent.clone()),
             golden: GOLDEN,
+            manual_percent: MANUAL_PERCENT,
             weights: self.weights,
             compute: self.compute,
         };

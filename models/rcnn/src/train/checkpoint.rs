@@ -19,6 +19,7 @@ const FILE: &str = "checkpoint.safetensors";
 const WEIGHT: &str = "weight/";
 const FIRST: &str = "first/";
 const SECOND: &str = "second/";
+const AVERAGE: &str = "average/";
 
 impl Run {
     /// Writes weights, optimiser state and position, atomically: a crash leaves the old checkpoint or the new one.
@@ -52,6 +53,9 @@ impl Run {
             parts.push((format!("{FIRST}{name}"), var.dims().to_vec(), bytes(&self.optim.first[index].to_vec()?)));
             if let Some(second) = self.optim.second.get(index) {
                 parts.push((format!("{SECOND}{name}"), var.dims().to_vec(), bytes(&second.to_vec()?)));
+            }
+            if let Some(value) = self.average.as_ref().and_then(|average| average.values.get(index)) {
+                parts.push((format!("{AVERAGE}{name}"), var.dims().to_vec(), bytes(&value.flatten_all()?.to_vec1::<f32>()?)));
             }
         }
         let bad = |message: String| RcnnError::Checkpoint { path: path.to_owned(), message };
@@ -116,6 +120,9 @@ impl Run {
             optim.first[index] = Moments::new(var, values(FIRST, name, var.dims())?)?;
             if let Some(second) = optim.second.get_mut(index) {
                 *second = Moments::new(var, values(SECOND, name, var.dims())?)?;
+            }
+            if let Some(value) = run.average.as_mut().and_then(|average| average.values.get_mut(index)) {
+                *value = Tensor::from_vec(values(AVERAGE, name, var.dims())?, var.dims(), var.device())?;
             }
         }
         run.step = step;

@@ -34,7 +34,12 @@ impl Train {
         let options: TrainOptions = fixture::read_json(&folder.join("options.json"))?;
         let truths: Vec<Truth> = fixture::read_json(&folder.join("truth.json"))?;
         let frames = fixture::frames(&folder)?;
-        let samples = frames.into_iter().zip(&truths).map(|(frame, truth)| Sample { frame, people: people(truth), ignore: Vec::new() });
+        let samples = frames.into_iter().zip(&truths).map(|(frame, truth)| Sample {
+            frame,
+            people: people(truth),
+            ignore: Vec::new(),
+            generated: false,
+        });
         let samples = samples.collect();
         let init = Init::File(folder.join("weights.safetensors"), 1);
         let device = if task.device == Where::Cuda { TrainDevice::Cuda } else { TrainDevice::Cpu };
