@@ -110,7 +110,7 @@ impl<'g> Gallery<'g> {
         let missed = people.iter().filter(|person| person.tone == Tone::Missed);
         predicted.extend(missed.map(|person| Person { marks: Vec::new(), caption: String::new(), ..person.clone() }));
         let predicted = picture(&frame, skeleton, &predicted);
-        let both = beside(("predicted", &predicted), ("labelled", &picture(&frame, skeleton, &people)));
+        let both = beside(&[("predicted", &predicted), ("labelled", &picture(&frame, skeleton, &people))]);
         self.album.save(name, &both)?;
         let title = format!("{name} (image {})", scene.image.id);
         Ok(Ok(Card { file: name.to_owned(), size: both.size, title, lines: lines(scene) }))
@@ -145,7 +145,7 @@ impl<'g> Gallery<'g> {
 }
 
 /// COCO's flags as marks.
-fn marks(annotation: &Annotation) -> Vec<Mark> {
+pub(crate) fn marks(annotation: &Annotation) -> Vec<Mark> {
     let mark = |k: &[f64]| {
         let point = Point { x: to_continuous(k[0]), y: to_continuous(k[1]) };
         match k[2] {
