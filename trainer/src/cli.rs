@@ -6,6 +6,7 @@ mod check_config;
 mod common;
 mod distill;
 mod evaluate;
+mod experiment;
 mod import;
 mod keygen;
 mod presets;
@@ -38,6 +39,8 @@ enum Command {
     Score(score::Args),
     /// The whole method on folders: teacher, labels, calibration, student, comparison
     Distill(distill::Args),
+    /// Arms, seeds and ablations of a plan, in one table with its errors
+    Experiment(experiment::Args),
     /// The centre as a service: collect, retrain, prove, sign, release
     Run(run::Args),
     /// Check the configuration of `run` and print it with every default filled in
@@ -61,6 +64,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             Command::Evaluate(args) => evaluate::run(args),
             Command::Score(args) => score::run(args),
             Command::Distill(args) => distill::run(args),
+            Command::Experiment(args) => experiment::run(args),
             Command::Run(args) => run::run(args),
             Command::CheckConfig(args) => check_config::run(&args),
             Command::Keygen(args) => keygen::run(args),

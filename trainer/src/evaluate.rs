@@ -1,5 +1,9 @@
 //! The exported bundle over a folder, through the code that devices run: single view and ensemble side by side.
 
+mod pck;
+
+pub use pck::{PCK_PART, pck};
+
 use crate::score::{CocoScores, GroundTruth, ScoreError, score};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Dataset, ResultRecord, from_continuous};
@@ -171,16 +175,15 @@ pub(crate) fn detect_readable(
 
 /// Views beside the single one, and how they become one result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Views {
     /// Short sides, px.
     pub scales: Vec<u32>,
     /// Each with its mirror image.
     pub flip: bool,
     /// What is averaged.
-    #[serde(default)]
     pub average: Average,
     /// Whether the boxes of all views are pooled before NMS and vote.
-    #[serde(default)]
     pub box_voting: bool,
 }
 

@@ -16,6 +16,7 @@
 //! | [`evaluate`] | an exported bundle over a labelled folder |
 //! | [`gallery`] | an evaluation in pictures: predictions beside labels, the worst first |
 //! | [`distill`] | the whole method on folders, stage by stage |
+//! | [`experiment`] | arms, seeds and ablations in one table with its errors |
 //! | [`service`] | the centre as a service: collector, rounds, gate, signature, rollout |
 //! | [`cli`] | the command line |
 
@@ -24,6 +25,7 @@ pub mod calibrate;
 pub mod cli;
 pub mod distill;
 pub mod evaluate;
+pub mod experiment;
 pub mod gallery;
 pub mod mix;
 pub mod samples;

@@ -423,6 +423,27 @@ pub fn score(truth: &GroundTruth, results: &[ResultRecord]) -> Result<CocoScores
     })
 }
 
+/// AP of the smaller, middle and larger third of the people who count, by area; −1 where a third is empty.
+///
+/// # Errors
+/// As [`score`].
+pub fn terciles(truth: &GroundTruth, results: &[ResultRecord]) -> Result<[f64; 3], ScoreError> {
+    let predicted = predictions(truth, results)?;
+    let thresholds = oks_thresholds();
+    let mut areas: Vec<f64> = truth.truths.values().flatten().filter(|t| !t.ignored()).map(|t| t.area).collect();
+    areas.sort_by(f64::total_cmp);
+    let bound = |third: usize| areas.get(third * areas.len() / 3).copied().unwrap_or(0.0);
+    // Bounds are inclusive.
+    let ranges = [[0.0, bound(1).next_down()], [bound(1), bound(2).next_down()], [bound(2), AREAS[0][1]]];
+    let ap = |area: [f64; 2]| {
+        let of = |category: &u64| Ranked::new(&match_all(truth, &predicted, *category, area, &thresholds)).curve(thresholds.len(), |_| 1.0);
+        let curves: Vec<Curve> = truth.category_ids.iter().filter_map(of).collect();
+        let sum: f64 = curves.iter().map(|curve| curve.precision.as_flattened().iter().sum::<f64>()).sum();
+        if curves.is_empty() { -1.0 } else { sum / (curves.len() * thresholds.len() * 101) as f64 }
+    };
+    Ok(ranges.map(ap))
+}
+
 /// Whether a result is right at one OKS threshold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {

@@ -1,5 +1,6 @@
 //! What several subcommands share: flags of a network and its schedule, the stop flag, progress bars.
 
+use crate::distill::Event;
 use crate::evaluate::Views;
 use crate::service::config::SHORT_SIDES;
 use crate::start::{self, Start};
@@ -15,8 +16,8 @@ use omnilabel_rcnn::device::{Arithmetic, Compute, TrainDevice};
 use omnilabel_rcnn::train::{Init, TrainOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Ctrl-C and SIGTERM set the flag; a second one ends the process at once.
 pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
@@ -36,6 +37,43 @@ pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 pub(super) fn bar(len: u64, unit: &str) -> anyhow::Result<ProgressBar> {
     let template = format!("{{prefix:>18}} {{wide_bar}} {{pos}}/{{len}} {unit} {{msg}} {{eta}}");
     Ok(ProgressBar::new(len).with_style(ProgressStyle::with_template(&template)?))
+}
+
+/// Shows the stages of something long, each with a bar of its own.
+pub(super) struct Stages(Mutex<(String, ProgressBar)>);
+
+impl Default for Stages {
+    fn default() -> Self {
+        Self(Mutex::new((String::new(), ProgressBar::hidden())))
+    }
+}
+
+impl Stages {
+    pub(super) fn show(&self, event: Event<'_>) {
+        let Ok(mut stage) = self.0.lock() else { return };
+        match event {
+            Event::Stage(name) => {
+                stage.1.finish_and_clear();
+                *stage = (name.to_owned(), ProgressBar::hidden());
+            }
+            Event::Step(r) => {
+                advance(&mut stage, r.step, r.steps, "steps");
+                stage.1.set_message(format!("loss {:.3} {:.1} img/s", r.losses.total(), r.images_per_sec));
+            }
+            Event::Pictures { done, of } => advance(&mut stage, done as u64, of as u64, "images"),
+            Event::LeftOut(reason) => stage.1.suspend(|| eprintln!("left out: {reason}")),
+        }
+    }
+}
+
+/// Moves the stage's bar, or begins it.
+fn advance(stage: &mut (String, ProgressBar), position: u64, of: u64, unit: &str) {
+    if stage.1.length() != Some(of)
+        && let Ok(new) = bar(of, unit)
+    {
+        stage.1 = new.with_prefix(stage.0.clone());
+    }
+    stage.1.set_position(position);
 }
 
 /// What is averaged over the views.
@@ -108,6 +146,13 @@ pub(super) struct TrainFlags {
     /// Seed of everything random but the first weights
     #[arg(long)]
     seed: Option<u64>,
+    #[command(flatten)]
+    device: DeviceFlags,
+}
+
+/// What is trained on.
+#[derive(Clone, Copy, clap::Args)]
+pub(super) struct DeviceFlags {
     /// What is trained on; `auto` is the GPU if it can be used
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceArg,
@@ -157,7 +202,7 @@ impl TrainFlags {
                 .with_context(|| format!("{} is not a training configuration", path.display()))?,
             None => TrainFile::default(),
         };
-        let compute = self.compute();
+        let compute = self.device.compute();
         let mut options = file.options;
         options.batch = self.batch.unwrap_or(options.batch);
         options.lr = self.lr.unwrap_or(options.lr);
@@ -181,15 +226,21 @@ impl TrainFlags {
         Ok(Training { network, options, init, compute })
     }
 
-    /// Tries the device before anything is read: a training that cannot begin leaves nothing behind.
     pub(super) fn try_device(&self) -> anyhow::Result<()> {
+        self.device.try_device()
+    }
+}
+
+impl DeviceFlags {
+    /// Tries the device before anything is read: a training that cannot begin leaves nothing behind.
+    pub(super) fn try_device(self) -> anyhow::Result<()> {
         if let Some(why) = self.compute().open()?.instead {
             eprintln!("trained on the processor: {why}");
         }
         Ok(())
     }
 
-    fn compute(&self) -> Compute {
+    pub(super) fn compute(self) -> Compute {
         let device = match self.device {
             DeviceArg::Cpu => TrainDevice::Cpu,
             DeviceArg::Cuda => TrainDevice::Cuda,
@@ -243,8 +294,7 @@ mod tests {
             batch: Some(3),
             lr: None,
             seed: None,
-            device: DeviceArg::Cpu,
-            precision: PrecisionArg::F32,
+            device: DeviceFlags { device: DeviceArg::Cpu, precision: PrecisionArg::F32 },
         };
         flags.resolve(14)
     }

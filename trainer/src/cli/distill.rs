@@ -1,13 +1,11 @@
 //! `omnilabel-trainer distill`
 
-use super::common::{TrainFlags, ViewFlags, bar, load, stop_flag};
+use super::common::{Stages, TrainFlags, ViewFlags, load, stop_flag};
 use crate::calibrate::Mode;
-use crate::distill::{DistillConfig, Event, Outcome, distill, split_by_id, split_folder};
+use crate::distill::{DistillConfig, Outcome, distill, split_by_id, split_folder};
 use crate::samples::plain_folder;
 use anyhow::{Context, bail};
-use indicatif::ProgressBar;
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -124,37 +122,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         left_out,
     };
     let stop = stop_flag()?;
-    let stage = Mutex::new((String::new(), ProgressBar::hidden()));
-    let show = |event: Event<'_>| {
-        let Ok(mut stage) = stage.lock() else { return };
-        match event {
-            Event::Stage(name) => {
-                stage.1.finish_and_clear();
-                stage.0 = name.to_owned();
-                stage.1 = ProgressBar::hidden();
-            }
-            Event::Step(r) => {
-                advance(&mut stage, r.step, r.steps, "steps");
-                stage.1.set_message(format!("loss {:.3} {:.1} img/s", r.losses.total(), r.images_per_sec));
-            }
-            Event::Pictures { done, of } => advance(&mut stage, done as u64, of as u64, "images"),
-            Event::LeftOut(reason) => stage.1.suspend(|| eprintln!("left out: {reason}")),
-        }
-    };
-    match distill(&config, &show, &stop)? {
+    let stages = Stages::default();
+    match distill(&config, &|event| stages.show(event), &stop)? {
         Outcome::Finished(report) if args.json => omnilabel_console::say!("{}", serde_json::to_string(&report)?),
         Outcome::Finished(report) => omnilabel_console::say!("{}", report.table().trim_end()),
         Outcome::Stopped => omnilabel_console::say!("stopped; the same command continues"),
     }
     Ok(())
-}
-
-/// Moves the stage's bar, or begins it.
-fn advance(stage: &mut (String, ProgressBar), position: u64, of: u64, unit: &str) {
-    if stage.1.length() != Some(of)
-        && let Ok(new) = bar(of, unit)
-    {
-        stage.1 = new.with_prefix(stage.0.clone());
-    }
-    stage.1.set_position(position);
 }

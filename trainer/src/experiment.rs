@@ -1,0 +1,170 @@
+//! Experiments (the paper's tables): arms that differ in one thing, each with several seeds, in one report.
+//!
+//! ```text
+//! plan (TOML) ─▶ case = arm × length × seed ─▶ recipe ─▶ model, labels (by the recipe's digest) ─▶ record
+//!                                                                                                   │
+//!                                    table, gap recovered with its error, curves ◀── summary ◀──────┘
+//! ```
+//!
+//! What is trained depends on the labelled images alone: thresholds, and which length is best, come from a held-out part of them.
+//! The test images are read by the evaluation that ends an arm, and nothing looks at what it finds but the report.
+
+mod examples;
+mod lab;
+mod plan;
+mod recipe;
+mod record;
+mod report;
+mod summary;
+
+pub use plan::{Arm, Data, Drawn, Labels, Plan, Train};
+pub use recipe::{DataRecipe, FirstWeights, LabelRecipe, Recipe};
+pub use record::{LabelRecord, Machine, Point, Quality, Record, Test};
+pub use summary::{Gain, Gap, Row, Summary};
+
+use crate::arm::ArmError;
+use crate::distill::{DistillError, Event};
+use crate::evaluate::EvaluateError;
+use crate::samples::SampleError;
+use crate::score::ScoreError;
+use omnilabel_bundle::BundleError;
+use omnilabel_coco::CocoError;
+use omnilabel_draw::AlbumError;
+use omnilabel_rcnn::device::Compute;
+use recipe::Case;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+/// Why an experiment stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ExperimentError {
+    /// The plan says something that cannot be done.
+    #[error("{}: {message}", path.display())]
+    Plan {
+        /// The file.
+        path: PathBuf,
+        /// The field and what was expected.
+        message: String,
+    },
+    /// Network or first weights.
+    #[error("{0}")]
+    Start(String),
+    /// Data that cannot carry the plan.
+    #[error("{}: {message}", path.display())]
+    Data {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// Training or export.
+    #[error(transparent)]
+    Arm(#[from] ArmError),
+    /// Labelling.
+    #[error(transparent)]
+    Distill(#[from] DistillError),
+    /// Inference.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
+    /// A folder gives no samples.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// A data set could not be read.
+    #[error(transparent)]
+    Coco(#[from] CocoError),
+    /// A bundle was refused.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Detections could not be scored.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
+    /// Examples could not be drawn.
+    #[error(transparent)]
+    Album(#[from] AlbumError),
+}
+
+/// An experiment and where it takes place.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// What is done.
+    pub plan: Plan,
+    /// Models, labels and the report; run again, what is there is not done again.
+    pub out: PathBuf,
+    /// One file per arm, length and seed.
+    pub records: PathBuf,
+    /// Only these arms are run, and what they need; all if none.
+    pub only: Vec<String>,
+    /// Nothing is run: the report is made of the records that there are.
+    pub report_only: bool,
+    /// What is trained on.
+    pub compute: Compute,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// With a report.
+    Finished(Box<Summary>),
+    /// Asked to stop; run again, it continues.
+    Stopped,
+}
+
+/// Runs what has no record yet, seed by seed, and writes the report to `out`.
+///
+/// # Errors
+/// See [`ExperimentError`].
+pub fn experiment(setup: &Setup, event: &(dyn Fn(Event<'_>) + Sync), cancel: &AtomicBool) -> Result<Outcome, ExperimentError> {
+    let plan = &setup.plan;
+    for folder in [&setup.out, &setup.records] {
+        std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
+    }
+    if setup.report_only {
+        let summary = Summary::of(plan, known(setup)?);
+        report::write(&setup.out, plan, &summary)?;
+        return Ok(Outcome::Finished(Box::new(summary)));
+    }
+    let lab = lab::Lab::open(setup, event, cancel)?;
+    let all = || -> Result<Option<Summary>, ExperimentError> {
+        let Some(records) = lab.run()? else { return Ok(None) };
+        let summary = Summary::of(plan, records);
+        report::write(&setup.out, plan, &summary)?;
+        lab.examples(&summary)?;
+        Ok(Some(summary))
+    };
+    match all() {
+        Ok(Some(summary)) => Ok(Outcome::Finished(Box::new(summary))),
+        Ok(None) | Err(ExperimentError::Evaluate(EvaluateError::Cancelled)) => Ok(Outcome::Stopped),
+        Err(ExperimentError::Distill(DistillError::Evaluate(EvaluateError::Cancelled))) => Ok(Outcome::Stopped),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is to be run, seed by seed.
+fn cases(plan: &Plan) -> Result<Vec<Case<'_>>, ExperimentError> {
+    let mut cases = Vec::new();
+    for seed in plan.seeds.iter().copied() {
+        for arm in plan.arms.iter().filter(|arm| arm.seeds.as_ref().is_none_or(|seeds| seeds.contains(&seed))) {
+            let options = plan.options(arm, seed).map_err(ExperimentError::Start)?;
+            cases.extend(std::iter::once(options.steps).chain(arm.lengths.iter().copied()).map(|steps| Case { arm, steps, seed }));
+        }
+    }
+    Ok(cases)
+}
+
+/// The records of a plan, as far as they are there: without the data, nothing tells whether they are of these very images, but all else is
+/// compared.
+fn known(setup: &Setup) -> Result<Vec<Record>, ExperimentError> {
+    let mut records = Vec::new();
+    for case in cases(&setup.plan)? {
+        let path = setup.records.join(format!("{}.json", case.name()));
+        let Some(record) = Record::read(&path)? else { continue };
+        if case.may_have_made(&setup.plan, &record)? {
+            records.push(record);
+        } else {
+            return Err(ExperimentError::Data { path, message: "is of another plan; remove it or name another folder".to_owned() });
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,447 @@
+//! Where cases are run: models and labels by the digest of what they are made of, records of the cases.
+
+use super::plan::{Labels, Plan};
+use super::recipe::{Case, FirstWeights, FromData, Parts, Recipe, digest, file_sha256, share};
+use super::record::{LabelRecord, Machine, Quality, Record, Test, curve};
+use super::summary::{Row, Summary};
+use super::{ExperimentError, Setup, examples};
+use crate::arm::{ArmConfig, ArmError, ArmOutcome, amend, provisional, read_progress, train_arm, write_atomically};
+use crate::calibrate::{ManualStats, Mode, calibrate};
+use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, split_folder};
+use crate::evaluate::{Detections, Views, detect, first_difference, labelled, load, pck};
+use crate::mix::MANUAL_PERCENT;
+use crate::samples::{LeftOut, SampleSet, plain_folder};
+use crate::score::{CocoScores, GroundTruth, bootstrap, score, terciles};
+use crate::start::{self, Start};
+use omnilabel_bundle::Bundle;
+use omnilabel_coco::Dataset;
+use omnilabel_rcnn::export::WEIGHTS;
+use omnilabel_rcnn::params::Precision;
+use omnilabel_rcnn::train::Init;
+use omnilabel_runtime::ViewPlan;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Seed of the resamples of the test images.
+const RESAMPLES: u64 = 0;
+
+/// `models/KEY/made.json`: what a finished model's record says of how it was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Made {
+    manual_images: usize,
+    generated_images: usize,
+    labels: Option<LabelRecord>,
+    held_out: CocoScores,
+    machine: Machine,
+}
+
+/// Footage from elsewhere.
+struct Footage {
+    dataset: Dataset,
+    left_out: Vec<LeftOut>,
+    /// Whether its annotations are of the same keypoints.
+    known: bool,
+    sha256: String,
+}
+
+pub(super) struct Lab<'l> {
+    setup: &'l Setup,
+    plan: &'l Plan,
+    event: &'l (dyn Fn(Event<'_>) + Sync),
+    cancel: &'l AtomicBool,
+    train: Dataset,
+    train_sha256: String,
+    test_folder: PathBuf,
+    test_sha256: String,
+    /// By preset.
+    starts: BTreeMap<String, Start>,
+    init_sha256: Option<String>,
+    footage: BTreeMap<PathBuf, Footage>,
+    device: String,
+}
+
+impl<'l> Lab<'l> {
+    /// Reads the lists of images, and nothing of the test images but their file's digest.
+    pub(super) fn open(setup: &'l Setup, event: &'l (dyn Fn(Event<'_>) + Sync), cancel: &'l AtomicBool) -> Result<Self, ExperimentError> {
+        let plan = &setup.plan;
+        let sha256 = |folder: &Path| {
+            let file = folder.join("annotations.json");
+            file_sha256(&file).map_err(ArmError::io(&file))
+        };
+        let train_folder = split_folder(&plan.data.train, "train");
+        let test_folder = split_folder(&plan.data.test, "val");
+        let mut train = Dataset::load(&train_folder)?;
+        if let Some(images) = plan.data.images {
+            train = train.subset(|index, _| index < images);
+        }
+        if train.images.len() < 3 {
+            let message = format!("{} images, expected at least 3: manual, held-out and unlabelled ones", train.images.len());
+            return Err(ExperimentError::Data { path: train_folder, message });
+        }
+        let mut starts = BTreeMap::new();
+        for arm in &plan.arms {
+            if let Entry::Vacant(entry) = starts.entry(plan.preset(arm).to_owned()) {
+                let start = first(plan, entry.key(), train.skeleton.len());
+                entry.insert(start.map_err(|error| ExperimentError::Start(format!("{error:#}")))?);
+            }
+        }
+        let init_sha256 = match starts.values().next().map(|start| &start.init) {
+            Some(Init::File(path, _)) => Some(file_sha256(path).map_err(ArmError::io(path))?),
+            _ => None,
+        };
+        let mut footage = BTreeMap::new();
+        for path in plan.arms.iter().filter_map(|arm| arm.footage.as_ref()) {
+            if let Entry::Vacant(entry) = footage.entry(path.clone()) {
+                entry.insert(Footage::open(path, &train)?);
+            }
+        }
+        let place = setup.compute.open().map_err(ArmError::from)?;
+        let lab = Self {
+            train_sha256: sha256(&train_folder)?,
+            test_sha256: sha256(&test_folder)?,
+            device: if place.device().is_cpu() { "cpu".to_owned() } else { "cuda".to_owned() },
+            setup,
+            plan,
+            event,
+            cancel,
+            train,
+            test_folder,
+            starts,
+            init_sha256,
+            footage,
+        };
+        for seed in &plan.seeds {
+            labelled(&lab.parts(*seed).held_out)?;
+        }
+        Ok(lab)
+    }
+
+    /// The records of all cases; `None` when it was asked to stop.
+    pub(super) fn run(&self) -> Result<Option<Vec<Record>>, ExperimentError> {
+        let mut records = Vec::new();
+        for case in super::cases(self.plan)? {
+            let wanted = self.setup.only.is_empty() || self.setup.only.contains(&case.arm.name);
+            match self.record(&case, wanted)? {
+                Some(record) => records.push(record),
+                None if wanted => return Ok(None),
+                None => {}
+            }
+        }
+        Ok(Some(records))
+    }
+
+    fn parts(&self, seed: u64) -> Parts {
+        Parts::of(&self.train, &self.plan.data, seed)
+    }
+
+    fn stage(&self, case: &Case<'_>, what: &str) {
+        (self.event)(Event::Stage(&format!("{} {what}", case.name())));
+    }
+
+    fn recipe(&self, case: &Case<'_>) -> Result<Recipe, ExperimentError> {
+        let start = &self.starts[self.plan.preset(case.arm)];
+        let teacher = case.teacher(self.plan)?.map(|teacher| self.recipe(&teacher)).transpose()?;
+        let first_weights = match &self.init_sha256 {
+            _ if case.arm.fine_tune => FirstWeights::Teacher,
+            Some(sha256) => FirstWeights::File { sha256: sha256.clone() },
+            None => FirstWeights::Random,
+        };
+        let found = FromData {
+            network: start.network.clone(),
+            first_weights,
+            train_sha256: self.train_sha256.clone(),
+            teacher: teacher.map(|teacher| teacher.key()),
+            footage_sha256: case.arm.footage.as_ref().and_then(|path| self.footage.get(path)).map(|footage| footage.sha256.clone()),
+        };
+        case.recipe(self.plan, found)
+    }
+
+    /// The record of a case: the one that is there if it is of this recipe, else a new one where it is `wanted`.
+    fn record(&self, case: &Case<'_>, wanted: bool) -> Result<Option<Record>, ExperimentError> {
+        let path = self.setup.records.join(format!("{}.json", case.name()));
+        let recipe = self.recipe(case)?;
+        let data = &self.plan.data;
+        let key = digest(&(&recipe, &self.test_sha256, data.test_images, &case.arm.test_views, self.plan.resamples));
+        if let Some(known) = Record::read(&path)? {
+            if known.key == key {
+                return Ok(Some(known));
+            }
+            if !wanted {
+                return Ok(None);
+            }
+            tracing::warn!(file = %path.display(), "of another recipe, done again");
+        } else if !wanted {
+            return Ok(None);
+        }
+        let Some((bundle, made)) = self.model(case, &recipe)? else { return Ok(None) };
+        let progress = read_progress(&self.folder(&recipe).join("progress.jsonl"))?;
+        let record = Record {
+            experiment: self.plan.name.clone(),
+            arm: case.arm.name.clone(),
+            steps: case.steps,
+            seed: case.seed,
+            key,
+            recipe,
+            manual_images: made.manual_images,
+            generated_images: made.generated_images,
+            labels: made.labels,
+            held_out: made.held_out,
+            test: self.test(case, &bundle)?,
+            curve: curve(&progress),
+            train_s: progress.last().map_or(0.0, |report| report.elapsed_s),
+            machine: made.machine,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        record.write(&path)?;
+        Ok(Some(record))
+    }
+
+    fn folder(&self, recipe: &Recipe) -> PathBuf {
+        self.setup.out.join("models").join(recipe.key())
+    }
+
+    /// The model of a recipe, trained if it is not there; `None` when it was asked to stop.
+    fn model(&self, case: &Case<'_>, recipe: &Recipe) -> Result<Option<(Bundle, Made)>, ExperimentError> {
+        let folder = self.folder(recipe);
+        let (bundle, made) = (folder.join("bundle"), folder.join("made.json"));
+        if bundle.exists()
+            && let Some(known) = read_json::<Made>(&made)?
+        {
+            return Ok(Some((Bundle::open(&bundle)?, known)));
+        }
+        let mut init = self.starts[self.plan.preset(case.arm)].init.clone();
+        let (Init::Seed(seed) | Init::File(_, seed)) = &mut init;
+        *seed = case.seed;
+        let mut teacher = None;
+        if let Some(teaching) = case.teacher(self.plan)? {
+            let Some((bundle, _)) = self.model(&teaching, &self.recipe(&teaching)?)? else { return Ok(None) };
+            if case.arm.fine_tune {
+                init = Init::File(bundle.path(WEIGHTS), case.seed);
+            }
+            teacher = Some(bundle);
+        }
+        std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
+        let parts = self.parts(case.seed);
+        let mut manual = SampleSet::load(&parts.manual)?;
+        let (mut generated, mut labels) = (None, None);
+        match (case.arm.labels, teacher) {
+            (Labels::Generated, Some(teacher)) => {
+                let (samples, record) = self.labels(case, recipe, &teacher, &parts, &folder)?;
+                (generated, labels) = (Some(samples), Some(record));
+            }
+            (Labels::All, _) => manual.items.extend(SampleSet::load(&parts.unlabelled)?.items),
+            _ => {}
+        }
+        self.stage(case, "train");
+        let arm = ArmConfig {
+            name: case.name(),
+            network: recipe.network.clone(),
+            options: recipe.options.clone(),
+            init,
+            out: folder.clone(),
+            checkpoint_every: self.setup.checkpoint_every,
+            thresholds: provisional(),
+            parent: None,
+            golden: 2,
+            manual_percent: recipe.labelling.as_ref().map_or(MANUAL_PERCENT, |labelling| labelling.manual_percent),
+            weights: Precision::F32,
+            compute: self.setup.compute,
+        };
+        let mut on_step = |report: &_| (self.event)(Event::Step(report));
+        let bundle = match train_arm(&arm, &manual, generated.as_ref(), &mut on_step, self.cancel)? {
+            ArmOutcome::Finished(bundle) => *bundle,
+            ArmOutcome::Stopped { .. } => return Ok(None),
+        };
+        self.stage(case, "held-out");
+        let detections = self.detect(&bundle, &parts.held_out, None)?;
+        let held_out = score(&GroundTruth::from_dataset(&parts.held_out)?, &detections.results(&parts.held_out))?;
+        let thresholds = calibrate_on(&parts.held_out, &detections).thresholds;
+        let bundle = amend(bundle.root(), |manifest| {
+            manifest.ap = Some(held_out.ap);
+            manifest.thresholds = thresholds;
+        })?;
+        let threads = std::thread::available_parallelism().map_or(1, Into::into);
+        let known = Made {
+            manual_images: manual.items.len(),
+            generated_images: generated.map_or(0, |set| set.items.len()),
+            labels,
+            held_out,
+            machine: Machine { device: self.device.clone(), threads, arch: std::env::consts::ARCH.to_owned() },
+        };
+        let text = serde_json::to_vec_pretty(&known).map_err(|source| ArmError::Json { path: made.clone(), source })?;
+        write_atomically(&made, &text)?;
+        Ok(Some((bundle, known)))
+    }
+
+    fn detect(&self, bundle: &Bundle, dataset: &Dataset, views: Option<&Views>) -> Result<Detections, ExperimentError> {
+        let teacher = load(bundle)?;
+        let plan = views.map_or_else(|| ViewPlan::single(teacher.manifest()), |views| views.plan(&teacher));
+        let of = dataset.images.len();
+        Ok(detect(&teacher, dataset, &plan, &|done| (self.event)(Event::Pictures { done, of }), self.cancel)?)
+    }
+
+    /// The labels of a case's pictures by its teacher.
+    fn labels(
+        &self,
+        case: &Case<'_>,
+        recipe: &Recipe,
+        teacher: &Bundle,
+        parts: &Parts,
+        folder: &Path,
+    ) -> Result<(SampleSet, LabelRecord), ExperimentError> {
+        let footage = case.arm.footage.as_ref().and_then(|path| self.footage.get(path));
+        let (all, left_out, known) = match footage {
+            Some(footage) => (&footage.dataset, &footage.left_out[..], footage.known),
+            None => (&parts.unlabelled, &[][..], true),
+        };
+        let views = recipe.labelling.as_ref().map(|labelling| labelling.views.clone()).unwrap_or_default();
+        let used = share(all, case.arm.unlabelled, case.seed);
+        // Detections are shared by all arms of this teacher, views and pictures.
+        let found = |views: &Views, what: &str| -> Result<Detections, ExperimentError> {
+            self.stage(case, what);
+            let of = (&recipe.teacher, views, footage.map(|footage| &footage.sha256));
+            let folder = self.setup.out.join("labels").join(digest(&of));
+            let category_id = self.train.category_id();
+            let labelling = Labelling { unlabelled: all, left_out, category_id, detector: None, views, folder: &folder };
+            let mut detections = detect_all(&labelling, teacher, self.event, self.cancel)?;
+            detections.images.retain(|image| used.images.binary_search_by_key(&image.image_id, |i| i.id).is_ok());
+            Ok(detections)
+        };
+        let detections = found(&views, "label")?;
+        let mut quality = None;
+        if known {
+            let single = found(&Views::default(), "label with one view")?;
+            let truth = GroundTruth::from_dataset(&used)?;
+            let ap = |detections: &Detections| score(&truth, &detections.results(&used)).map(|scores| scores.ap);
+            quality = Some(Quality {
+                single_ap: ap(&single)?,
+                ensemble_ap: ap(&detections)?,
+                single_pck: pck(&used, &single),
+                ensemble_pck: pck(&used, &detections),
+            });
+        }
+        let manual = case.arm.wanted(ManualStats::of(&self.labelled_images(case.seed)));
+        let unlabelled: Vec<_> = detections.images.iter().map(|image| image.detections.clone()).collect();
+        let calibration = calibrate(Mode::Paper, manual, &unlabelled, None, teacher.manifest().thresholds.floor);
+        let folder = folder.join("labels");
+        std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
+        let category_id = self.train.category_id();
+        let labelling = Labelling { unlabelled: &used, left_out, category_id, detector: None, views: &views, folder: &folder };
+        let (ignore_from, min_agreement) = (case.arm.ignore_from, case.arm.min_agreement);
+        let rule = Rule { thresholds: calibration.thresholds, ignore_from, min_agreement };
+        let (samples, count) = harden_all(&labelling, &detections, &rule)?;
+        Ok((samples, LabelRecord { calibration, count, quality }))
+    }
+
+    /// All images that keep their labels, whether they are trained on or not.
+    fn labelled_images(&self, seed: u64) -> Dataset {
+        let parts = self.parts(seed);
+        let unlabelled = |id: u64| parts.unlabelled.images.binary_search_by_key(&id, |image| image.id).is_ok();
+        self.train.subset(|_, image| !unlabelled(image.id))
+    }
+
+    /// Pictures of the lower bound and the arm of the highest gain, of the first seed, where their models are at hand.
+    pub(super) fn examples(&self, summary: &Summary) -> Result<(), ExperimentError> {
+        let gain = |row: &&Row| row.gain.map_or(f64::MIN, |gain| gain.ap);
+        let others = summary.equal.iter().filter(|row| row.gain.is_some() && self.plan.upper.as_ref() != Some(&row.arm));
+        let best = others.max_by(|a, b| gain(a).total_cmp(&gain(b))).map(|row| row.arm.as_str());
+        let mut models = Vec::new();
+        for name in std::iter::once(self.plan.lower.as_str()).chain(best) {
+            let of = |record: &&Record| record.arm == name && summary.equal.iter().any(|row| row.arm == name && row.steps == record.steps);
+            let Some(record) = summary.records.iter().find(of) else { return Ok(()) };
+            let bundle = self.folder(&record.recipe).join("bundle");
+            if !bundle.exists() {
+                return Ok(());
+            }
+            models.push((name, Bundle::open(&bundle)?));
+        }
+        let test = self.test_images()?;
+        examples::draw(&self.setup.out.join("examples"), &self.plan.name, &test, &models, self.cancel)
+    }
+
+    fn test_images(&self) -> Result<Dataset, ExperimentError> {
+        let mut test = Dataset::load(&self.test_folder)?;
+        if let Some(images) = self.plan.data.test_images {
+            test = test.subset(|index, _| index < images);
+        }
+        same_keypoints(&self.train, &test)?;
+        labelled(&test)?;
+        Ok(test)
+    }
+
+    fn test(&self, case: &Case<'_>, bundle: &Bundle) -> Result<Test, ExperimentError> {
+        self.stage(case, "test");
+        let test = self.test_images()?;
+        let views = case.arm.test_views.clone();
+        let detections = self.detect(bundle, &test, views.as_ref())?;
+        let truth = GroundTruth::from_dataset(&test)?;
+        let results = detections.results(&test);
+        let resampled = bootstrap(&truth, &[&results], self.plan.resamples, RESAMPLES, &|_| ())?;
+        let rounded = |ap: &f64| (ap * 1e5).round() / 1e5;
+        Ok(Test {
+            sha256: self.test_sha256.clone(),
+            images: test.images.len(),
+            views,
+            scores: score(&truth, &results)?,
+            terciles: terciles(&truth, &results)?,
+            pck: pck(&test, &detections),
+            resampled: resampled.aps.first().map(|aps| aps.iter().map(rounded).collect()).unwrap_or_default(),
+        })
+    }
+}
+
+impl Footage {
+    fn open(path: &Path, train: &Dataset) -> Result<Self, ExperimentError> {
+        let annotations = path.join("annotations.json");
+        if annotations.exists() {
+            let mut dataset = Dataset::load(path)?;
+            let known = same_keypoints(train, &dataset).is_ok();
+            if !known {
+                dataset.skeleton = train.skeleton.clone();
+                dataset.annotations.clear();
+            }
+            let sha256 = file_sha256(&annotations).map_err(ArmError::io(&annotations))?;
+            return Ok(Self { dataset, left_out: Vec::new(), known, sha256 });
+        }
+        let (dataset, left_out) = plain_folder(path, &train.skeleton).map_err(ArmError::io(path))?;
+        let mut files = Vec::with_capacity(dataset.images.len());
+        for image in &dataset.images {
+            let file = dataset.image_path(image);
+            let size = std::fs::metadata(&file).map_err(ArmError::io(&file))?.len();
+            files.push((file.file_name().map(|name| name.to_string_lossy().into_owned()), size));
+        }
+        Ok(Self { dataset, left_out, known: false, sha256: digest(&files) })
+    }
+}
+
+/// The network of a preset and its first weights; the seed is each case's.
+fn first(plan: &Plan, preset: &str, keypoints: usize) -> anyhow::Result<Start> {
+    let network = start::preset(preset, keypoints)?;
+    let mut start = match &plan.train.init {
+        Some(path) => start::from_file(network, path, 0)?,
+        None => start::from_seed(network, 0),
+    };
+    if let Some(side) = plan.train.short_side {
+        start::resize(&mut start.network, side);
+    }
+    Ok(start)
+}
+
+fn same_keypoints(a: &Dataset, b: &Dataset) -> Result<(), ExperimentError> {
+    let (ours, theirs): (Vec<&str>, Vec<&str>) = (a.skeleton.names().collect(), b.skeleton.names().collect());
+    match first_difference(&ours, &theirs) {
+        Some(first) => Err(crate::distill::DistillError::Skeleton { a: a.root.clone(), b: b.root.clone(), first }.into()),
+        None => Ok(()),
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ExperimentError> {
+    match std::fs::read(path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ArmError::io(path)(error).into()),
+    }
+}

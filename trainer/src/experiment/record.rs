@@ -1,0 +1,152 @@
+//! What an arm came to: one file per arm, length and seed, of which the tables are made.
+
+use super::ExperimentError;
+use super::recipe::Recipe;
+use crate::arm::{ArmError, StepReport, write_atomically};
+use crate::calibrate::Calibration;
+use crate::distill::LabelCount;
+use crate::evaluate::Views;
+use crate::score::CocoScores;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Points of a curve.
+const POINTS: u64 = 50;
+
+/// The result of one arm, length and seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The experiment's name.
+    pub experiment: String,
+    /// The arm's.
+    pub arm: String,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// The seed.
+    pub seed: u64,
+    /// Of recipe and test.
+    pub key: String,
+    /// How the model was made.
+    pub recipe: Recipe,
+    /// Images with true labels it was trained on.
+    pub manual_images: usize,
+    /// Images with generated labels.
+    pub generated_images: usize,
+    /// The generated labels.
+    pub labels: Option<LabelRecord>,
+    /// On the held-out labelled images, one view: what choices are made by.
+    pub held_out: CocoScores,
+    /// On the test images.
+    pub test: Test,
+    /// Losses over the steps.
+    pub curve: Vec<Point>,
+    /// Seconds of training.
+    pub train_s: f64,
+    /// What it was trained on.
+    pub machine: Machine,
+    /// The program's version.
+    pub version: String,
+}
+
+/// What was measured on the test images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Test {
+    /// SHA-256 of `annotations.json`.
+    pub sha256: String,
+    /// Images.
+    pub images: usize,
+    /// One view if none.
+    pub views: Option<Views>,
+    /// The ten numbers.
+    pub scores: CocoScores,
+    /// AP of the smaller, middle and larger third of the people, by area.
+    pub terciles: [f64; 3],
+    /// Share of keypoints within 0.2 torso diameters, where the skeleton has a torso.
+    pub pck: Option<f64>,
+    /// AP on resamples of the images, the same ones in every record of these images, to 5 digits.
+    pub resampled: Vec<f64>,
+}
+
+/// What the labels of a student are like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelRecord {
+    /// τ, τ_k and what they gave.
+    pub calibration: Calibration,
+    /// How many.
+    pub count: LabelCount,
+    /// How good the detections that they are made of are, where the truth is known.
+    pub quality: Option<Quality>,
+}
+
+/// How good a teacher's detections on the unlabelled images are.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// OKS-AP of one view.
+    pub single_ap: f64,
+    /// OKS-AP of all views.
+    pub ensemble_ap: f64,
+    /// PCK of one view.
+    pub single_pck: Option<f64>,
+    /// PCK of all views.
+    pub ensemble_pck: Option<f64>,
+}
+
+/// Means over the steps since the point before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Steps done.
+    pub step: u64,
+    /// Sum of all losses.
+    pub loss: f32,
+    /// Of the keypoints alone.
+    pub keypoint: f32,
+}
+
+/// Where an arm was trained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// `cpu`, or a GPU.
+    pub device: String,
+    /// Threads of the processor.
+    pub threads: usize,
+    /// Its architecture.
+    pub arch: String,
+}
+
+impl Record {
+    /// Reads a record; `None` when there is none, or it is not readable as one: the arm is then done again.
+    ///
+    /// # Errors
+    /// [`ArmError::Io`].
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, ExperimentError> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ArmError::io(path)(error).into()),
+        };
+        let record = serde_json::from_slice(&text);
+        if let Err(error) = &record {
+            tracing::warn!(file = %path.display(), %error, "not readable, done again");
+        }
+        Ok(record.ok())
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<(), ExperimentError> {
+        let mut text = serde_json::to_vec(self).map_err(|source| ArmError::Json { path: path.to_owned(), source })?;
+        text.push(b'\n');
+        Ok(write_atomically(path, &text)?)
+    }
+}
+
+/// At most [`POINTS`] means of a training's losses.
+pub(super) fn curve(reports: &[StepReport]) -> Vec<Point> {
+    let Some(last) = reports.last() else { return Vec::new() };
+    let every = last.steps.div_ceil(POINTS).max(1) as usize;
+    let mean = |part: &[StepReport], of: fn(&StepReport) -> f32| part.iter().map(of).sum::<f32>() / part.len() as f32;
+    let point = |part: &[StepReport]| Point {
+        step: part.last().map_or(0, |report| report.step),
+        loss: mean(part, |report| report.losses.total()),
+        keypoint: mean(part, |report| report.losses.keypoint),
+    };
+    reports.chunks(every).map(point).collect()
+}

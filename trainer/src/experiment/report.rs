@@ -1,0 +1,188 @@
+//! The report's files: tables as Markdown, everything as JSON, curves as SVG.
+
+use super::plan::Plan;
+use super::record::{Point, Record};
+use super::summary::{GAP_ERRORS, Row, Summary};
+use super::{ArmError, ExperimentError};
+use crate::arm::write_atomically;
+use plotters::prelude::*;
+use std::fmt::Write;
+use std::path::Path;
+
+/// Writes `report.json`, `report.md` and `curves.svg`.
+pub(super) fn write(out: &Path, plan: &Plan, summary: &Summary) -> Result<(), ExperimentError> {
+    let json = out.join("report.json");
+    let text = serde_json::to_vec_pretty(summary).map_err(|source| ArmError::Json { path: json.clone(), source })?;
+    write_atomically(&json, &text)?;
+    write_atomically(&out.join("report.md"), markdown(plan, summary).as_bytes())?;
+    // Without a point there is nothing to draw.
+    if let Some(svg) = curves(summary) {
+        write_atomically(&out.join("curves.svg"), svg.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A share in percent with one digit, or a dash.
+fn percent(value: f64) -> String {
+    if value < 0.0 { "–".to_owned() } else { format!("{:.1}", 100.0 * value) }
+}
+
+impl Summary {
+    /// The tables for people, as Markdown.
+    pub fn tables(&self) -> String {
+        let mut text = table(&self.equal);
+        if !self.best.is_empty() {
+            let _ = write!(text, "\nEach arm at the length that was best on the held-out labelled images:\n\n{}", table(&self.best));
+        }
+        if let Some(labels) = labels(&self.equal) {
+            let _ = write!(text, "\nThe teachers' detections on the unlabelled images, where the truth is known:\n\n{labels}");
+        }
+        if !self.missing.is_empty() {
+            let _ = write!(text, "\nNot run: {}.\n", self.missing.join(", "));
+        }
+        text
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text =
+        "| arm | steps | manual + generated | seeds | AP | AP50 | AP75 | AP_M | AP_L | PCK | gain (± standard error) | gap recovered |\n\
+                    |---|---|---|---|---|---|---|---|---|---|---|---|\n"
+            .to_owned();
+    for row in rows {
+        let s = &row.mean;
+        let deviation = row.ap_deviation.map(|d| format!(" ± {:.1}", 100.0 * d)).unwrap_or_default();
+        let gain = row.gain.map_or_else(|| "–".to_owned(), |gain| format!("{:+.1} ± {:.1}", 100.0 * gain.ap, 100.0 * gain.standard_error));
+        let gap = row.gap.map_or_else(
+            || "–".to_owned(),
+            |gap| format!("{:.0} % ({:.0} to {:.0})", 100.0 * gap.recovered, 100.0 * gap.interval[0], 100.0 * gap.interval[1]),
+        );
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.0} + {:.0} | {} | {}{deviation} | {} | {} | {} | {} | {} | {gain} | {gap} |",
+            row.arm,
+            row.steps,
+            row.manual_images,
+            row.generated_images,
+            row.seeds.len(),
+            percent(s.ap),
+            percent(s.ap50),
+            percent(s.ap75),
+            percent(s.ap_m),
+            percent(s.ap_l),
+            row.pck.map_or_else(|| "–".to_owned(), percent),
+        );
+    }
+    text
+}
+
+fn labels(rows: &[Row]) -> Option<String> {
+    let known: Vec<_> = rows.iter().filter_map(|row| row.labels.map(|labels| (row, labels))).collect();
+    if known.is_empty() {
+        return None;
+    }
+    let mut text = "| arm | AP, one view | AP, all views | PCK, one view | PCK, all views |\n|---|---|---|---|---|\n".to_owned();
+    for (row, labels) in known {
+        let pck = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), percent);
+        let aps = [labels.single_ap, labels.ensemble_ap].map(percent);
+        let _ = writeln!(text, "| {} | {} | {} | {} | {} |", row.arm, aps[0], aps[1], pck(labels.single_pck), pck(labels.ensemble_pck));
+    }
+    Some(text)
+}
+
+fn markdown(plan: &Plan, summary: &Summary) -> String {
+    let mut text = format!("# {}\n\n{}", summary.name, summary.tables());
+    let _ = write!(
+        text,
+        "\nAP and PCK in %, means over the seeds ± their standard deviation; every seed draws its own labelled images. Gain: AP less that of \
+         `{}`; its standard error joins the test images' part (paired bootstrap, {} resamples) and the seeds'. Gap recovered: gain over the gain \
+         of {}, with a 95 % interval, where that gain is {GAP_ERRORS:.0} standard errors or more. PCK: within 0.2 torso diameters.\n",
+        plan.lower,
+        plan.resamples,
+        plan.upper.as_ref().map_or_else(|| "an upper bound".to_owned(), |upper| format!("`{upper}`")),
+    );
+    let machines: std::collections::BTreeSet<String> = summary
+        .records
+        .iter()
+        .map(|record| format!("{} ({} threads, {})", record.machine.device, record.machine.threads, record.machine.arch))
+        .collect();
+    let hours: f64 = summary.records.iter().map(|record| record.train_s).sum::<f64>() / 3600.0;
+    let _ = writeln!(
+        text,
+        "\n{} records, {hours:.1} hours of training on {}. AP by thirds of the people's areas, small to large: {}.",
+        summary.records.len(),
+        machines.into_iter().collect::<Vec<_>>().join(", "),
+        summary.equal.iter().map(|row| format!("{} {}", row.arm, row.terciles.map(percent).join(" / "))).collect::<Vec<_>>().join("; "),
+    );
+    if let Ok(plan) = toml::to_string(plan) {
+        let _ = write!(text, "\nThe plan, with every default:\n\n```toml\n{plan}```\n");
+    }
+    text
+}
+
+/// The keypoint loss over the steps, an arm a line: the first seed's with the arm's own length.
+fn curves(summary: &Summary) -> Option<String> {
+    let first = |row: &Row| summary.records.iter().find(|record| record.arm == row.arm && record.steps == row.steps);
+    let lines: Vec<(&Record, &[Point])> =
+        summary.equal.iter().filter_map(first).filter(|record| record.curve.len() > 1).map(|record| (record, &record.curve[..])).collect();
+    let points = || lines.iter().flat_map(|(_, points)| points.iter());
+    let right = points().map(|point| point.step).max()? as f64;
+    let top = f64::from(points().map(|point| point.keypoint).filter(|loss| loss.is_finite()).fold(0.0, f32::max)).max(1e-6) * 1.05;
+    let bottom = f64::from(points().map(|point| point.keypoint).filter(|loss| loss.is_finite()).fold(f32::MAX, f32::min)) * 0.95;
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (800, 420)).into_drawing_area();
+        root.fill(&WHITE).ok()?;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(52)
+            .build_cartesian_2d(0.0..right, bottom.min(top - 1e-6)..top)
+            .ok()?;
+        chart.configure_mesh().x_desc("optimiser steps").y_desc("keypoint loss").light_line_style(TRANSPARENT).draw().ok()?;
+        for (index, (record, points)) in lines.iter().enumerate() {
+            let colour = Palette99::pick(index).to_rgba();
+            let line = points.iter().map(|point| (point.step as f64, f64::from(point.keypoint)));
+            chart
+                .draw_series(LineSeries::new(line, colour.stroke_width(2)))
+                .ok()?
+                .label(record.arm.clone())
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+        }
+        chart.configure_series_labels().border_style(TRANSPARENT).position(SeriesLabelPosition::UpperRight).draw().ok()?;
+        root.present().ok()?;
+    }
+    Some(svg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::summary::tests::{plan, record};
+    use super::*;
+
+    #[test]
+    fn the_report_has_tables_plan_and_curves() {
+        let plan = plan();
+        let shared = [-0.01, 0.01];
+        let mut records = Vec::new();
+        for seed in [1, 2] {
+            for (arm, ap) in [("lower", 0.2), ("distilled", 0.25), ("upper", 0.3)] {
+                let mut record = record(arm, 100, seed, ap + 0.001 * seed as f64, 0.1, &shared);
+                record.curve = [50, 100].map(|step| Point { step, loss: 3.0, keypoint: 2.0 - step as f32 / 100.0 }).to_vec();
+                records.push(record);
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &plan, &Summary::of(&plan, records)).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
+        assert!(
+            text.contains("| distilled | 100 | 10 + 0 | 2 | 25.1 ± 0.1 | 25.1 | 25.1 | 25.1 | – | – | +5.0 ± 0.0 | 50 % (50 to 50) |"),
+            "{text}"
+        );
+        assert!(text.contains("Not run: lower-50-seed1") && text.contains("[[arms]]"), "{text}");
+        let svg = std::fs::read_to_string(dir.path().join("curves.svg")).unwrap();
+        assert!(["lower", "distilled", "upper", "keypoint loss"].iter().all(|part| svg.contains(part)));
+        let json = std::fs::read(dir.path().join("report.json")).unwrap();
+        assert_eq!(serde_json::from_slice::<Summary>(&json).unwrap().equal.len(), 3);
+    }
+}

@@ -1,0 +1,226 @@
+//! Experiments on a tiny folder: interrupted ones come to the same, finished arms are not done again, and the test images decide nothing.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use omnilabel_rcnn::device::Compute;
+use omnilabel_trainer::distill::Event;
+use omnilabel_trainer::experiment::{Outcome, Plan, Record, Setup, Summary, experiment};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const PLAN: &str = r#"
+name = "tiny"
+seeds = [1, 2]
+lower = "lower"
+upper = "upper"
+resamples = 20
+[data]
+train = "train"
+test = "val"
+labelled = 0.5
+held_out = 0.3
+[train]
+short_side = 64
+[train.options]
+steps = 12
+batch = 3
+warmup = 1
+[views]
+scales = [64]
+flip = true
+[[arms]]
+name = "lower"
+labels = "manual"
+lengths = [2]
+[[arms]]
+name = "distilled"
+labels = "generated"
+teacher = "lower"
+ignore_from = 0.5
+options = { generated_augment = { cutout = 0.5 } }
+[[arms]]
+name = "distilled.tuned"
+labels = "generated"
+teacher = "lower"
+fine_tune = true
+footage = "elsewhere/images"
+seeds = [1]
+[[arms]]
+name = "ensemble"
+labels = "manual"
+test_views = { scales = [64], flip = true }
+[[arms]]
+name = "upper"
+labels = "all"
+"#;
+
+fn data(dir: &Path) {
+    common::folder(&dir.join("train"), 1, 10);
+    common::folder(&dir.join("val"), 100, 4);
+    common::folder(&dir.join("elsewhere"), 200, 3);
+}
+
+fn setup(dir: &Path, out: &str, plan: &str) -> Setup {
+    let path = dir.join("plan.toml");
+    std::fs::write(&path, plan).unwrap();
+    let out = dir.join(out);
+    let records = out.join("records");
+    let plan = Plan::read(&path, None).unwrap();
+    Setup { plan, records, out, only: Vec::new(), report_only: false, compute: Compute::default(), checkpoint_every: 1 }
+}
+
+/// Steps that were trained, by stage.
+#[derive(Default)]
+struct Seen(Mutex<(String, BTreeMap<String, u64>)>);
+
+impl Seen {
+    fn event(&self, event: &Event<'_>) {
+        let mut seen = self.0.lock().unwrap();
+        match event {
+            Event::Stage(name) => seen.0 = (*name).to_owned(),
+            Event::Step(_) => {
+                let stage = seen.0.clone();
+                *seen.1.entry(stage).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+
+    fn steps(&self) -> BTreeMap<String, u64> {
+        std::mem::take(&mut self.0.lock().unwrap().1)
+    }
+}
+
+fn finished(setup: &Setup, seen: &Seen) -> Summary {
+    match experiment(setup, &|event| seen.event(&event), &AtomicBool::new(false)).unwrap() {
+        Outcome::Finished(summary) => *summary,
+        Outcome::Stopped => panic!("nobody asked it to stop"),
+    }
+}
+
+/// What does not depend on the clock.
+fn timeless(records: &[Record]) -> Vec<Record> {
+    records.iter().cloned().map(|record| Record { train_s: 0.0, ..record }).collect()
+}
+
+#[test]
+fn an_interrupted_experiment_comes_to_the_same_and_nothing_is_done_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let seen = Seen::default();
+    let straight = finished(&setup(dir.path(), "a", PLAN), &seen);
+    let steps = seen.steps();
+    // `ensemble` is the lower bound's model, evaluated otherwise.
+    let expected = [
+        ("lower-12-seed1 train", 12),
+        ("lower-2-seed1 train", 2),
+        ("distilled-12-seed1 train", 12),
+        ("distilled.tuned-12-seed1 train", 12),
+        ("upper-12-seed1 train", 12),
+        ("lower-12-seed2 train", 12),
+        ("lower-2-seed2 train", 2),
+        ("distilled-12-seed2 train", 12),
+        ("upper-12-seed2 train", 12),
+    ];
+    assert!(dir.path().join("a/examples/index.html").exists());
+    assert_eq!(steps, expected.iter().map(|(stage, steps)| ((*stage).to_owned(), *steps)).collect());
+    assert_eq!(straight.records.len(), 11);
+    assert_eq!(straight.equal.iter().map(|row| row.seeds.len()).collect::<Vec<_>>(), [2, 2, 1, 2, 2]);
+    let distilled = straight.records.iter().find(|record| record.arm == "distilled").unwrap();
+    let labels = distilled.labels.as_ref().unwrap();
+    assert!(labels.quality.is_some() && labels.count.images == 5 && distilled.generated_images <= 5, "{labels:?}");
+    let tuned = straight.records.iter().find(|record| record.arm == "distilled.tuned").unwrap();
+    assert!(tuned.labels.as_ref().is_some_and(|labels| labels.quality.is_none() && labels.count.images == 3), "{tuned:?}");
+
+    // Stopped twice, in the teacher and in the student.
+    let halting = setup(dir.path(), "b", PLAN);
+    for stage in ["lower-12-seed1 train", "distilled-12-seed2 train"] {
+        let (seen, stop) = (Seen::default(), AtomicBool::new(false));
+        let event = |event: Event<'_>| {
+            seen.event(&event);
+            if matches!(event, Event::Step(report) if report.step == 2) && seen.0.lock().unwrap().0 == stage {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        assert!(matches!(experiment(&halting, &event, &stop).unwrap(), Outcome::Stopped), "{stage}");
+    }
+    let resumed = finished(&halting, &seen);
+    assert_eq!(seen.steps()["distilled-12-seed2 train"], 10);
+    assert_eq!(timeless(&resumed.records), timeless(&straight.records));
+
+    let again = finished(&halting, &seen);
+    assert_eq!((seen.steps().len(), &again.records), (0, &resumed.records));
+
+    // Another schedule of one arm: that arm alone.
+    let changed = PLAN.replace("ignore_from = 0.5\n", "");
+    finished(&setup(dir.path(), "b", &changed), &seen);
+    assert_eq!(seen.steps().into_keys().collect::<Vec<_>>(), ["distilled-12-seed1 train", "distilled-12-seed2 train"]);
+}
+
+#[test]
+fn the_report_needs_only_the_records_and_takes_none_of_another_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let first = setup(dir.path(), "a", PLAN);
+    let summary = finished(&first, &Seen::default());
+    ["train", "val", "elsewhere", "a/models"].iter().for_each(|folder| std::fs::remove_dir_all(dir.path().join(folder)).unwrap());
+    let report = Setup { report_only: true, out: dir.path().join("c"), ..first };
+    let alone = finished(&report, &Seen::default());
+    assert_eq!(alone, summary);
+    let tables = std::fs::read_to_string(dir.path().join("c/report.md")).unwrap();
+    assert!(tables.contains("| distilled.tuned | 12 | 3 + "), "{tables}");
+    std::fs::remove_file(report.records.join("upper-12-seed2.json")).unwrap();
+    assert_eq!(finished(&report, &Seen::default()).missing, ["upper-12-seed2"]);
+    for (from, to) in [("labelled = 0.5", "labelled = 0.4"), ("fine_tune = true\n", ""), ("short_side = 64", "short_side = 96")] {
+        let other = Setup { plan: setup(dir.path(), "a", &PLAN.replace(from, to)).plan, ..report.clone() };
+        let error = experiment(&other, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(error.contains("is of another plan") && error.contains(".json"), "{to}: {error}");
+    }
+}
+
+#[test]
+fn the_test_images_decide_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let plan = PLAN.replace("seeds = [1, 2]", "seeds = [1]");
+    let first = finished(&setup(dir.path(), "a", &plan), &Seen::default());
+    std::fs::remove_dir_all(dir.path().join("val")).unwrap();
+    common::folder(&dir.path().join("val"), 300, 6);
+    let second = finished(&setup(dir.path(), "b", &plan), &Seen::default());
+    for (a, b) in timeless(&first.records).into_iter().zip(timeless(&second.records)) {
+        assert_ne!(a.test, b.test);
+        assert_eq!(Record { test: b.test.clone(), key: b.key.clone(), ..a }, b);
+    }
+    let weights = |out: &str| {
+        let models = std::fs::read_dir(dir.path().join(out).join("models")).unwrap();
+        let mut found: Vec<_> =
+            models.map(|model| std::fs::read(model.unwrap().path().join("bundle/weights.safetensors")).unwrap()).collect();
+        found.sort();
+        found
+    };
+    assert!(weights("a") == weights("b"));
+    // The same models on the new images: evaluated anew, not trained.
+    let seen = Seen::default();
+    let third = finished(&setup(dir.path(), "a", &plan), &seen);
+    assert_eq!((seen.steps().len(), timeless(&third.records)), (0, timeless(&second.records)));
+}
+
+#[test]
+fn data_that_cannot_carry_a_plan_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let fail = |plan: &str| experiment(&setup(dir.path(), "a", plan), &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+    let error = fail(&PLAN.replace("train = \"train\"", "train = \"nowhere\""));
+    assert!(error.contains("nowhere") && error.contains("annotations.json"), "{error}");
+    let error = fail(&PLAN.replace("labelled = 0.5", "labelled = 0.5\nimages = 2"));
+    assert!(error.contains("train") && error.contains("at least 3"), "{error}");
+    let error = fail(&PLAN.replace("footage = \"elsewhere/images\"", "footage = \"nothing\""));
+    assert!(error.contains("nothing"), "{error}");
+    let error = fail(&PLAN.replace("short_side = 64", "short_side = 64\npreset = \"giant\""));
+    assert!(error.contains("giant"), "{error}");
+    let error = fail(&PLAN.replace("short_side = 64", "short_side = 64\ninit = \"no.safetensors\""));
+    assert!(error.contains("no.safetensors"), "{error}");
+}
