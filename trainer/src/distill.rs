@@ -225,11 +225,11 @@ impl Method<'_> {
             unlabelled: &c.unlabelled,
             left_out: &c.left_out,
             category_id: c.labelled.category_id(),
-            detector: c.detector.as_deref(),
             views: &c.views,
             folder: &folder,
         };
-        let detections = detect_all(&labelling, &teacher, self.event, self.cancel)?;
+        let (labeller, known_as) = (runner(c.detector.as_deref(), &teacher)?, identity(c.detector.as_deref(), &teacher)?);
+        let detections = detect_all(&labelling, (&labeller, &known_as), self.event, self.cancel)?;
         detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
         left_out.extend_from_slice(&detections.unreadable);
         let calibration = self.calibrate(&teacher, &detections)?;

@@ -49,6 +49,17 @@ fine_tune = true
 footage = "elsewhere/images"
 seeds = [1]
 [[arms]]
+name = "lower.b"
+labels = "manual"
+variant = 1
+seeds = [1]
+[[arms]]
+name = "distilled.models"
+labels = "generated"
+teacher = ["lower", "lower.b"]
+views = { scales = [64] }
+seeds = [1]
+[[arms]]
 name = "ensemble"
 labels = "manual"
 test_views = { scales = [64], flip = true }
@@ -119,6 +130,8 @@ fn an_interrupted_experiment_comes_to_the_same_and_nothing_is_done_twice() {
         ("lower-2-seed1 train", 2),
         ("distilled-12-seed1 train", 12),
         ("distilled.tuned-12-seed1 train", 12),
+        ("lower.b-12-seed1 train", 12),
+        ("distilled.models-12-seed1 train", 12),
         ("upper-12-seed1 train", 12),
         ("lower-12-seed2 train", 12),
         ("lower-2-seed2 train", 2),
@@ -127,8 +140,8 @@ fn an_interrupted_experiment_comes_to_the_same_and_nothing_is_done_twice() {
     ];
     assert!(dir.path().join("a/examples/index.html").exists());
     assert_eq!(steps, expected.iter().map(|(stage, steps)| ((*stage).to_owned(), *steps)).collect());
-    assert_eq!(straight.records.len(), 11);
-    assert_eq!(straight.equal.iter().map(|row| row.seeds.len()).collect::<Vec<_>>(), [2, 2, 1, 2, 2]);
+    assert_eq!(straight.records.len(), 13);
+    assert_eq!(straight.equal.iter().map(|row| row.seeds.len()).collect::<Vec<_>>(), [2, 2, 1, 1, 1, 2, 2]);
     let distilled = straight.records.iter().find(|record| record.arm == "distilled").unwrap();
     let labels = distilled.labels.as_ref().unwrap();
     assert!(labels.quality.is_some() && labels.count.images == 5 && distilled.generated_images <= 5, "{labels:?}");

@@ -1,6 +1,7 @@
 //! Runs a model bundle: tract on the CPU, with multi-transform inference (spec §3). This is the code that devices run, and the
 //! code with which the trainer judges what it ships.
 
+mod committee;
 pub mod device;
 mod enlarge;
 mod fused;

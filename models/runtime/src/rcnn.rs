@@ -10,7 +10,7 @@ use omnilabel_detect::frame::Frame;
 use omnilabel_detect::nms::vote;
 use omnilabel_detect::proposals::suppress;
 use omnilabel_keypoints::ensemble::{Average, accumulate, agreement, finish, unmirror};
-use omnilabel_keypoints::geometry::{Point, Rect};
+use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_keypoints::heatmap::{MapKind, brightest, decode};
 use omnilabel_keypoints::label::{Detection, Keypoint};
 use omnilabel_keypoints::skeleton::Skeleton;
@@ -29,6 +29,16 @@ pub(crate) const POOLED_ROIS: usize = 256;
 
 /// People in the base view's net pixels, by falling score, and the pyramids at hand.
 type Found = (Vec<(Rect, f32)>, Vec<Pyramid>);
+
+/// The views' maps of people, added up.
+pub(crate) struct Maps {
+    /// `[people, k, from, from]`.
+    pub(crate) sum: Vec<f32>,
+    /// Per view the keypoints `[people, k]` that it alone would give, in the base view's net pixels.
+    pub(crate) points: Vec<Vec<Point>>,
+    /// How many views.
+    pub(crate) views: usize,
+}
 
 /// A keypoint R-CNN.
 pub(crate) struct Rcnn {
@@ -82,10 +92,14 @@ impl Rcnn {
         let (pooled, kept): (Vec<_>, Vec<_>) = found.into_iter().unzip();
         let pooled: Vec<(Rect, f32)> = pooled.into_iter().flatten().collect();
         let kept = kept.into_iter().flatten().collect();
+        Ok((plan.above_floor(self.voted(&pooled, to_base.net())), kept))
+    }
+
+    /// What is left of pooled boxes after NMS, where those that lie almost as each have voted (spec §3.1).
+    pub(crate) fn voted(&self, pooled: &[(Rect, f32)], net: Size) -> Vec<(Rect, f32)> {
         let (rects, scores): (Vec<Rect>, Vec<f32>) = pooled.iter().copied().unzip();
-        let vote = |(rect, score): (Rect, f32)| (vote(rect, &rects, &scores, VOTING_IOU).clipped(to_base.net()), score);
-        let boxes = suppress(&self.network, &pooled).into_iter().map(vote).collect();
-        Ok((plan.above_floor(boxes), kept))
+        let vote = |(rect, score): (Rect, f32)| (vote(rect, &rects, &scores, VOTING_IOU).clipped(net), score);
+        suppress(&self.network, pooled).into_iter().map(vote).collect()
     }
 
     /// People without their keypoints, in frame pixels, by falling score.
@@ -127,6 +141,19 @@ impl Rcnn {
         boxes: &[(Rect, f32)],
         known: &[Pyramid],
     ) -> Result<Vec<Detection>, RuntimeError> {
+        let maps = self.maps(frame, plan, boxes, known, plan.views.len() > 1)?;
+        Ok(self.decoded(frame, plan, boxes, maps))
+    }
+
+    /// Steps 2 and 3 and the sum of step 4; `points` are wanted where there is something to compare them with.
+    pub(crate) fn maps(
+        &self,
+        frame: &Frame,
+        plan: &ViewPlan,
+        boxes: &[(Rect, f32)],
+        known: &[Pyramid],
+        compared: bool,
+    ) -> Result<Maps, RuntimeError> {
         let to_base = self.geometry(frame, plan.base());
         let in_frame: Vec<Rect> = boxes.iter().map(|&(rect, _)| to_base.frame_from_net_rect(rect)).collect();
         let pooled = |views: &&[View]| -> Result<Vec<Vec<f32>>, RuntimeError> {
@@ -136,11 +163,9 @@ impl Rcnn {
             let of = |view: &View| at_hand(view).or_else(|| found.iter().find(|pyramid| pyramid.view == *view));
             Ok(views.iter().filter_map(of).map(|pyramid| pyramid.keypoint_rois(self, &in_frame)).collect())
         };
-        // Logits are averaged before the interpolation that ends the head.
-        let enlargement = self.graphs.enlargement().filter(|_| plan.average == Average::Logits);
-        let (k, side) = (self.skeleton.len(), self.side());
-        let from = enlargement.map_or(side, Enlargement::from);
-        let one = k * from * from;
+        let enlargement = self.enlargement(plan);
+        let from = enlargement.map_or(self.side(), Enlargement::from);
+        let one = self.skeleton.len() * from * from;
         let mut sum = vec![0.0; boxes.len() * one];
         let mut points: Vec<Vec<Point>> = Vec::new();
         // A view and its mirror image go through the backbone together. Groups and batches follow from the views and boxes alone, and are
@@ -158,7 +183,7 @@ impl Rcnn {
             let unflipped = |(views, rois): &(&[View], &[Vec<f32>])| -> Result<(Vec<f32>, Vec<Vec<Point>>), RuntimeError> {
                 let mut maps = heatmaps(self, rois.concat(), rois.len() * boxes.len(), enlargement)?;
                 let views = views.iter().zip(maps.chunks_exact_mut(boxes.len() * one));
-                let points = views.map(|(view, maps)| self.unflip(maps, *view, plan, (boxes, enlargement))).collect();
+                let points = views.map(|(view, maps)| self.unflip(maps, *view, plan, (boxes, enlargement), compared)).collect();
                 Ok((maps, points))
             };
             for views in self.workers.each(&batches, |(views, _)| views.len() as u64, unflipped) {
@@ -169,9 +194,25 @@ impl Rcnn {
                 points.extend(found);
             }
         }
-        finish(&mut sum, plan.views.len());
+        Ok(Maps { sum, points, views: plan.views.len() })
+    }
+
+    /// Logits are averaged before the interpolation that ends the head.
+    pub(crate) fn enlargement(&self, plan: &ViewPlan) -> Option<&Enlargement> {
+        self.graphs.enlargement().filter(|_| plan.average == Average::Logits)
+    }
+
+    /// The mean of step 4, and steps 5 and 6.
+    pub(crate) fn decoded(&self, frame: &Frame, plan: &ViewPlan, boxes: &[(Rect, f32)], maps: Maps) -> Vec<Detection> {
+        let Maps { mut sum, points, views } = maps;
+        let to_base = self.geometry(frame, plan.base());
+        let enlargement = self.enlargement(plan);
+        let (k, side) = (self.skeleton.len(), self.side());
+        let from = enlargement.map_or(side, Enlargement::from);
+        let one = k * from * from;
+        finish(&mut sum, views);
         let detection = |(i, &(rect, score)): (usize, &(Rect, f32))| -> Detection {
-            let mut detection = Detection { rect: in_frame[i], score, ..Detection::default() };
+            let mut detection = Detection { rect: to_base.frame_from_net_rect(rect), score, ..Detection::default() };
             for (j, map) in sum[i * one..][..one].chunks_exact(from * from).enumerate() {
                 let map = enlargement.map_or(Cow::Borrowed(map), |enlargement| Cow::Owned(enlargement.enlarge(map)));
                 let found = decode(&map, side, rect, map_kind(plan.average));
@@ -191,16 +232,17 @@ impl Rcnn {
             }
             detection
         };
-        Ok(self.workers.install(|| boxes.par_iter().enumerate().map(detection).collect()))
+        self.workers.install(|| boxes.par_iter().enumerate().map(detection).collect())
     }
 
-    /// Makes a view's maps unmirrored ones, probabilities if those are averaged; the view's own keypoints if there are other views.
+    /// Makes a view's maps unmirrored ones, probabilities if those are averaged; the view's own keypoints if they are `compared`.
     fn unflip(
         &self,
         maps: &mut [f32],
         view: View,
         plan: &ViewPlan,
         (boxes, enlargement): (&[(Rect, f32)], Option<&Enlargement>),
+        compared: bool,
     ) -> Vec<Point> {
         let side = enlargement.map_or(self.side(), Enlargement::from);
         let one = self.skeleton.len() * side * side;
@@ -215,7 +257,7 @@ impl Rcnn {
                 }
             }
         }
-        if plan.views.len() == 1 {
+        if !compared {
             return Vec::new();
         }
         let point = |map, rect| enlargement.map_or_else(|| brightest(map, side, rect), |enlargement| enlargement.brightest(map, rect));

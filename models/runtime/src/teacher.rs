@@ -1,5 +1,6 @@
 //! A model that labels frames, of whichever kind its bundle holds.
 
+use crate::committee::Committee;
 use crate::device::{DeviceGraphs, DeviceModel, DeviceRcnn};
 use crate::pose::{OneStage, PoseGraph, TopDown, TractPose};
 use crate::rcnn::Rcnn;
@@ -23,6 +24,7 @@ pub struct Teacher {
 
 enum Model {
     Rcnn(Rcnn),
+    Committee(Committee),
     Device(Box<dyn DeviceModel>),
     OneStage(OneStage),
     TopDown { model: TopDown, detector: Option<Detector> },
@@ -145,6 +147,23 @@ impl Teacher {
         Ok(Self { model: Model::Rcnn(Rcnn { graphs, network, input, skeleton: points, workers }), manifest, skeleton })
     }
 
+    /// Keypoint R-CNNs on the CPU that label together, by the manifest of the first: boxes of all are pooled and vote, maps of all averaged.
+    ///
+    /// # Errors
+    /// Nobody, a model of another kind, other keypoints, another size of heatmaps or input than the first's.
+    pub fn committee(members: Vec<Self>) -> Result<Self, RuntimeError> {
+        let Some(first) = members.first() else { return Err(RuntimeError::Request("a committee without members".to_owned())) };
+        let (manifest, skeleton) = (first.manifest.clone(), first.skeleton.clone());
+        let rcnn = |member: Self| match member.model {
+            Model::Rcnn(rcnn) => Ok(rcnn),
+            _ => {
+                Err(RuntimeError::Request(format!("`{}` is no keypoint R-CNN on the CPU, expected members that are", member.manifest.name)))
+            }
+        };
+        let members = members.into_iter().map(rcnn).collect::<Result<_, _>>()?;
+        Ok(Self { model: Model::Committee(Committee::new(members)?), manifest, skeleton })
+    }
+
     fn pose(graph: Box<dyn PoseGraph>, workers: Workers, pose: PoseSpec, manifest: Manifest, skeleton: Skeleton) -> Self {
         let (input, points) = (manifest.input.clone(), skeleton.clone());
         let model = if pose.output.crop().is_some() {
@@ -170,7 +189,7 @@ impl Teacher {
         }
         match &mut self.model {
             Model::TopDown { detector: place, .. } => *place = Some(Detector { teacher: Box::new(detector), own }),
-            Model::Rcnn(_) | Model::Device(_) | Model::OneStage(_) => {
+            Model::Rcnn(_) | Model::Committee(_) | Model::Device(_) | Model::OneStage(_) => {
                 let name = &self.manifest.name;
                 return Err(RuntimeError::Request(format!("`{name}` finds people by itself and takes no detector")));
             }
@@ -206,6 +225,7 @@ impl Teacher {
         check(frame, plan)?;
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.detect(frame, plan),
+            Model::Committee(committee) => committee.detect(frame, plan),
             Model::Device(rcnn) => rcnn.detect(frame, plan),
             Model::OneStage(model) => model.detect(frame, plan),
             Model::TopDown { model, .. } => model.detect_in(frame, &self.boxes(frame, plan)?, plan),
@@ -220,6 +240,7 @@ impl Teacher {
         check(frame, plan)?;
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.boxes(frame, plan),
+            Model::Committee(committee) => committee.boxes(frame, plan),
             Model::Device(rcnn) => rcnn.boxes(frame, plan),
             Model::OneStage(model) => Ok(model.detect(frame, plan)?.into_iter().map(|found| (found.rect, found.score)).collect()),
             Model::TopDown { detector: Some(detector), .. } => {
@@ -248,6 +269,7 @@ impl Teacher {
         }
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.detect_in(frame, boxes, plan),
+            Model::Committee(committee) => committee.detect_in(frame, boxes, plan),
             Model::Device(rcnn) => rcnn.detect_in(frame, boxes, plan),
             Model::TopDown { model, .. } => model.detect_in(frame, boxes, plan),
             Model::OneStage(_) => {
@@ -262,7 +284,7 @@ impl Teacher {
     pub(crate) fn grain_px(&self, frame: &Frame, detection: &Detection) -> f32 {
         let base = ViewPlan::single(&self.manifest).base();
         match &self.model {
-            Model::Rcnn(_) | Model::Device(_) => {
+            Model::Rcnn(_) | Model::Committee(_) | Model::Device(_) => {
                 let net = ViewGeometry::new(frame.size, base, self.manifest.input.max_long_side).net();
                 // Frame pixels per net pixel.
                 (frame.size.width as f32 / net.width as f32).max(frame.size.height as f32 / net.height as f32).max(1.0)
@@ -279,6 +301,7 @@ impl Teacher {
     pub(crate) fn score_threshold(&self) -> f32 {
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.network.score_threshold,
+            Model::Committee(committee) => committee.first().network.score_threshold,
             Model::Device(rcnn) => rcnn.network().score_threshold,
             Model::OneStage(model) => model.score_threshold(),
             Model::TopDown { detector, .. } => detector.as_ref().map_or(0.0, |detector| detector.teacher.score_threshold()),

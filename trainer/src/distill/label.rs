@@ -28,8 +28,6 @@ pub(crate) struct Labelling<'l> {
     pub(crate) left_out: &'l [LeftOut],
     /// The category of the labels.
     pub(crate) category_id: u64,
-    /// A bundle that finds people for a teacher that is a top-down pose model.
-    pub(crate) detector: Option<&'l Path>,
     /// The teacher's views.
     pub(crate) views: &'l Views,
     /// The folder of `detections.jsonl` and the labels.
@@ -96,14 +94,14 @@ enum Line {
 /// The ensembled detections of all unlabelled pictures: those on disk, then the others.
 pub(crate) fn detect_all(
     labelling: &Labelling<'_>,
-    bundle: &Bundle,
+    (teacher, identity): (&Teacher, &str),
     event: &(dyn Fn(Event<'_>) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Detections, DistillError> {
     let Labelling { unlabelled, folder, .. } = *labelling;
     std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
     let path = folder.join("detections.jsonl");
-    let header = Header { weights_sha256: identity(labelling.detector, bundle)?, views: labelling.views.clone() };
+    let header = Header { weights_sha256: identity.to_owned(), views: labelling.views.clone() };
     let (mut found, through) = read(&path, &header)?;
     let json = |source| ArmError::Json { path: path.clone(), source };
     let of = unlabelled.images.len();
@@ -119,15 +117,14 @@ pub(crate) fn detect_all(
     crate::arm::write_atomically(&path, &text)?;
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).map_err(ArmError::io(&path))?;
 
-    let teacher = runner(labelling.detector, bundle)?;
-    same_skeleton(&teacher, unlabelled)?;
-    let plan = labelling.views.plan(&teacher);
+    same_skeleton(teacher, unlabelled)?;
+    let plan = labelling.views.plan(teacher);
     let rest = unlabelled.subset(|_, image| through.is_none_or(|t| image.id > t));
     let known = of - rest.images.len();
     for (chunk, first) in (0..rest.images.len()).step_by(CHUNK).enumerate() {
         let part = rest.subset(|index, _| (first..first + CHUNK).contains(&index));
         let done = |n| event(Event::Pictures { done: known + chunk * CHUNK + n, of });
-        let more = detect_readable(&teacher, &part, &plan, &done, cancel)?;
+        let more = detect_readable(teacher, &part, &plan, &done, cancel)?;
         let mut text = Vec::new();
         for line in lines(&more, part.images.last().map(|i| i.id)) {
             serde_json::to_writer(&mut text, &line).map_err(json)?;

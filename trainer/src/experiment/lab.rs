@@ -7,8 +7,8 @@ use super::summary::{Row, Summary};
 use super::{ExperimentError, Setup, examples};
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, amend, provisional, read_progress, train_arm, write_atomically};
 use crate::calibrate::{ManualStats, Mode, calibrate};
-use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, split_folder};
-use crate::evaluate::{Detections, Views, detect, first_difference, labelled, load, pck};
+use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, split_folder};
+use crate::evaluate::{Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
 use crate::mix::MANUAL_PERCENT;
 use crate::samples::{LeftOut, SampleSet, plain_folder};
 use crate::score::{CocoScores, GroundTruth, bootstrap, score, terciles};
@@ -18,7 +18,7 @@ use omnilabel_coco::Dataset;
 use omnilabel_rcnn::export::WEIGHTS;
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::Init;
-use omnilabel_runtime::ViewPlan;
+use omnilabel_runtime::{Teacher, ViewPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -85,7 +85,7 @@ impl<'l> Lab<'l> {
         for arm in &plan.arms {
             if let Entry::Vacant(entry) = starts.entry(plan.preset(arm).to_owned()) {
                 let start = first(plan, entry.key(), train.skeleton.len());
-                entry.insert(start.map_err(|error| ExperimentError::Start(format!("{error:#}")))?);
+                entry.insert(start.map_err(|error| ExperimentError::Start(omnilabel_console::line(&error)))?);
             }
         }
         let init_sha256 = match starts.values().next().map(|start| &start.init) {
@@ -143,7 +143,9 @@ impl<'l> Lab<'l> {
 
     fn recipe(&self, case: &Case<'_>) -> Result<Recipe, ExperimentError> {
         let start = &self.starts[self.plan.preset(case.arm)];
-        let teacher = case.teacher(self.plan)?.map(|teacher| self.recipe(&teacher)).transpose()?;
+        let keys: Vec<String> =
+            case.teachers(self.plan)?.iter().map(|teacher| Ok(self.recipe(teacher)?.key())).collect::<Result<_, ExperimentError>>()?;
+        let teacher = if keys.len() > 1 { Some(digest(&keys)) } else { keys.into_iter().next() };
         let first_weights = match &self.init_sha256 {
             _ if case.arm.fine_tune => FirstWeights::Teacher,
             Some(sha256) => FirstWeights::File { sha256: sha256.clone() },
@@ -153,7 +155,7 @@ impl<'l> Lab<'l> {
             network: start.network.clone(),
             first_weights,
             train_sha256: self.train_sha256.clone(),
-            teacher: teacher.map(|teacher| teacher.key()),
+            teacher,
             footage_sha256: case.arm.footage.as_ref().and_then(|path| self.footage.get(path)).map(|footage| footage.sha256.clone()),
         };
         case.recipe(self.plan, found)
@@ -214,26 +216,26 @@ impl<'l> Lab<'l> {
         }
         let mut init = self.starts[self.plan.preset(case.arm)].init.clone();
         let (Init::Seed(seed) | Init::File(_, seed)) = &mut init;
-        *seed = case.seed;
-        let mut teacher = None;
-        if let Some(teaching) = case.teacher(self.plan)? {
+        *seed = case.training_seed(self.plan)?;
+        let mut teachers = Vec::new();
+        for teaching in case.teachers(self.plan)? {
             let Some((bundle, _)) = self.model(&teaching, &self.recipe(&teaching)?)? else { return Ok(None) };
             if case.arm.fine_tune {
-                init = Init::File(bundle.path(WEIGHTS), case.seed);
+                init = Init::File(bundle.path(WEIGHTS), case.training_seed(self.plan)?);
             }
-            teacher = Some(bundle);
+            teachers.push(bundle);
         }
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
         let parts = self.parts(case.seed);
         let mut manual = SampleSet::load(&parts.manual)?;
         let (mut generated, mut labels) = (None, None);
-        match (case.arm.labels, teacher) {
-            (Labels::Generated, Some(teacher)) => {
-                let (samples, record) = self.labels(case, recipe, &teacher, &parts, &folder)?;
+        match case.arm.labels {
+            Labels::Generated => {
+                let (samples, record) = self.labels(case, recipe, &teachers, &parts, &folder)?;
                 (generated, labels) = (Some(samples), Some(record));
             }
-            (Labels::All, _) => manual.items.extend(SampleSet::load(&parts.unlabelled)?.items),
-            _ => {}
+            Labels::All => manual.items.extend(SampleSet::load(&parts.unlabelled)?.items),
+            Labels::Manual => {}
         }
         self.stage(case, "train");
         let arm = ArmConfig {
@@ -288,7 +290,7 @@ impl<'l> Lab<'l> {
         &self,
         case: &Case<'_>,
         recipe: &Recipe,
-        teacher: &Bundle,
+        teachers: &[Bundle],
         parts: &Parts,
         folder: &Path,
     ) -> Result<(SampleSet, LabelRecord), ExperimentError> {
@@ -299,14 +301,18 @@ impl<'l> Lab<'l> {
         };
         let views = recipe.labelling.as_ref().map(|labelling| labelling.views.clone()).unwrap_or_default();
         let used = share(all, case.arm.unlabelled, case.seed);
+        let members = teachers.iter().map(load).collect::<Result<Vec<_>, _>>()?;
+        let teacher = if members.len() > 1 { Teacher::committee(members).map_err(EvaluateError::from)? } else { one(members)? };
+        let identities = teachers.iter().map(|teacher| identity(None, teacher)).collect::<Result<Vec<_>, _>>()?;
+        let known_as = identities.join("+");
         // Detections are shared by all arms of this teacher, views and pictures.
         let found = |views: &Views, what: &str| -> Result<Detections, ExperimentError> {
             self.stage(case, what);
             let of = (&recipe.teacher, views, footage.map(|footage| &footage.sha256));
             let folder = self.setup.out.join("labels").join(digest(&of));
             let category_id = self.train.category_id();
-            let labelling = Labelling { unlabelled: all, left_out, category_id, detector: None, views, folder: &folder };
-            let mut detections = detect_all(&labelling, teacher, self.event, self.cancel)?;
+            let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder };
+            let mut detections = detect_all(&labelling, (&teacher, &known_as), self.event, self.cancel)?;
             detections.images.retain(|image| used.images.binary_search_by_key(&image.image_id, |i| i.id).is_ok());
             Ok(detections)
         };
@@ -329,7 +335,7 @@ impl<'l> Lab<'l> {
         let folder = folder.join("labels");
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
         let category_id = self.train.category_id();
-        let labelling = Labelling { unlabelled: &used, left_out, category_id, detector: None, views: &views, folder: &folder };
+        let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &folder };
         let (ignore_from, min_agreement) = (case.arm.ignore_from, case.arm.min_agreement);
         let rule = Rule { thresholds: calibration.thresholds, ignore_from, min_agreement };
         let (samples, count) = harden_all(&labelling, &detections, &rule)?;
@@ -415,6 +421,11 @@ impl Footage {
         }
         Ok(Self { dataset, left_out, known: false, sha256: digest(&files) })
     }
+}
+
+/// The only one.
+fn one(mut members: Vec<Teacher>) -> Result<Teacher, ExperimentError> {
+    members.pop().ok_or_else(|| ExperimentError::Start("generated labels without a teacher".to_owned()))
 }
 
 /// The network of a preset and its first weights; the seed is each case's.

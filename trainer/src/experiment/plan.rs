@@ -40,6 +40,9 @@ pub struct Plan {
     pub arms: Vec<Arm>,
 }
 
+/// What keeps variants of one seed apart from other seeds.
+const VARIANT: u64 = 1 << 32;
+
 const fn resamples() -> usize {
     1000
 }
@@ -109,6 +112,46 @@ pub enum Labels {
     All,
 }
 
+/// Names of arms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OneOrMore", into = "OneOrMore")]
+pub struct Teachers(Vec<String>);
+
+/// A name, or a list of them.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl From<OneOrMore> for Teachers {
+    fn from(names: OneOrMore) -> Self {
+        match names {
+            OneOrMore::One(name) => Self(vec![name]),
+            OneOrMore::More(names) => Self(names),
+        }
+    }
+}
+
+impl From<Teachers> for OneOrMore {
+    fn from(Teachers(mut names): Teachers) -> Self {
+        if names.len() == 1 { Self::One(names.remove(0)) } else { Self::More(names) }
+    }
+}
+
+impl Teachers {
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// One row of the table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,9 +160,12 @@ pub struct Arm {
     pub name: String,
     /// What it learns from.
     pub labels: Labels,
-    /// An arm further up that labels, for generated labels.
-    #[serde(default)]
-    pub teacher: Option<String>,
+    /// Who labels, for generated labels: an arm further up, or several that label together.
+    #[serde(default, skip_serializing_if = "Teachers::is_empty")]
+    pub teacher: Teachers,
+    /// Another number draws other first weights and another order of images from the seed, for the same labelled images.
+    #[serde(default, skip_serializing_if = "is_nought")]
+    pub variant: u64,
     /// Whether it begins with its teacher's weights.
     #[serde(default)]
     pub fine_tune: bool,
@@ -160,6 +206,11 @@ pub struct Arm {
     /// Only these of the experiment's seeds.
     #[serde(default)]
     pub seeds: Option<Vec<u64>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+const fn is_nought(number: &u64) -> bool {
+    *number == 0
 }
 
 const fn whole() -> f64 {
@@ -227,13 +278,16 @@ impl Plan {
             return Err("there is another one of this name".to_owned());
         }
         let generated = arm.labels == Labels::Generated;
-        match (&arm.teacher, generated || arm.fine_tune) {
-            (None, true) => return Err("`teacher` is missing: generated labels and fine-tuning need one".to_owned()),
-            (Some(_), false) => return Err("`teacher` is given, but nothing is generated: expected `labels = \"generated\"`".to_owned()),
-            (Some(name), true) if !before.iter().any(|other| other.name == *name) => {
-                return Err(format!("`teacher` is `{name}`, expected the name of an arm further up"));
-            }
+        match (arm.teacher.is_empty(), generated || arm.fine_tune) {
+            (true, true) => return Err("`teacher` is missing: generated labels and fine-tuning need one".to_owned()),
+            (false, false) => return Err("`teacher` is given, but nothing is generated: expected `labels = \"generated\"`".to_owned()),
             _ => {}
+        }
+        if let Some(name) = arm.teacher.names().find(|name| !before.iter().any(|other| other.name == *name)) {
+            return Err(format!("`teacher` is `{name}`, expected the name of an arm further up"));
+        }
+        if arm.fine_tune && arm.teacher.names().count() > 1 {
+            return Err("`fine_tune` begins with one teacher's weights, and there are several".to_owned());
         }
         if let Some(field) = arm.of_generated_labels().filter(|_| !generated) {
             return Err(format!("`{field}` is of generated labels alone, expected `labels = \"generated\"`"));
@@ -290,7 +344,7 @@ impl Plan {
     pub(super) fn options(&self, arm: &Arm, seed: u64) -> Result<TrainOptions, String> {
         let merged = Figment::from(Serialized::defaults(&self.train.options)).merge(Serialized::defaults(&arm.options));
         let options: TrainOptions = merged.extract().map_err(|error| format!("`options`: {error}"))?;
-        Ok(TrainOptions { seed, ..options })
+        Ok(TrainOptions { seed: seed.wrapping_add(VARIANT.wrapping_mul(arm.variant)), ..options })
     }
 }
 
@@ -402,6 +456,8 @@ pub(super) mod tests {
             ("lengths = [50]", "lengths = [100]", ["arm `lower`", "`lengths`"]),
             ("lengths = [50]", "keep = 2.0", ["arm `lower`", "`keep`"]),
             ("lengths = [50]", "teacher = \"lower\"", ["arm `lower`", "nothing is generated"]),
+            ("teacher = \"lower\"", "teacher = [\"lower\", \"other\"]", ["arm `distilled`", "`other`"]),
+            ("teacher = \"lower\"", "teacher = [\"lower\", \"lower\"]\nfine_tune = true", ["arm `distilled`", "`fine_tune`"]),
             ("name = \"upper\"", "name = \"lower\"", ["arm `lower`", "another one"]),
             ("name = \"upper\"", "name = \"../up\"", ["arm `../up`", "letters"]),
             ("labels = \"all\"", "labels = \"all\"\nseeds = [3]", ["arm `upper`", "`seeds` has 3"]),

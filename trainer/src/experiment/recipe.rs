@@ -29,11 +29,18 @@ impl Case<'_> {
         format!("{}-{}-seed{}", self.arm.name, self.steps, self.seed)
     }
 
-    /// The arm that labels, with the number of steps of its own schedule.
-    pub(super) fn teacher<'p>(&self, plan: &'p Plan) -> Result<Option<Case<'p>>, ExperimentError> {
-        let Some(arm) = self.arm.teacher.as_deref().and_then(|name| plan.arm(name)) else { return Ok(None) };
-        let steps = plan.options(arm, self.seed).map_err(ExperimentError::Start)?.steps;
-        Ok(Some(Case { arm, steps, seed: self.seed }))
+    /// The arms that label, with the numbers of steps of their own schedules.
+    pub(super) fn teachers<'p>(&self, plan: &'p Plan) -> Result<Vec<Case<'p>>, ExperimentError> {
+        let case = |arm: &'p Arm| {
+            let steps = plan.options(arm, self.seed).map_err(ExperimentError::Start)?.steps;
+            Ok(Case { arm, steps, seed: self.seed })
+        };
+        self.arm.teacher.names().filter_map(|name| plan.arm(name)).map(case).collect()
+    }
+
+    /// The seed of first weights and order.
+    pub(super) fn training_seed(&self, plan: &Plan) -> Result<u64, ExperimentError> {
+        Ok(plan.options(self.arm, self.seed).map_err(ExperimentError::Start)?.seed)
     }
 
     /// What the model is made of, from the plan and from what only the data can tell.
@@ -52,7 +59,7 @@ impl Case<'_> {
         Ok(Recipe {
             labels: arm.labels,
             network: found.network,
-            options: TrainOptions { steps: self.steps, ..options },
+            options: TrainOptions { steps: self.steps, ..options.clone() },
             first_weights: found.first_weights,
             data: DataRecipe {
                 train_sha256: found.train_sha256,
@@ -60,6 +67,7 @@ impl Case<'_> {
                 labelled: data.labelled,
                 draw: data.draw,
                 held_out: data.held_out,
+                seed: (options.seed != self.seed).then_some(self.seed),
             },
             teacher: found.teacher,
             labelling,
@@ -91,7 +99,7 @@ impl Case<'_> {
             && test
             && same
             && footage == self.arm.footage.is_some()
-            && theirs.teacher.is_some() == self.arm.teacher.is_some())
+            && theirs.teacher.is_none() == self.arm.teacher.is_empty())
     }
 }
 
@@ -117,7 +125,7 @@ pub struct Recipe {
     pub first_weights: FirstWeights,
     /// The images.
     pub data: DataRecipe,
-    /// Key of the teacher's recipe.
+    /// Key of the teacher's recipe; of several, the digest of their keys.
     pub teacher: Option<String>,
     /// How the teacher labels.
     pub labelling: Option<LabelRecipe>,
@@ -151,6 +159,9 @@ pub struct DataRecipe {
     pub draw: Drawn,
     /// The share of them that nothing is trained on.
     pub held_out: f64,
+    /// The seed that draws them, where it is not the schedule's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
 }
 
 /// How a teacher's detections become labels.

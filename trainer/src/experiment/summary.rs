@@ -267,7 +267,7 @@ pub(super) mod tests {
             network: Config::preset("nano", 14).unwrap(),
             options: TrainOptions { steps, seed, ..TrainOptions::default() },
             first_weights: FirstWeights::Random,
-            data: DataRecipe { train_sha256: String::new(), images: None, labelled: 0.3, draw: Drawn::Random, held_out: 0.1 },
+            data: DataRecipe { train_sha256: String::new(), images: None, labelled: 0.3, draw: Drawn::Random, held_out: 0.1, seed: None },
             teacher: None,
             labelling: None,
         };

@@ -1,0 +1,117 @@
+//! Several models that label together: boxes are pooled, maps averaged, and who does not fit is refused.
+
+use omnilabel_bundle::Bundle;
+use omnilabel_detect::frame::Frame;
+use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError, Teacher, TractGraphs, ViewPlan};
+use std::path::Path;
+
+/// A model's graphs, with every heatmap changed.
+struct Changed(TractGraphs, fn(&mut [f32]));
+
+impl Graphs for Changed {
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
+        self.0.backbone(image, rows, columns)
+    }
+
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
+        self.0.box_head(rois, r)
+    }
+
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        let mut maps = self.0.keypoint_head(rois, r)?;
+        maps.chunks_exact_mut(56 * 56).for_each(self.1);
+        Ok(maps)
+    }
+}
+
+fn zoo() -> Bundle {
+    Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../zoo/nano-scenes")).expect("the zoo's bundle")
+}
+
+fn frame(bundle: &Bundle) -> Frame {
+    let golden = std::fs::read_dir(bundle.path("golden")).expect("golden frames");
+    let mut pictures: Vec<_> =
+        golden.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
+    pictures.sort();
+    Frame::open(pictures.first().expect("a golden frame")).expect("a picture")
+}
+
+fn changed(bundle: &Bundle, change: fn(&mut [f32])) -> Teacher {
+    let graphs = TractGraphs::load(bundle, 1).expect("graphs");
+    Teacher::with_graphs(Box::new(Changed(graphs, change)), bundle.manifest().clone(), bundle.skeleton().clone()).expect("a teacher")
+}
+
+#[test]
+fn twins_label_as_one() {
+    let (bundle, one) = (zoo(), || Teacher::load_alone(&zoo()).expect("a teacher"));
+    let frame = frame(&bundle);
+    let side = bundle.manifest().input.short_side;
+    let plan = ViewPlan { box_voting: true, ..ViewPlan::new(bundle.manifest(), &[side, side + 32], true) };
+    let alone = one().detect(&frame, &ViewPlan { views: plan.views[..1].to_vec(), ..plan.clone() }).expect("detections");
+    let twins = Teacher::committee(vec![one(), one()]).expect("a committee");
+    let single = ViewPlan::single(bundle.manifest());
+    let found = twins.detect(&frame, &single).expect("detections");
+    assert!(!found.is_empty() && found.len() == alone.len());
+    for (found, alone) in found.iter().zip(&alone) {
+        // The same boxes vote twice, and the same maps are added twice: rounding is all that differs.
+        assert!(found.rect.iou(&alone.rect) > 0.9999 && (found.score - alone.score).abs() < 1e-6, "{found:?}, {alone:?}");
+        for (found, alone) in found.keypoints.iter().zip(&alone.keypoints) {
+            assert!((found.peak_logit - alone.peak_logit).abs() < 1e-2, "{found:?}, {alone:?}");
+            assert!(found.agreement > 0.999, "{found:?}");
+        }
+    }
+    // Views of members are views like any.
+    let boxes: Vec<_> = alone.iter().map(|d| (d.rect, d.score)).collect();
+    let (found, alone) = (twins.detect_in(&frame, &boxes, &plan).expect("labels"), one().detect_in(&frame, &boxes, &plan).expect("labels"));
+    for (found, alone) in found.iter().zip(&alone).flat_map(|(found, alone)| found.keypoints.iter().zip(&alone.keypoints)) {
+        assert!(
+            (found.peak_logit - alone.peak_logit).abs() < 1e-4 && (found.agreement - alone.agreement).abs() < 1e-3,
+            "{found:?}, {alone:?}"
+        );
+    }
+}
+
+#[test]
+fn maps_of_the_members_are_averaged() {
+    let bundle = zoo();
+    let frame = frame(&bundle);
+    let plan = ViewPlan::single(bundle.manifest());
+    let alone = changed(&bundle, |_| ()).detect(&frame, &plan).expect("detections");
+    let boxes: Vec<_> = alone.iter().map(|d| (d.rect, d.score)).collect();
+    let with = |change| Teacher::committee(vec![changed(&bundle, |_| ()), changed(&bundle, change)]).expect("a committee");
+    // (1 + 3) / 2 of every logit.
+    let found = with(|map| map.iter_mut().for_each(|value| *value *= 3.0)).detect_in(&frame, &boxes, &plan).expect("labels");
+    assert_eq!(found.len(), alone.len());
+    for (found, alone) in found.iter().zip(&alone).flat_map(|(found, alone)| found.keypoints.iter().zip(&alone.keypoints)) {
+        assert!((found.peak_logit - 2.0 * alone.peak_logit).abs() <= 1e-4 * alone.peak_logit.abs().max(1.0), "{found:?}, {alone:?}");
+        assert!((found.point.x - alone.point.x).hypot(found.point.y - alone.point.y) < 0.51, "{found:?}, {alone:?}");
+    }
+    // A member that is sure of one cell carries the others with it, and does not agree with them.
+    let found = with(|map| map[20 * 56 + 10] += 200.0).detect_in(&frame, &boxes, &plan).expect("labels");
+    for detection in &found {
+        let (r, cell) = (detection.rect, |at: f32| (at + 0.5) / 56.0);
+        let there = (r.x1 + cell(10.0) * r.width(), r.y1 + cell(20.0) * r.height());
+        for keypoint in &detection.keypoints {
+            let apart = (keypoint.point.x - there.0).hypot(keypoint.point.y - there.1);
+            // A cell of the map and a pixel of the enlarged one.
+            assert!(apart <= r.width().max(r.height()) / 56.0 + 1.0, "{keypoint:?}, {there:?}");
+        }
+        assert!(detection.keypoints.iter().any(|keypoint| keypoint.agreement < 0.9), "{detection:?}");
+    }
+}
+
+#[test]
+fn who_does_not_fit_is_refused() {
+    let bundle = zoo();
+    let refused = |members: Vec<Teacher>| Teacher::committee(members).err().expect("a refusal").to_string();
+    assert!(refused(Vec::new()).contains("without members"));
+    // Enlarged in its graph, and after it.
+    let error = refused(vec![Teacher::load_alone(&bundle).expect("a teacher"), changed(&bundle, |_| ())]);
+    assert!(error.contains("member 1") && error.contains("heatmap"), "{error}");
+    let mut manifest = bundle.manifest().clone();
+    manifest.input.short_side += 32;
+    let graphs = || Box::new(TractGraphs::load(&bundle, 1).expect("graphs"));
+    let larger = Teacher::with_graphs(graphs(), manifest, bundle.skeleton().clone()).expect("a teacher");
+    let error = refused(vec![Teacher::load_alone(&bundle).expect("a teacher"), larger]);
+    assert!(error.contains("an input"), "{error}");
+}
