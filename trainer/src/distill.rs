@@ -139,6 +139,8 @@ pub enum Event<'e> {
     },
     /// A picture cannot be read and is left out: its file, and why.
     LeftOut(&'e str),
+    /// Something that people should know: what, and what is done about it.
+    Warning(&'e str),
 }
 
 /// How it ended.

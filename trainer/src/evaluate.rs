@@ -2,7 +2,7 @@
 
 mod pck;
 
-pub use pck::{PCK_PART, pck};
+pub use pck::{Bin, PCK_PART, pck, pck_by_agreement};
 
 use crate::score::{CocoScores, GroundTruth, ScoreError, score};
 use omnilabel_bundle::Bundle;

@@ -180,7 +180,7 @@ fn the_whole_method_resumes_stage_by_stage() {
             }
         }
         Event::Stage(name) => stages.lock().unwrap().push((name.to_owned(), 0)),
-        Event::Pictures { .. } | Event::LeftOut(_) => {}
+        Event::Pictures { .. } | Event::LeftOut(_) | Event::Warning(_) => {}
     };
     assert!(matches!(distill(&config, &record, &stop).unwrap(), Outcome::Stopped));
     let trained = |name: &str| stages.lock().unwrap().iter().filter(|s| s.0 == name).map(|s| s.1).sum::<u64>();

@@ -62,6 +62,7 @@ impl Stages {
             }
             Event::Pictures { done, of } => advance(&mut stage, done as u64, of as u64, "images"),
             Event::LeftOut(reason) => stage.1.suspend(|| eprintln!("left out: {reason}")),
+            Event::Warning(warning) => stage.1.suspend(|| eprintln!("warning: {warning}")),
         }
     }
 }

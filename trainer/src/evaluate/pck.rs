@@ -4,20 +4,73 @@
 use super::Detections;
 use omnilabel_coco::{Annotation, Dataset, to_continuous};
 use omnilabel_keypoints::geometry::{Point, Rect};
+use omnilabel_keypoints::label::{Detection, Keypoint, Thresholds};
+use serde::{Deserialize, Serialize};
 
 /// The part of the torso's diameter.
 pub const PCK_PART: f32 = 0.2;
+
+/// A labelled keypoint of a person whose torso is labelled.
+struct Judged<'d> {
+    /// Whether it was found within [`PCK_PART`] of the torso.
+    right: bool,
+    /// What was found: by the person's detection, the one whose box overlaps the person's most.
+    found: Option<(&'d Detection, &'d Keypoint)>,
+}
 
 /// Of all labelled keypoints of people whose torso is labelled: those whose person's detection, the one whose box overlaps the person's
 /// most, has them within [`PCK_PART`] of the torso. People without any detection count with all of their keypoints. `None` where no
 /// torso is labelled, or the skeleton has none.
 pub fn pck(dataset: &Dataset, detections: &Detections) -> Option<f64> {
+    let judged = judge(dataset, detections);
+    let right = judged.iter().filter(|keypoint| keypoint.right).count();
+    (!judged.is_empty()).then(|| right as f64 / judged.len() as f64)
+}
+
+/// Values of equally many, sorted by something else.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bin {
+    /// The least of what they are sorted by.
+    pub from: f32,
+    /// The most.
+    pub to: f32,
+    /// How many.
+    pub count: usize,
+    /// Their mean value.
+    pub mean: f64,
+}
+
+impl Bin {
+    /// `parts` of `values`, each a pair of what is sorted by and the value; fewer where there are fewer values.
+    pub fn of(mut values: Vec<(f32, f64)>, parts: usize) -> Vec<Self> {
+        values.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let bin = |part: usize| {
+            let part = values.get(part * values.len() / parts..(part + 1) * values.len() / parts)?;
+            let (first, last) = (part.first()?, part.last()?);
+            let mean = part.iter().map(|(_, value)| value).sum::<f64>() / part.len() as f64;
+            Some(Self { from: first.0, to: last.0, count: part.len(), mean })
+        };
+        (0..parts).filter_map(bin).collect()
+    }
+}
+
+/// The share of right ones among the keypoints that become labels, by the agreement of the views on them: `parts` of equally many.
+pub fn pck_by_agreement(dataset: &Dataset, detections: &Detections, thresholds: Thresholds, parts: usize) -> Vec<Bin> {
+    let of = |judged: &Judged<'_>| {
+        let (detection, keypoint) = judged.found?;
+        let kept = detection.score >= thresholds.instance && keypoint.probability >= thresholds.keypoint;
+        kept.then_some((keypoint.agreement, if judged.right { 1.0 } else { 0.0 }))
+    };
+    Bin::of(judge(dataset, detections).iter().filter_map(of).collect(), parts)
+}
+
+fn judge<'d>(dataset: &Dataset, detections: &'d Detections) -> Vec<Judged<'d>> {
     let index = |name: &str| dataset.skeleton.names().position(|known| known == name);
-    let torso = [index("left_shoulder")?, index("right_hip")?];
-    let (mut right, mut all) = (0_u64, 0_u64);
+    let (Some(shoulder), Some(hip)) = (index("left_shoulder"), index("right_hip")) else { return Vec::new() };
+    let mut judged = Vec::new();
     for annotation in dataset.annotations.iter().filter(|a| a.iscrowd == 0) {
         let point = |joint: usize| labelled(annotation, joint);
-        let (Some(from), Some(to)) = (point(torso[0]), point(torso[1])) else { continue };
+        let (Some(from), Some(to)) = (point(shoulder), point(hip)) else { continue };
         let near = PCK_PART * distance(from, to);
         let [x, y, w, h] = annotation.bbox.map(|v| v as f32);
         let rect = Rect::from_xywh(x, y, w, h);
@@ -27,12 +80,11 @@ pub fn pck(dataset: &Dataset, detections: &Detections) -> Option<f64> {
         let best = overlapping.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(d, _)| d);
         for joint in 0..dataset.skeleton.len() {
             let Some(truth) = point(joint) else { continue };
-            all += 1;
-            let there = best.and_then(|d| d.keypoints.get(joint)).is_some_and(|k| distance(k.point, truth) <= near);
-            right += u64::from(there);
+            let found = best.and_then(|d| Some((d, d.keypoints.get(joint)?)));
+            judged.push(Judged { right: found.is_some_and(|(_, k)| distance(k.point, truth) <= near), found });
         }
     }
-    (all > 0).then(|| right as f64 / all as f64)
+    judged
 }
 
 fn distance(a: Point, b: Point) -> f32 {
@@ -49,7 +101,6 @@ mod tests {
     use super::*;
     use crate::evaluate::Detected;
     use omnilabel_coco::{ImageRecord, from_continuous};
-    use omnilabel_keypoints::label::{Detection, Keypoint};
     use omnilabel_keypoints::skeleton::Skeleton;
     use std::path::PathBuf;
 
@@ -90,6 +141,37 @@ mod tests {
         let found = pck(&dataset, &Detections { images, unreadable: Vec::new() }).unwrap();
         // Of joints 1 to 16 the even ones, but the right hip, which is joint 12.
         assert_eq!(found, 7.0 / (16.0 + 17.0));
+    }
+
+    #[test]
+    fn bins_are_of_equally_many_by_rising_order() {
+        let values = (0..10).rev().map(|i| (i as f32, f64::from(i % 2))).collect();
+        let bins = Bin::of(values, 5);
+        assert_eq!(bins.len(), 5);
+        assert_eq!(bins[1], Bin { from: 2.0, to: 3.0, count: 2, mean: 0.5 });
+        assert_eq!(Bin::of(vec![(1.0, 3.0)], 5), [Bin { from: 1.0, to: 1.0, count: 1, mean: 3.0 }]);
+        assert!(Bin::of(Vec::new(), 5).is_empty());
+    }
+
+    #[test]
+    fn only_keypoints_that_become_labels_are_told_by_agreement() {
+        let skeleton = Skeleton::coco17();
+        let images = vec![ImageRecord { id: 1, file_name: "1.jpg".to_owned(), width: 64, height: 64 }];
+        let dataset = Dataset { root: PathBuf::new(), skeleton: skeleton.clone(), images, annotations: vec![person(&skeleton, 1)] };
+        let mut detection = Detection { rect: Rect::new(9.0, 9.0, 31.0, 41.0), score: 0.6, ..Detection::default() };
+        for joint in 0..skeleton.len() {
+            // The later, the more the views agree, and from 8 on it is where it should be; the first two are too unsure for labels.
+            let point = Point { x: 20.0, y: if joint < 8 { 60.0 } else { 20.0 } };
+            let probability = if joint < 2 { 0.1 } else { 0.5 };
+            detection.keypoints.push(Keypoint { point, probability, agreement: joint as f32 / 17.0, ..Keypoint::default() }).unwrap();
+        }
+        let detections = Detections { images: vec![Detected { image_id: 1, detections: vec![detection] }], unreadable: Vec::new() };
+        let of = |instance| pck_by_agreement(&dataset, &detections, Thresholds { instance, keypoint: 0.3, floor: 0.05 }, 3);
+        let bins = of(0.5);
+        assert_eq!(bins.iter().map(|bin| bin.count).sum::<usize>(), 15);
+        // Joint 12, the right hip, lies elsewhere.
+        assert_eq!(bins.iter().map(|bin| bin.mean).collect::<Vec<_>>(), [0.0, 0.8, 0.8]);
+        assert!(of(0.7).is_empty());
     }
 
     #[test]

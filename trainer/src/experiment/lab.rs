@@ -8,10 +8,11 @@ use super::{ExperimentError, Setup, examples};
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, amend, provisional, read_progress, train_arm, write_atomically};
 use crate::calibrate::{ManualStats, Mode, calibrate};
 use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, split_folder};
-use crate::evaluate::{Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
+use crate::evaluate::{self, Bin, Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
+use crate::gallery::FOUND_OKS;
 use crate::mix::MANUAL_PERCENT;
 use crate::samples::{LeftOut, SampleSet, plain_folder};
-use crate::score::{CocoScores, GroundTruth, bootstrap, score, terciles};
+use crate::score::{CocoScores, GroundTruth, bootstrap, inspect, score, terciles};
 use crate::start::{self, Start};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
@@ -27,6 +28,9 @@ use std::sync::atomic::AtomicBool;
 
 /// Seed of the resamples of the test images.
 const RESAMPLES: u64 = 0;
+
+/// Parts of equally many labels, by agreement and by score.
+const PARTS: usize = 5;
 
 /// `models/KEY/made.json`: what a finished model's record says of how it was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +145,17 @@ impl<'l> Lab<'l> {
         (self.event)(Event::Stage(&format!("{} {what}", case.name())));
     }
 
+    fn warn(&self, warning: &str) {
+        (self.event)(Event::Warning(warning));
+    }
+
+    /// Samples of a data set; pictures that cannot be read are told.
+    fn samples(&self, dataset: &Dataset) -> Result<SampleSet, ExperimentError> {
+        let set = SampleSet::load(dataset)?;
+        set.left_out.iter().for_each(|left_out| (self.event)(Event::LeftOut(&left_out.to_string())));
+        Ok(set)
+    }
+
     fn recipe(&self, case: &Case<'_>) -> Result<Recipe, ExperimentError> {
         let start = &self.starts[self.plan.preset(case.arm)];
         let keys: Vec<String> =
@@ -167,15 +182,17 @@ impl<'l> Lab<'l> {
         let recipe = self.recipe(case)?;
         let data = &self.plan.data;
         let key = digest(&(&recipe, &self.test_sha256, data.test_images, &case.arm.test_views, self.plan.resamples));
-        if let Some(known) = Record::read(&path)? {
-            if known.key == key {
-                return Ok(Some(known));
+        match Record::read(&path) {
+            Ok(Some(known)) if known.key == key => return Ok(Some(known)),
+            Ok(None) => {}
+            _ if !wanted => {}
+            Ok(Some(_)) => self.warn(&format!("{}: of another recipe or other data, done again", path.display())),
+            Err(ExperimentError::Arm(ArmError::Json { source, .. })) => {
+                self.warn(&format!("{}: no record ({source}), done again", path.display()));
             }
-            if !wanted {
-                return Ok(None);
-            }
-            tracing::warn!(file = %path.display(), "of another recipe, done again");
-        } else if !wanted {
+            Err(error) => return Err(error),
+        }
+        if !wanted {
             return Ok(None);
         }
         let Some((bundle, made)) = self.model(case, &recipe)? else { return Ok(None) };
@@ -198,7 +215,8 @@ impl<'l> Lab<'l> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         record.write(&path)?;
-        Ok(Some(record))
+        // As every later run sees it: a decimal need not come back as the very number that it was written for.
+        Record::read(&path)
     }
 
     fn folder(&self, recipe: &Recipe) -> PathBuf {
@@ -227,14 +245,14 @@ impl<'l> Lab<'l> {
         }
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
         let parts = self.parts(case.seed);
-        let mut manual = SampleSet::load(&parts.manual)?;
+        let mut manual = self.samples(&parts.manual)?;
         let (mut generated, mut labels) = (None, None);
         match case.arm.labels {
             Labels::Generated => {
                 let (samples, record) = self.labels(case, recipe, &teachers, &parts, &folder)?;
                 (generated, labels) = (Some(samples), Some(record));
             }
-            Labels::All => manual.items.extend(SampleSet::load(&parts.unlabelled)?.items),
+            Labels::All => manual.items.extend(self.samples(&parts.unlabelled)?.items),
             Labels::Manual => {}
         }
         self.stage(case, "train");
@@ -275,6 +293,7 @@ impl<'l> Lab<'l> {
         };
         let text = serde_json::to_vec_pretty(&known).map_err(|source| ArmError::Json { path: made.clone(), source })?;
         write_atomically(&made, &text)?;
+        let known = serde_json::from_slice(&text).map_err(|source| ArmError::Json { path: made, source })?;
         Ok(Some((bundle, known)))
     }
 
@@ -313,6 +332,7 @@ impl<'l> Lab<'l> {
             let category_id = self.train.category_id();
             let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder };
             let mut detections = detect_all(&labelling, (&teacher, &known_as), self.event, self.cancel)?;
+            detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
             detections.images.retain(|image| used.images.binary_search_by_key(&image.image_id, |i| i.id).is_ok());
             Ok(detections)
         };
@@ -339,7 +359,12 @@ impl<'l> Lab<'l> {
         let (ignore_from, min_agreement) = (case.arm.ignore_from, case.arm.min_agreement);
         let rule = Rule { thresholds: calibration.thresholds, ignore_from, min_agreement };
         let (samples, count) = harden_all(&labelling, &detections, &rule)?;
-        Ok((samples, LabelRecord { calibration, count, quality }))
+        let (mut pck_by_agreement, mut oks_by_score) = (Vec::new(), Vec::new());
+        if known {
+            pck_by_agreement = evaluate::pck_by_agreement(&used, &detections, calibration.thresholds, PARTS);
+            oks_by_score = Bin::of(oks_of_scores(&used, &detections)?, PARTS);
+        }
+        Ok((samples, LabelRecord { calibration, count, quality, pck_by_agreement, oks_by_score }))
     }
 
     /// All images that keep their labels, whether they are trained on or not.
@@ -421,6 +446,18 @@ impl Footage {
         }
         Ok(Self { dataset, left_out, known: false, sha256: digest(&files) })
     }
+}
+
+/// Every detection's score with its OKS with the nearest person who counts.
+fn oks_of_scores(dataset: &Dataset, detections: &Detections) -> Result<Vec<(f32, f64)>, ExperimentError> {
+    let truth = GroundTruth::from_dataset(dataset)?;
+    let mut found = Vec::new();
+    for image in &detections.images {
+        let one = Detections { images: vec![image.clone()], unreadable: Vec::new() };
+        let inspection = inspect(&truth, image.image_id, &one.results(dataset), FOUND_OKS)?;
+        found.extend(inspection.detections.iter().map(|detection| (detection.score as f32, detection.best_oks.unwrap_or(0.0))));
+    }
+    Ok(found)
 }
 
 /// The only one.

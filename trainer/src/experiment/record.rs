@@ -5,7 +5,7 @@ use super::recipe::Recipe;
 use crate::arm::{ArmError, StepReport, write_atomically};
 use crate::calibrate::Calibration;
 use crate::distill::LabelCount;
-use crate::evaluate::Views;
+use crate::evaluate::{Bin, Views};
 use crate::score::CocoScores;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -76,6 +76,12 @@ pub struct LabelRecord {
     pub count: LabelCount,
     /// How good the detections that they are made of are, where the truth is known.
     pub quality: Option<Quality>,
+    /// PCK of the labelled keypoints by the agreement of the views, in fifths, where the truth is known.
+    #[serde(default)]
+    pub pck_by_agreement: Vec<Bin>,
+    /// OKS of the detections with the nearest person by their score, in fifths, where the truth is known: the calibration of the score.
+    #[serde(default)]
+    pub oks_by_score: Vec<Bin>,
 }
 
 /// How good a teacher's detections on the unlabelled images are.
@@ -114,21 +120,17 @@ pub struct Machine {
 }
 
 impl Record {
-    /// Reads a record; `None` when there is none, or it is not readable as one: the arm is then done again.
+    /// Reads a record; `None` when there is none.
     ///
     /// # Errors
-    /// [`ArmError::Io`].
+    /// [`ArmError::Io`]; [`ArmError::Json`] for a file that is none, or one of another version.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, ExperimentError> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(ArmError::io(path)(error).into()),
         };
-        let record = serde_json::from_slice(&text);
-        if let Err(error) = &record {
-            tracing::warn!(file = %path.display(), %error, "not readable, done again");
-        }
-        Ok(record.ok())
+        Ok(Some(serde_json::from_slice(&text).map_err(|source| ArmError::Json { path: path.to_owned(), source })?))
     }
 
     pub(super) fn write(&self, path: &Path) -> Result<(), ExperimentError> {

@@ -1,10 +1,11 @@
 //! The report's files: tables as Markdown, everything as JSON, curves as SVG.
 
 use super::plan::Plan;
-use super::record::{Point, Record};
+use super::record::{LabelRecord, Point, Record};
 use super::summary::{GAP_ERRORS, Row, Summary};
 use super::{ArmError, ExperimentError};
 use crate::arm::write_atomically;
+use crate::evaluate::Bin;
 use plotters::prelude::*;
 use std::fmt::Write;
 use std::path::Path;
@@ -90,8 +91,49 @@ fn labels(rows: &[Row]) -> Option<String> {
     Some(text)
 }
 
+/// Means over the records of an arm, part by part.
+fn parts(summary: &Summary, of: fn(&LabelRecord) -> &[Bin]) -> Vec<(&str, Vec<Bin>)> {
+    let rows = summary.equal.iter().map(|row| {
+        let records = summary.records.iter().filter(|record| record.arm == row.arm && record.steps == row.steps);
+        let found: Vec<&[Bin]> = records.filter_map(|record| record.labels.as_ref()).map(of).filter(|bins| !bins.is_empty()).collect();
+        let length = found.iter().map(|bins| bins.len()).min().unwrap_or(0);
+        let mean = |value: &dyn Fn(&Bin) -> f64, part: usize| found.iter().map(|bins| value(&bins[part])).sum::<f64>() / found.len() as f64;
+        let bin = |part: usize| Bin {
+            from: mean(&|bin| f64::from(bin.from), part) as f32,
+            to: mean(&|bin| f64::from(bin.to), part) as f32,
+            count: found.iter().map(|bins| bins[part].count).sum(),
+            mean: mean(&|bin| bin.mean, part),
+        };
+        (row.arm.as_str(), (0..length).map(bin).collect())
+    });
+    rows.filter(|(_, bins): &(&str, Vec<Bin>)| !bins.is_empty()).collect()
+}
+
+/// Both calibrations of the labels, an arm a row.
+fn calibrations(summary: &Summary) -> String {
+    let mut text = String::new();
+    for (title, of) in [
+        (
+            "PCK of generated keypoints by the agreement of the views, fifths from low to high",
+            (|l| &l.pck_by_agreement) as fn(&LabelRecord) -> &[Bin],
+        ),
+        ("OKS of the teachers' detections with the nearest person by their score, fifths from low to high", |l| &l.oks_by_score),
+    ] {
+        let rows = parts(summary, of);
+        if rows.is_empty() {
+            continue;
+        }
+        let _ = write!(text, "\n{title} (bounds in brackets):\n\n| arm | 1 | 2 | 3 | 4 | 5 |\n|---|---|---|---|---|---|\n");
+        for (arm, bins) in rows {
+            let cells = bins.iter().map(|bin| format!(" {:.1} ({:.2} to {:.2}) |", 100.0 * bin.mean, bin.from, bin.to));
+            let _ = writeln!(text, "| {arm} |{}", cells.collect::<String>());
+        }
+    }
+    text
+}
+
 fn markdown(plan: &Plan, summary: &Summary) -> String {
-    let mut text = format!("# {}\n\n{}", summary.name, summary.tables());
+    let mut text = format!("# {}\n\n{}{}", summary.name, summary.tables(), calibrations(summary));
     let _ = write!(
         text,
         "\nAP and PCK in %, means over the seeds ± their standard deviation; every seed draws its own labelled images. Gain: AP less that of \
@@ -109,9 +151,10 @@ fn markdown(plan: &Plan, summary: &Summary) -> String {
     let hours: f64 = summary.records.iter().map(|record| record.train_s).sum::<f64>() / 3600.0;
     let _ = writeln!(
         text,
-        "\n{} records, {hours:.1} hours of training on {}. AP by thirds of the people's areas, small to large: {}.",
+        "\n{} records, {hours:.1} hours of training on {}. Minutes of training: {}. AP by thirds of the people's areas, small to large: {}.",
         summary.records.len(),
         machines.into_iter().collect::<Vec<_>>().join(", "),
+        summary.equal.iter().map(|row| format!("{} {:.0}", row.arm, row.train_s / 60.0)).collect::<Vec<_>>().join(", "),
         summary.equal.iter().map(|row| format!("{} {}", row.arm, row.terciles.map(percent).join(" / "))).collect::<Vec<_>>().join("; "),
     );
     if let Ok(plan) = toml::to_string(plan) {
@@ -159,6 +202,29 @@ fn curves(summary: &Summary) -> Option<String> {
 mod tests {
     use super::super::summary::tests::{plan, record};
     use super::*;
+    use crate::calibrate::{Calibration, ManualStats, Matched, Mode};
+    use crate::distill::LabelCount;
+    use omnilabel_keypoints::label::Thresholds;
+
+    fn labels(seed: u64) -> LabelRecord {
+        let matched = Matched { threshold: 0.5, wanted_mean: 1.0, realised_mean: 1.0 };
+        let calibration = Calibration {
+            mode: Mode::Paper,
+            manual: ManualStats { images: 1, people: 1, keypoints: 1 },
+            instance: matched,
+            at_precision: None,
+            keypoint: matched,
+            thresholds: Thresholds { instance: 0.5, keypoint: 0.5, floor: 0.05 },
+        };
+        let bin = |mean: f64| Bin { from: 0.25, to: 0.5, count: 7, mean: mean + 0.1 * seed as f64 };
+        LabelRecord {
+            calibration,
+            count: LabelCount::default(),
+            quality: None,
+            pck_by_agreement: vec![bin(0.2), bin(0.4)],
+            oks_by_score: Vec::new(),
+        }
+    }
 
     #[test]
     fn the_report_has_tables_plan_and_curves() {
@@ -168,6 +234,7 @@ mod tests {
         for seed in [1, 2] {
             for (arm, ap) in [("lower", 0.2), ("distilled", 0.25), ("upper", 0.3)] {
                 let mut record = record(arm, 100, seed, ap + 0.001 * seed as f64, 0.1, &shared);
+                record.labels = (arm == "distilled").then(|| labels(seed));
                 record.curve = [50, 100].map(|step| Point { step, loss: 3.0, keypoint: 2.0 - step as f32 / 100.0 }).to_vec();
                 records.push(record);
             }
@@ -180,6 +247,10 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Not run: lower-50-seed1") && text.contains("[[arms]]"), "{text}");
+        assert!(
+            text.contains("| distilled | 35.0 (0.25 to 0.50) | 55.0 (0.25 to 0.50) |\n") && !text.contains("OKS of the teachers"),
+            "{text}"
+        );
         let svg = std::fs::read_to_string(dir.path().join("curves.svg")).unwrap();
         assert!(["lower", "distilled", "upper", "keypoint loss"].iter().all(|part| svg.contains(part)));
         let json = std::fs::read(dir.path().join("report.json")).unwrap();
