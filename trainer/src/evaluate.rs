@@ -188,6 +188,11 @@ pub struct Views {
 }
 
 impl Views {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.scales.len().max(1) * if self.flip { 2 } else { 1 }
+    }
+
     /// The plan for a model.
     pub fn plan(&self, teacher: &Teacher) -> ViewPlan {
         let base = [teacher.manifest().input.short_side];

@@ -49,6 +49,14 @@ pub enum ExperimentError {
     /// Network or first weights.
     #[error("{0}")]
     Start(String),
+    /// A case failed.
+    #[error("{name}: {source}")]
+    Case {
+        /// Arm, steps and seed.
+        name: String,
+        /// Why.
+        source: Box<ExperimentError>,
+    },
     /// Data that cannot carry the plan.
     #[error("{}: {message}", path.display())]
     Data {
@@ -81,6 +89,17 @@ pub enum ExperimentError {
     /// Examples could not be drawn.
     #[error(transparent)]
     Album(#[from] AlbumError),
+}
+
+impl ExperimentError {
+    /// Whether nothing failed, but somebody asked to stop.
+    fn is_stop(&self) -> bool {
+        match self {
+            Self::Evaluate(EvaluateError::Cancelled) | Self::Distill(DistillError::Evaluate(EvaluateError::Cancelled)) => true,
+            Self::Case { source, .. } => source.is_stop(),
+            _ => false,
+        }
+    }
 }
 
 /// An experiment and where it takes place.
@@ -135,8 +154,8 @@ pub fn experiment(setup: &Setup, event: &(dyn Fn(Event<'_>) + Sync), cancel: &At
     };
     match all() {
         Ok(Some(summary)) => Ok(Outcome::Finished(Box::new(summary))),
-        Ok(None) | Err(ExperimentError::Evaluate(EvaluateError::Cancelled)) => Ok(Outcome::Stopped),
-        Err(ExperimentError::Distill(DistillError::Evaluate(EvaluateError::Cancelled))) => Ok(Outcome::Stopped),
+        Ok(None) => Ok(Outcome::Stopped),
+        Err(error) if error.is_stop() => Ok(Outcome::Stopped),
         Err(error) => Err(error),
     }
 }
@@ -154,17 +173,38 @@ fn cases(plan: &Plan) -> Result<Vec<Case<'_>>, ExperimentError> {
 }
 
 /// The records of a plan, as far as they are there: without the data, nothing tells whether they are of these very images, but all else is
-/// compared.
+/// compared, and they must be of the same ones. A student is taken only with its teachers' records.
 fn known(setup: &Setup) -> Result<Vec<Record>, ExperimentError> {
-    let mut records = Vec::new();
+    let mut records: Vec<Record> = Vec::new();
     for case in cases(&setup.plan)? {
         let path = setup.records.join(format!("{}.json", case.name()));
         let Some(record) = Record::read(&path)? else { continue };
-        if case.may_have_made(&setup.plan, &record)? {
-            records.push(record);
-        } else {
-            return Err(ExperimentError::Data { path, message: "is of another plan; remove it or name another folder".to_owned() });
+        let refuse = |message: &str| Err(ExperimentError::Data { path: path.clone(), message: message.to_owned() });
+        let mut keys = Vec::new();
+        for teacher in case.teachers(&setup.plan)? {
+            let of = |record: &&Record| record.arm == teacher.arm.name && record.steps == teacher.steps && record.seed == teacher.seed;
+            match records.iter().find(of) {
+                Some(record) => keys.push(record.recipe.key()),
+                None => return refuse(&format!("its teacher's record `{}.json` is missing", teacher.name())),
+            }
         }
+        if !case.may_have_made(&setup.plan, &record, recipe::teacher_key(keys))? {
+            return refuse("is of another plan; remove it or name another folder");
+        }
+        let images = |record: &Record| (record.test.sha256.clone(), record.test.images, record.recipe.data.train_sha256.clone());
+        let weights = |record: &Record| {
+            (matches!(record.recipe.first_weights, FirstWeights::File { .. })).then(|| record.recipe.first_weights.clone())
+        };
+        if let Some(first) = records.first() {
+            if images(first) != images(&record) || first.test.resampled.len() != record.test.resampled.len() {
+                return refuse(&format!("is of other images than `{}-{}-seed{}.json`", first.arm, first.steps, first.seed));
+            }
+            let other = records.iter().find_map(weights).zip(weights(&record)).is_some_and(|(a, b)| a != b);
+            if other {
+                return refuse("began with other first weights than the records before it");
+            }
+        }
+        records.push(record);
     }
     Ok(records)
 }

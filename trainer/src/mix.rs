@@ -126,17 +126,17 @@ mod tests {
     proptest! {
         /// Every step has the batch's size, a manual image, and its quota to within the carried remainder; the total is exact.
         #[test]
-        fn quota_is_exact(seed: u64, batch in 2_usize..40, m in 1_usize..50, g in 1_usize..50, steps in 1_u64..60) {
-            let mut mix = Mix::new(seed, batch, MANUAL_PERCENT, m, g).unwrap();
+        fn quota_is_exact(seed: u64, batch in 2_usize..40, percent in 50_u8..=100, m in 1_usize..50, g in 1_usize..50, steps in 1_u64..60) {
+            let mut mix = Mix::new(seed, batch, percent, m, g).unwrap();
             let mut total = 0;
             for step in 0..steps {
                 let picks = mix.step(step);
                 prop_assert_eq!(picks.len(), batch);
                 prop_assert!(manual(&picks) >= 1);
-                prop_assert!((manual(&picks) as f64 - 0.6 * batch as f64).abs() < 1.0);
+                prop_assert!((manual(&picks) as f64 - f64::from(percent) / 100.0 * batch as f64).abs() < 1.0);
                 total += manual(&picks);
             }
-            prop_assert_eq!(total as u64, steps * batch as u64 * 6 / 10);
+            prop_assert_eq!(total as u64, steps * batch as u64 * u64::from(percent) / 100);
         }
 
         /// Every image is drawn once before any is drawn twice.
@@ -175,5 +175,6 @@ mod tests {
     #[test]
     fn without_manual_images_there_is_no_mix() {
         assert_eq!(Mix::new(1, 4, MANUAL_PERCENT, 0, 9).unwrap_err(), MixError::NoManual);
+        assert_eq!([0, 101].map(|percent| Mix::new(1, 4, percent, 9, 9).unwrap_err()), [MixError::Percent(0), MixError::Percent(101)]);
     }
 }

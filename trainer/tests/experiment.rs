@@ -187,11 +187,91 @@ fn the_report_needs_only_the_records_and_takes_none_of_another_plan() {
     assert!(tables.contains("| distilled.tuned | 12 | 3 + "), "{tables}");
     std::fs::remove_file(report.records.join("upper-12-seed2.json")).unwrap();
     assert_eq!(finished(&report, &Seen::default()).missing, ["upper-12-seed2"]);
-    for (from, to) in [("labelled = 0.5", "labelled = 0.4"), ("fine_tune = true\n", ""), ("short_side = 64", "short_side = 96")] {
+    for (from, to) in [
+        ("labelled = 0.5", "labelled = 0.4"),
+        ("fine_tune = true\n", ""),
+        ("short_side = 64", "short_side = 96"),
+        ("teacher = [\"lower\", \"lower.b\"]", "teacher = [\"lower.b\", \"lower\"]"),
+        ("resamples = 20", "resamples = 21"),
+        ("held_out = 0.3", "held_out = 0.3\ntest_images = 3"),
+        ("test_views = { scales = [64], flip = true }", "test_views = { scales = [64] }"),
+    ] {
+        assert!(PLAN.contains(from), "{from}");
         let other = Setup { plan: setup(dir.path(), "a", &PLAN.replace(from, to)).plan, ..report.clone() };
         let error = experiment(&other, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
         assert!(error.contains("is of another plan") && error.contains(".json"), "{to}: {error}");
     }
+}
+
+#[test]
+fn a_record_counts_only_with_its_teachers_and_of_the_same_images() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let first = setup(dir.path(), "a", &PLAN.replace("seeds = [1, 2]", "seeds = [1]"));
+    finished(&first, &Seen::default());
+    let report = Setup { report_only: true, ..first };
+    let lower = report.records.join("lower-12-seed1.json");
+    let text = std::fs::read_to_string(&lower).unwrap();
+    let refused = || experiment(&report, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+    std::fs::remove_file(&lower).unwrap();
+    let error = refused();
+    assert!(error.contains("distilled-12-seed1.json") && error.contains("`lower-12-seed1.json` is missing"), "{error}");
+    // Of other images: the key is made of the digest, and says so.
+    let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let digest = record["test"]["sha256"].as_str().unwrap();
+    std::fs::write(&lower, text.replace(digest, &"0".repeat(64))).unwrap();
+    let error = refused();
+    assert!(error.contains("lower-12-seed1.json") && error.contains("another plan"), "{error}");
+}
+
+#[test]
+fn a_model_that_one_arm_began_another_arm_finishes() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let plan = PLAN.replace("seeds = [1, 2]", "seeds = [1]");
+    let (seen, stop) = (Seen::default(), AtomicBool::new(false));
+    let one = Setup { only: vec!["lower".to_owned()], ..setup(dir.path(), "a", &plan) };
+    let event = |event: Event<'_>| {
+        seen.event(&event);
+        stop.fetch_or(matches!(event, Event::Step(report) if report.step == 5), Ordering::Relaxed);
+    };
+    assert!(matches!(experiment(&one, &event, &stop).unwrap(), Outcome::Stopped));
+    seen.steps();
+    let other = Setup { only: vec!["ensemble".to_owned()], ..one };
+    finished(&other, &seen);
+    assert_eq!(seen.steps(), BTreeMap::from([("ensemble-12-seed1 train".to_owned(), 7)]));
+}
+
+/// The labels of unlabelled images reach the upper bound and what is told of the generated ones.
+#[test]
+fn the_truth_of_unlabelled_images_decides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let plan = PLAN.replace("seeds = [1, 2]", "seeds = [1]").replace("labelled = 0.5", "labelled = 0.5\ndraw = \"first\"");
+    let first = finished(&setup(dir.path(), "a", &plan), &Seen::default());
+    let path = dir.path().join("train/annotations.json");
+    let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for annotation in file["annotations"].as_array_mut().unwrap().iter_mut().filter(|a| a["image_id"].as_u64() > Some(5)) {
+        annotation["keypoints"] = serde_json::json!([1, 1, 2, 2, 1, 2, 1, 2, 2]);
+        annotation["bbox"] = serde_json::json!([0, 0, 4, 4]);
+    }
+    std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
+    let second = finished(&setup(dir.path(), "b", &plan), &Seen::default());
+    assert_eq!(first.records.len(), second.records.len());
+    for (a, b) in first.records.iter().zip(&second.records) {
+        let images = |record: &Record| (record.manual_images, record.generated_images);
+        assert_eq!(images(a), images(b));
+        let truth = a.arm == "upper";
+        assert_eq!(a.manual_images, if truth { 8 } else { 3 }, "{}", a.arm);
+        assert_eq!(a.curve == b.curve, !truth, "{}", a.arm);
+        assert_eq!(a.test.resampled == b.test.resampled && a.held_out == b.held_out, !truth || a.test == b.test, "{}", a.arm);
+        if let (Some(a), Some(b)) = (&a.labels, &b.labels) {
+            assert_eq!((a.calibration, a.count), (b.calibration, b.count));
+        }
+    }
+    let quality =
+        |summary: &Summary| summary.records.iter().filter_map(|record| record.labels.as_ref()?.quality).map(|q| q.single_ap).sum::<f64>();
+    assert!(quality(&first) > 0.0 && quality(&second) == 0.0, "{} {}", quality(&first), quality(&second));
 }
 
 #[test]
@@ -232,8 +312,18 @@ fn data_that_cannot_carry_a_plan_is_named() {
     assert!(error.contains("train") && error.contains("at least 3"), "{error}");
     let error = fail(&PLAN.replace("footage = \"elsewhere/images\"", "footage = \"nothing\""));
     assert!(error.contains("nothing"), "{error}");
+    let error = fail(&PLAN.replace("test = \"val\"", "test = \"train\""));
+    assert!(error.contains("trains on"), "{error}");
+    let error = fail(&PLAN.replace("footage = \"elsewhere/images\"", "footage = \"val/images\""));
+    assert!(error.contains("val/images") && error.contains("no footage"), "{error}");
+    std::fs::write(dir.path().join("val/images/101.jpg"), b"no picture").unwrap();
+    let error = fail(PLAN);
+    assert!(error.contains("lower-12-seed1") && error.contains("101.jpg"), "{error}");
     let error = fail(&PLAN.replace("short_side = 64", "short_side = 64\npreset = \"giant\""));
     assert!(error.contains("giant"), "{error}");
     let error = fail(&PLAN.replace("short_side = 64", "short_side = 64\ninit = \"no.safetensors\""));
-    assert!(error.contains("no.safetensors"), "{error}");
+    assert!(error.contains("no.safetensors") && error.contains("arm `lower`"), "{error}");
+    let unlike = PLAN.replace("name = \"upper\"", "name = \"upper\"\npreset = \"resnet50\"\ninit = \"no.safetensors\"");
+    let error = fail(&unlike);
+    assert!(error.contains("arm `upper`") && error.contains("no.safetensors"), "{error}");
 }

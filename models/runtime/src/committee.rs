@@ -1,15 +1,18 @@
 //! Several keypoint R-CNNs that label together: the ensemble of model distillation, which the paper compares its ensemble of views with.
 
 use crate::enlarge::Enlargement;
-use crate::pass::Pass;
-use crate::rcnn::{Maps, POOLED_ROIS, Rcnn};
+use crate::pass::{Pass, Pyramid};
+use crate::rcnn::{KEPT_FEATURES, Maps, POOLED_ROIS, Rcnn};
 use crate::{RuntimeError, ViewPlan};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Detection;
 
-/// Keypoint R-CNNs of one skeleton that see frames at one size. Boxes of all are pooled before NMS and vote; the maps of all views of all
-/// members are averaged, which is what one member's are of its own.
+/// People by falling score, and the members' pyramids at hand.
+type Found = (Vec<(Rect, f32)>, Vec<Option<Pyramid>>);
+
+/// Keypoint R-CNNs of one skeleton that see frames at one size. The boxes of all base views, whatever a plan says of voting, are pooled before
+/// NMS and vote; the maps of all views of all members are averaged, which is what one member's are of its own.
 pub(crate) struct Committee {
     members: Vec<Rcnn>,
 }
@@ -38,39 +41,51 @@ impl Committee {
         &self.members[0]
     }
 
-    /// People in the base view's net pixels, by falling score.
-    fn find(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<(Rect, f32)>, RuntimeError> {
+    /// People in the base view's net pixels, by falling score, and each member's pyramid of that view, where all together are not too many.
+    fn find(&self, frame: &Frame, plan: &ViewPlan) -> Result<Found, RuntimeError> {
         let (first, base) = (self.first(), plan.base());
-        let mut pooled = Vec::new();
+        let (mut pooled, mut pyramids) = (Vec::new(), Vec::new());
         for member in &self.members {
-            pooled.extend(Pass::run(member, frame, base)?.boxes(member, false)?);
+            let pass = Pass::run(member, frame, base)?;
+            pooled.extend(pass.boxes(member, false)?);
+            let fits = pass.pyramid.values() <= KEPT_FEATURES / self.members.len();
+            pyramids.push(fits.then_some(pass.pyramid));
         }
-        Ok(plan.above_floor(first.voted(&pooled, first.geometry(frame, base).net())))
+        Ok((plan.above_floor(first.voted(&pooled, first.geometry(frame, base).net())), pyramids))
     }
 
     pub(crate) fn boxes(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<(Rect, f32)>, RuntimeError> {
         let to_base = self.first().geometry(frame, plan.base());
-        Ok(self.find(frame, plan)?.into_iter().map(|(rect, score)| (to_base.frame_from_net_rect(rect), score)).collect())
+        Ok(self.find(frame, plan)?.0.into_iter().map(|(rect, score)| (to_base.frame_from_net_rect(rect), score)).collect())
     }
 
     pub(crate) fn detect(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        self.keypoints(frame, plan, &self.find(frame, plan)?)
+        let (boxes, pyramids) = self.find(frame, plan)?;
+        self.keypoints(frame, plan, &boxes, &pyramids)
     }
 
     /// The keypoints of `boxes` in frame pixels.
     pub(crate) fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
         let to_base = self.first().geometry(frame, plan.base());
         let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
-        self.keypoints(frame, plan, &boxes)
+        self.keypoints(frame, plan, &boxes, &[])
     }
 
-    fn keypoints(&self, frame: &Frame, plan: &ViewPlan, boxes: &[(Rect, f32)]) -> Result<Vec<Detection>, RuntimeError> {
+    /// `known` are the members' pyramids of the base view, in their order.
+    fn keypoints(
+        &self,
+        frame: &Frame,
+        plan: &ViewPlan,
+        boxes: &[(Rect, f32)],
+        known: &[Option<Pyramid>],
+    ) -> Result<Vec<Detection>, RuntimeError> {
         let mut detections = Vec::with_capacity(boxes.len());
         let compared = plan.views.len() * self.members.len() > 1;
         for boxes in boxes.chunks(POOLED_ROIS / 2) {
             let mut all: Option<Maps> = None;
-            for member in &self.members {
-                let maps = member.maps(frame, plan, boxes, &[], compared)?;
+            for (index, member) in self.members.iter().enumerate() {
+                let known = known.get(index).and_then(Option::as_ref).map(std::slice::from_ref).unwrap_or_default();
+                let maps = member.maps(frame, plan, boxes, known, compared)?;
                 match &mut all {
                     None => all = Some(maps),
                     Some(all) => {

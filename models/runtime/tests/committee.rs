@@ -8,6 +8,25 @@ use std::path::Path;
 /// A model's graphs, with every heatmap changed.
 struct Changed(TractGraphs, fn(&mut [f32]));
 
+/// A model's graphs that find nobody.
+struct Blind(TractGraphs);
+
+impl Graphs for Blind {
+    fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
+        self.0.backbone(image, rows, columns)
+    }
+
+    fn box_head(&self, rois: Vec<f32>, r: usize) -> Result<(Vec<f32>, Vec<f32>), RuntimeError> {
+        let (mut logits, deltas) = self.0.box_head(rois, r)?;
+        logits.chunks_exact_mut(2).for_each(|pair| pair.copy_from_slice(&[20.0, -20.0]));
+        Ok((logits, deltas))
+    }
+
+    fn keypoint_head(&self, rois: Vec<f32>, r: usize) -> Result<Vec<f32>, RuntimeError> {
+        self.0.keypoint_head(rois, r)
+    }
+}
+
 impl Graphs for Changed {
     fn backbone(&self, image: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
         self.0.backbone(image, rows, columns)
@@ -68,6 +87,27 @@ fn twins_label_as_one() {
             (found.peak_logit - alone.peak_logit).abs() < 1e-4 && (found.agreement - alone.agreement).abs() < 1e-3,
             "{found:?}, {alone:?}"
         );
+    }
+}
+
+#[test]
+fn whom_one_member_finds_all_label() {
+    let bundle = zoo();
+    let (frame, plan) = (frame(&bundle), ViewPlan { box_voting: true, ..ViewPlan::single(bundle.manifest()) });
+    let seeing = || changed(&bundle, |_| ());
+    let blind = || {
+        let graphs = TractGraphs::load(&bundle, 1).expect("graphs");
+        Teacher::with_graphs(Box::new(Blind(graphs)), bundle.manifest().clone(), bundle.skeleton().clone()).expect("a teacher")
+    };
+    assert!(blind().detect(&frame, &plan).expect("nobody").is_empty());
+    let alone = seeing().detect(&frame, &plan).expect("detections");
+    assert!(!alone.is_empty());
+    for members in [vec![blind(), seeing()], vec![seeing(), blind()]] {
+        let found = Teacher::committee(members).expect("a committee").detect(&frame, &plan).expect("detections");
+        assert_eq!(found.len(), alone.len());
+        for (found, alone) in found.iter().zip(&alone) {
+            assert!(found.rect.iou(&alone.rect) > 0.9999 && (found.score - alone.score).abs() < 1e-6, "{found:?}, {alone:?}");
+        }
     }
 }
 

@@ -54,14 +54,24 @@ impl Bin {
     }
 }
 
-/// The share of right ones among the keypoints that become labels, by the agreement of the views on them: `parts` of equally many.
-pub fn pck_by_agreement(dataset: &Dataset, detections: &Detections, thresholds: Thresholds, parts: usize) -> Vec<Bin> {
+/// The share of right ones among the keypoints that become labels, by the agreement of the views on them: `parts` of equally many; none
+/// where all agree alike.
+pub fn pck_by_agreement(
+    dataset: &Dataset,
+    detections: &Detections,
+    thresholds: Thresholds,
+    min_agreement: Option<f32>,
+    parts: usize,
+) -> Vec<Bin> {
     let of = |judged: &Judged<'_>| {
         let (detection, keypoint) = judged.found?;
         let kept = detection.score >= thresholds.instance && keypoint.probability >= thresholds.keypoint;
+        let kept = kept && min_agreement.is_none_or(|least| keypoint.agreement >= least);
         kept.then_some((keypoint.agreement, if judged.right { 1.0 } else { 0.0 }))
     };
-    Bin::of(judge(dataset, detections).iter().filter_map(of).collect(), parts)
+    let values: Vec<(f32, f64)> = judge(dataset, detections).iter().filter_map(of).collect();
+    let alike = values.iter().all(|(agreement, _)| *agreement == values[0].0);
+    if alike { Vec::new() } else { Bin::of(values, parts) }
 }
 
 fn judge<'d>(dataset: &Dataset, detections: &'d Detections) -> Vec<Judged<'d>> {
@@ -166,12 +176,13 @@ mod tests {
             detection.keypoints.push(Keypoint { point, probability, agreement: joint as f32 / 17.0, ..Keypoint::default() }).unwrap();
         }
         let detections = Detections { images: vec![Detected { image_id: 1, detections: vec![detection] }], unreadable: Vec::new() };
-        let of = |instance| pck_by_agreement(&dataset, &detections, Thresholds { instance, keypoint: 0.3, floor: 0.05 }, 3);
-        let bins = of(0.5);
+        let of = |instance, least| pck_by_agreement(&dataset, &detections, Thresholds { instance, keypoint: 0.3, floor: 0.05 }, least, 3);
+        let bins = of(0.5, None);
         assert_eq!(bins.iter().map(|bin| bin.count).sum::<usize>(), 15);
         // Joint 12, the right hip, lies elsewhere.
         assert_eq!(bins.iter().map(|bin| bin.mean).collect::<Vec<_>>(), [0.0, 0.8, 0.8]);
-        assert!(of(0.7).is_empty());
+        assert_eq!(of(0.5, Some(8.0 / 17.0)).iter().map(|bin| bin.count).sum::<usize>(), 9);
+        assert!(of(0.7, None).is_empty());
     }
 
     #[test]

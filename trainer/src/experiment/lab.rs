@@ -1,7 +1,7 @@
 //! Where cases are run: models and labels by the digest of what they are made of, records of the cases.
 
-use super::plan::{Labels, Plan};
-use super::recipe::{Case, FirstWeights, FromData, Parts, Recipe, digest, file_sha256, share};
+use super::plan::{Arm, Labels, Plan};
+use super::recipe::{Case, FirstWeights, FromData, Parts, Recipe, digest, file_sha256, record_key, share, teacher_key};
 use super::record::{LabelRecord, Machine, Quality, Record, Test, curve};
 use super::summary::{Row, Summary};
 use super::{ExperimentError, Setup, examples};
@@ -16,6 +16,7 @@ use crate::score::{CocoScores, GroundTruth, bootstrap, inspect, score, terciles}
 use crate::start::{self, Start};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
+use omnilabel_rcnn::device::Arithmetic;
 use omnilabel_rcnn::export::WEIGHTS;
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::Init;
@@ -37,6 +38,8 @@ const PARTS: usize = 5;
 struct Made {
     manual_images: usize,
     generated_images: usize,
+    #[serde(default)]
+    left_out: usize,
     labels: Option<LabelRecord>,
     held_out: CocoScores,
     machine: Machine,
@@ -60,9 +63,8 @@ pub(super) struct Lab<'l> {
     train_sha256: String,
     test_folder: PathBuf,
     test_sha256: String,
-    /// By preset.
-    starts: BTreeMap<String, Start>,
-    init_sha256: Option<String>,
+    /// By preset and file of the first weights, with that file's digest.
+    starts: BTreeMap<(String, Option<PathBuf>), (Start, Option<String>)>,
     footage: BTreeMap<PathBuf, Footage>,
     device: String,
 }
@@ -87,26 +89,28 @@ impl<'l> Lab<'l> {
         }
         let mut starts = BTreeMap::new();
         for arm in &plan.arms {
-            if let Entry::Vacant(entry) = starts.entry(plan.preset(arm).to_owned()) {
-                let start = first(plan, entry.key(), train.skeleton.len());
-                entry.insert(start.map_err(|error| ExperimentError::Start(omnilabel_console::line(&error)))?);
+            if let Entry::Vacant(entry) = starts.entry(place(plan, arm)) {
+                let named =
+                    |error: anyhow::Error| ExperimentError::Start(format!("arm `{}`: {}", arm.name, omnilabel_console::line(&error)));
+                let start = first(plan, arm, train.skeleton.len()).map_err(named)?;
+                let sha256 = match &start.init {
+                    Init::File(path, _) => Some(file_sha256(path).map_err(ArmError::io(path))?),
+                    Init::Seed(_) => None,
+                };
+                entry.insert((start, sha256));
             }
         }
-        let init_sha256 = match starts.values().next().map(|start| &start.init) {
-            Some(Init::File(path, _)) => Some(file_sha256(path).map_err(ArmError::io(path))?),
-            _ => None,
-        };
         let mut footage = BTreeMap::new();
         for path in plan.arms.iter().filter_map(|arm| arm.footage.as_ref()) {
             if let Entry::Vacant(entry) = footage.entry(path.clone()) {
                 entry.insert(Footage::open(path, &train)?);
             }
         }
-        let place = setup.compute.open().map_err(ArmError::from)?;
+        let computer = setup.compute.open().map_err(ArmError::from)?;
         let lab = Self {
             train_sha256: sha256(&train_folder)?,
             test_sha256: sha256(&test_folder)?,
-            device: if place.device().is_cpu() { "cpu".to_owned() } else { "cuda".to_owned() },
+            device: if computer.device().is_cpu() { "cpu".to_owned() } else { "cuda".to_owned() },
             setup,
             plan,
             event,
@@ -114,11 +118,29 @@ impl<'l> Lab<'l> {
             train,
             test_folder,
             starts,
-            init_sha256,
             footage,
         };
+        if lab.train_sha256 == lab.test_sha256 {
+            let message = "these are the images that the plan trains on; expected others".to_owned();
+            return Err(ExperimentError::Data { path: lab.test_folder, message });
+        }
+        let real = |folder: &Path| std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        let pictures = real(&lab.test_folder.join("images"));
+        for (path, footage) in &lab.footage {
+            if footage.sha256 == lab.test_sha256 || real(path) == pictures || real(&path.join("images")) == pictures {
+                let message = "the test images are no footage: a student would have seen them".to_owned();
+                return Err(ExperimentError::Data { path: path.clone(), message });
+            }
+        }
         for seed in &plan.seeds {
-            labelled(&lab.parts(*seed).held_out)?;
+            let held_out = lab.parts(*seed).held_out;
+            if !GroundTruth::from_dataset(&held_out)?.counts() {
+                let message = format!(
+                    "seed {seed}: nobody is labelled in the {} held-out images; expected a larger `data.held_out` or `data.labelled`",
+                    held_out.images.len()
+                );
+                return Err(ExperimentError::Data { path: held_out.root, message });
+            }
         }
         Ok(lab)
     }
@@ -128,7 +150,8 @@ impl<'l> Lab<'l> {
         let mut records = Vec::new();
         for case in super::cases(self.plan)? {
             let wanted = self.setup.only.is_empty() || self.setup.only.contains(&case.arm.name);
-            match self.record(&case, wanted)? {
+            let named = |source| ExperimentError::Case { name: case.name(), source: Box::new(source) };
+            match self.record(&case, wanted).map_err(named)? {
                 Some(record) => records.push(record),
                 None if wanted => return Ok(None),
                 None => {}
@@ -157,11 +180,10 @@ impl<'l> Lab<'l> {
     }
 
     fn recipe(&self, case: &Case<'_>) -> Result<Recipe, ExperimentError> {
-        let start = &self.starts[self.plan.preset(case.arm)];
+        let (start, init_sha256) = &self.starts[&place(self.plan, case.arm)];
         let keys: Vec<String> =
             case.teachers(self.plan)?.iter().map(|teacher| Ok(self.recipe(teacher)?.key())).collect::<Result<_, ExperimentError>>()?;
-        let teacher = if keys.len() > 1 { Some(digest(&keys)) } else { keys.into_iter().next() };
-        let first_weights = match &self.init_sha256 {
+        let first_weights = match init_sha256 {
             _ if case.arm.fine_tune => FirstWeights::Teacher,
             Some(sha256) => FirstWeights::File { sha256: sha256.clone() },
             None => FirstWeights::Random,
@@ -170,7 +192,7 @@ impl<'l> Lab<'l> {
             network: start.network.clone(),
             first_weights,
             train_sha256: self.train_sha256.clone(),
-            teacher,
+            teacher: teacher_key(keys),
             footage_sha256: case.arm.footage.as_ref().and_then(|path| self.footage.get(path)).map(|footage| footage.sha256.clone()),
         };
         case.recipe(self.plan, found)
@@ -180,8 +202,8 @@ impl<'l> Lab<'l> {
     fn record(&self, case: &Case<'_>, wanted: bool) -> Result<Option<Record>, ExperimentError> {
         let path = self.setup.records.join(format!("{}.json", case.name()));
         let recipe = self.recipe(case)?;
-        let data = &self.plan.data;
-        let key = digest(&(&recipe, &self.test_sha256, data.test_images, &case.arm.test_views, self.plan.resamples));
+        let precision = self.setup.compute.precision;
+        let key = record_key(&recipe, &self.test_sha256, self.plan, case.arm, precision);
         match Record::read(&path) {
             Ok(Some(known)) if known.key == key => return Ok(Some(known)),
             Ok(None) => {}
@@ -206,6 +228,7 @@ impl<'l> Lab<'l> {
             recipe,
             manual_images: made.manual_images,
             generated_images: made.generated_images,
+            left_out: made.left_out,
             labels: made.labels,
             held_out: made.held_out,
             test: self.test(case, &bundle)?,
@@ -220,7 +243,11 @@ impl<'l> Lab<'l> {
     }
 
     fn folder(&self, recipe: &Recipe) -> PathBuf {
-        self.setup.out.join("models").join(recipe.key())
+        let key = match self.setup.compute.precision {
+            Arithmetic::F32 => recipe.key(),
+            Arithmetic::Bf16 => format!("{}-bf16", recipe.key()),
+        };
+        self.setup.out.join("models").join(key)
     }
 
     /// The model of a recipe, trained if it is not there; `None` when it was asked to stop.
@@ -232,14 +259,16 @@ impl<'l> Lab<'l> {
         {
             return Ok(Some((Bundle::open(&bundle)?, known)));
         }
-        let mut init = self.starts[self.plan.preset(case.arm)].init.clone();
+        let mut init = self.starts[&place(self.plan, case.arm)].0.init.clone();
         let (Init::Seed(seed) | Init::File(_, seed)) = &mut init;
         *seed = case.training_seed(self.plan)?;
         let mut teachers = Vec::new();
         for teaching in case.teachers(self.plan)? {
             let Some((bundle, _)) = self.model(&teaching, &self.recipe(&teaching)?)? else { return Ok(None) };
             if case.arm.fine_tune {
-                init = Init::File(bundle.path(WEIGHTS), case.training_seed(self.plan)?);
+                let weights = bundle.path(WEIGHTS);
+                let weights = std::fs::canonicalize(&weights).map_err(ArmError::io(&weights))?;
+                init = Init::File(weights, case.training_seed(self.plan)?);
             }
             teachers.push(bundle);
         }
@@ -252,12 +281,17 @@ impl<'l> Lab<'l> {
                 let (samples, record) = self.labels(case, recipe, &teachers, &parts, &folder)?;
                 (generated, labels) = (Some(samples), Some(record));
             }
-            Labels::All => manual.items.extend(self.samples(&parts.unlabelled)?.items),
+            Labels::All => {
+                let all = self.samples(&parts.unlabelled)?;
+                manual.items.extend(all.items);
+                manual.left_out.extend(all.left_out);
+            }
             Labels::Manual => {}
         }
         self.stage(case, "train");
         let arm = ArmConfig {
-            name: case.name(),
+            // Whatever arm asks for it first.
+            name: recipe.key(),
             network: recipe.network.clone(),
             options: recipe.options.clone(),
             init,
@@ -287,9 +321,15 @@ impl<'l> Lab<'l> {
         let known = Made {
             manual_images: manual.items.len(),
             generated_images: generated.map_or(0, |set| set.items.len()),
+            left_out: manual.left_out.len() + labels.as_ref().map_or(0, |labels| labels.count.unreadable),
             labels,
             held_out,
-            machine: Machine { device: self.device.clone(), threads, arch: std::env::consts::ARCH.to_owned() },
+            machine: Machine {
+                device: self.device.clone(),
+                precision: self.setup.compute.precision,
+                threads,
+                arch: std::env::consts::ARCH.to_owned(),
+            },
         };
         let text = serde_json::to_vec_pretty(&known).map_err(|source| ArmError::Json { path: made.clone(), source })?;
         write_atomically(&made, &text)?;
@@ -301,7 +341,16 @@ impl<'l> Lab<'l> {
         let teacher = load(bundle)?;
         let plan = views.map_or_else(|| ViewPlan::single(teacher.manifest()), |views| views.plan(&teacher));
         let of = dataset.images.len();
-        Ok(detect(&teacher, dataset, &plan, &|done| (self.event)(Event::Pictures { done, of }), self.cancel)?)
+        let detections = detect(&teacher, dataset, &plan, &|done| (self.event)(Event::Pictures { done, of }), self.cancel)?;
+        // Somebody missed because of a broken file would be taken for a model's mistake.
+        match detections.unreadable.first() {
+            Some(first) => {
+                let message =
+                    format!("{} of {of} pictures that are scored on cannot be read, the first: {first}", detections.unreadable.len());
+                Err(ExperimentError::Data { path: dataset.root.clone(), message })
+            }
+            None => Ok(detections),
+        }
     }
 
     /// The labels of a case's pictures by its teacher.
@@ -327,6 +376,9 @@ impl<'l> Lab<'l> {
         // Detections are shared by all arms of this teacher, views and pictures.
         let found = |views: &Views, what: &str| -> Result<Detections, ExperimentError> {
             self.stage(case, what);
+            let base = teacher.manifest().input.short_side;
+            let single = *views == Views { scales: vec![base], ..Views::default() };
+            let views = if single { &Views::default() } else { views };
             let of = (&recipe.teacher, views, footage.map(|footage| &footage.sha256));
             let folder = self.setup.out.join("labels").join(digest(&of));
             let category_id = self.train.category_id();
@@ -361,7 +413,7 @@ impl<'l> Lab<'l> {
         let (samples, count) = harden_all(&labelling, &detections, &rule)?;
         let (mut pck_by_agreement, mut oks_by_score) = (Vec::new(), Vec::new());
         if known {
-            pck_by_agreement = evaluate::pck_by_agreement(&used, &detections, calibration.thresholds, PARTS);
+            pck_by_agreement = evaluate::pck_by_agreement(&used, &detections, calibration.thresholds, case.arm.min_agreement, PARTS);
             oks_by_score = Bin::of(oks_of_scores(&used, &detections)?, PARTS);
         }
         Ok((samples, LabelRecord { calibration, count, quality, pck_by_agreement, oks_by_score }))
@@ -377,11 +429,17 @@ impl<'l> Lab<'l> {
     /// Pictures of the lower bound and the arm of the highest gain, of the first seed, where their models are at hand.
     pub(super) fn examples(&self, summary: &Summary) -> Result<(), ExperimentError> {
         let gain = |row: &&Row| row.gain.map_or(f64::MIN, |gain| gain.ap);
-        let others = summary.equal.iter().filter(|row| row.gain.is_some() && self.plan.upper.as_ref() != Some(&row.arm));
+        let one_view = |row: &&Row| self.plan.arm(&row.arm).is_some_and(|arm| arm.test_views.is_none());
+        let others = summary.equal.iter().filter(|row| row.gain.is_some() && self.plan.upper.as_ref() != Some(&row.arm)).filter(one_view);
         let best = others.max_by(|a, b| gain(a).total_cmp(&gain(b))).map(|row| row.arm.as_str());
         let mut models = Vec::new();
+        let seed = summary.records.iter().filter(|record| Some(record.arm.as_str()) == best).map(|record| record.seed).next();
         for name in std::iter::once(self.plan.lower.as_str()).chain(best) {
-            let of = |record: &&Record| record.arm == name && summary.equal.iter().any(|row| row.arm == name && row.steps == record.steps);
+            let of = |record: &&Record| {
+                record.arm == name
+                    && seed.is_none_or(|seed| seed == record.seed)
+                    && summary.equal.iter().any(|row| row.arm == name && row.steps == record.steps)
+            };
             let Some(record) = summary.records.iter().find(of) else { return Ok(()) };
             let bundle = self.folder(&record.recipe).join("bundle");
             if !bundle.exists() {
@@ -465,11 +523,17 @@ fn one(mut members: Vec<Teacher>) -> Result<Teacher, ExperimentError> {
     members.pop().ok_or_else(|| ExperimentError::Start("generated labels without a teacher".to_owned()))
 }
 
-/// The network of a preset and its first weights; the seed is each case's.
-fn first(plan: &Plan, preset: &str, keypoints: usize) -> anyhow::Result<Start> {
-    let network = start::preset(preset, keypoints)?;
-    let mut start = match &plan.train.init {
-        Some(path) => start::from_file(network, path, 0)?,
+/// Where an arm starts.
+fn place(plan: &Plan, arm: &Arm) -> (String, Option<PathBuf>) {
+    (plan.preset(arm).to_owned(), plan.init(arm).map(Path::to_owned))
+}
+
+/// An arm's network and its first weights; the seed is each case's.
+fn first(plan: &Plan, arm: &Arm, keypoints: usize) -> anyhow::Result<Start> {
+    let network = start::preset(plan.preset(arm), keypoints)?;
+    let mut start = match plan.init(arm) {
+        // The same file by the same name, wherever the program is started.
+        Some(path) => start::from_file(network, &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), 0)?,
         None => start::from_seed(network, 0),
     };
     if let Some(side) = plan.train.short_side {

@@ -40,6 +40,9 @@ pub struct Plan {
     pub arms: Vec<Arm>,
 }
 
+/// Instead of a file: weights by the seed.
+const RANDOM: &str = "random";
+
 /// What keeps variants of one seed apart from other seeds.
 const VARIANT: u64 = 1 << 32;
 
@@ -178,6 +181,9 @@ pub struct Arm {
     /// Another network.
     #[serde(default)]
     pub preset: Option<String>,
+    /// Other first weights: a bundle or checkpoint, or `random`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// Other views of the teacher.
     #[serde(default)]
     pub views: Option<Views>,
@@ -235,7 +241,10 @@ impl Plan {
         for images in [&mut plan.data.train, &mut plan.data.test].into_iter().chain(footage) {
             *images = data.unwrap_or(folder).join(&*images);
         }
-        plan.train.init = plan.train.init.map(|init| folder.join(init));
+        let inits = plan.train.init.iter_mut().chain(plan.arms.iter_mut().filter_map(|arm| arm.init.as_mut()));
+        for init in inits.filter(|init| init.as_os_str() != RANDOM) {
+            *init = folder.join(&*init);
+        }
         Ok(plan)
     }
 
@@ -286,6 +295,9 @@ impl Plan {
         if let Some(name) = arm.teacher.names().find(|name| !before.iter().any(|other| other.name == *name)) {
             return Err(format!("`teacher` is `{name}`, expected the name of an arm further up"));
         }
+        if arm.fine_tune && arm.init.is_some() {
+            return Err("`fine_tune` begins with the teacher's weights, and `init` with others".to_owned());
+        }
         if arm.fine_tune && arm.teacher.names().count() > 1 {
             return Err("`fine_tune` begins with one teacher's weights, and there are several".to_owned());
         }
@@ -324,6 +336,28 @@ impl Plan {
         if !(options.lr.is_finite() && options.lr > 0.0) {
             return Err(format!("`options.lr` is {}, expected a number above 0", options.lr));
         }
+        if options.batch == 0 {
+            return Err("`options.batch` is 0, expected at least one image".to_owned());
+        }
+        if let Some(decay) = options.average.filter(|decay| !(0.0..1.0).contains(decay)) {
+            return Err(format!("`options.average` is {decay}, expected a decay from 0 and below 1"));
+        }
+        let augments = [("augment", Some(&options.augment)), ("generated_augment", options.generated_augment.as_ref())];
+        let cutouts = augments.into_iter().filter_map(|(field, augment)| Some((field, augment?.cutout)));
+        if let Some((field, cutout)) = cutouts.into_iter().find(|(_, cutout)| !(0.0..=1.0).contains(cutout)) {
+            return Err(format!("`options.{field}.cutout` is {cutout}, expected a probability"));
+        }
+        if arm.options.contains_key("seed") {
+            return Err("`options.seed` is given by `seeds`; expected `variant` for another training of the same seed".to_owned());
+        }
+        let teachers = arm.teacher.names().count();
+        let label_views = arm.views.as_ref().unwrap_or(&self.views);
+        if teachers > 1 && label_views.box_voting {
+            return Err("`views.box_voting` is of one teacher alone: boxes of several are pooled anyway".to_owned());
+        }
+        if arm.min_agreement.is_some() && teachers == 1 && label_views.count() < 2 {
+            return Err("`min_agreement` needs something that can disagree: expected two views or teachers at least".to_owned());
+        }
         Ok(())
     }
 
@@ -337,13 +371,26 @@ impl Plan {
         arm.preset.as_deref().or(self.train.preset.as_deref()).unwrap_or("nano")
     }
 
+    /// The file of an arm's first weights; random ones if none.
+    pub(super) fn init<'p>(&'p self, arm: &'p Arm) -> Option<&'p Path> {
+        arm.init.as_deref().or(self.train.init.as_deref()).filter(|init| init.as_os_str() != RANDOM)
+    }
+
     /// The schedule of an arm.
     ///
     /// # Errors
     /// A key that the options do not have.
     pub(super) fn options(&self, arm: &Arm, seed: u64) -> Result<TrainOptions, String> {
-        let merged = Figment::from(Serialized::defaults(&self.train.options)).merge(Serialized::defaults(&arm.options));
-        let options: TrainOptions = merged.extract().map_err(|error| format!("`options`: {error}"))?;
+        let merge = |base: &TrainOptions| -> Result<TrainOptions, String> {
+            let merged = Figment::from(Serialized::defaults(base)).merge(Serialized::defaults(&arm.options));
+            merged.extract().map_err(|error| format!("`options`: {error}"))
+        };
+        let mut options = merge(&self.train.options)?;
+        if arm.options.contains_key("generated_augment") {
+            // What an arm does not say of it is as for all other images.
+            let augment = options.augment.clone();
+            options = merge(&TrainOptions { generated_augment: Some(augment), ..self.train.options.clone() })?;
+        }
         Ok(TrainOptions { seed: seed.wrapping_add(VARIANT.wrapping_mul(arm.variant)), ..options })
     }
 }
@@ -424,6 +471,9 @@ pub(super) mod tests {
         let options = plan.options(&plan.arms[1], 7).unwrap();
         assert_eq!((options.lr, options.steps, options.batch, options.seed), (0.001, 100, 8, 7));
         let default = TrainOptions::default();
+        let text = TEXT.replace("augment = { cutout = 0.5 }", "augment = { rotation = 3.0 }, generated_augment = { cutout = 0.5 }");
+        let generated = read(&text).map(|plan| plan.options(&plan.arms[1], 7).unwrap().generated_augment.unwrap()).unwrap();
+        assert_eq!((generated.rotation, generated.cutout, generated.scale), (3.0, 0.5, default.augment.scale));
         assert_eq!((options.augment.cutout, options.augment.rotation), (0.5, default.augment.rotation));
         assert_eq!(plan.options(&plan.arms[0], 7).unwrap().lr, default.lr);
     }
@@ -452,6 +502,11 @@ pub(super) mod tests {
             ("teacher = \"lower\"", "teacher = \"upper\"", ["arm `distilled`", "further up"]),
             ("teacher = \"lower\"", "", ["arm `distilled`", "`teacher` is missing"]),
             ("lr = 0.001", "rate = 0.001", ["arm `distilled`", "rate"]),
+            ("lr = 0.001", "batch = 0", ["arm `distilled`", "`options.batch`"]),
+            ("lr = 0.001", "average = 1.0", ["arm `distilled`", "`options.average`"]),
+            ("lr = 0.001", "seed = 7", ["arm `distilled`", "`variant`"]),
+            ("cutout = 0.5", "cutout = 1.5", ["arm `distilled`", "`options.augment.cutout`"]),
+            ("teacher = \"lower\"", "teacher = \"lower\"\nmin_agreement = 0.5", ["arm `distilled`", "can disagree"]),
             ("lr = 0.001", "lr = -1.0", ["arm `distilled`", "`options.lr`"]),
             ("lengths = [50]", "lengths = [100]", ["arm `lower`", "`lengths`"]),
             ("lengths = [50]", "keep = 2.0", ["arm `lower`", "`keep`"]),

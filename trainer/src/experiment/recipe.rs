@@ -3,9 +3,11 @@
 use super::plan::{Arm, Data, Drawn, Labels, Plan};
 use super::{ExperimentError, Record};
 use crate::evaluate::Views;
+use crate::start;
 use omnilabel_bundle::hex;
 use omnilabel_coco::Dataset;
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::device::Arithmetic;
 use omnilabel_rcnn::train::TrainOptions;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -74,33 +76,45 @@ impl Case<'_> {
         })
     }
 
-    /// Whether the plan can have led to a record, as far as can be told without the data.
-    pub(super) fn may_have_made(&self, plan: &Plan, record: &Record) -> Result<bool, ExperimentError> {
+    /// Whether the plan can have led to a record, as far as can be told without the data: `teacher` is the key that its teachers' own records
+    /// give.
+    pub(super) fn may_have_made(&self, plan: &Plan, record: &Record, teacher: Option<String>) -> Result<bool, ExperimentError> {
         let theirs = &record.recipe;
-        let found = FromData {
-            network: theirs.network.clone(),
-            first_weights: theirs.first_weights.clone(),
-            train_sha256: theirs.data.train_sha256.clone(),
-            teacher: theirs.teacher.clone(),
-            footage_sha256: theirs.labelling.as_ref().and_then(|labelling| labelling.footage_sha256.clone()),
+        let mut network = theirs.network.clone();
+        network.name.clear();
+        network.name.push_str(plan.preset(self.arm));
+        if let Some(side) = plan.train.short_side {
+            start::resize(&mut network, side);
+        }
+        let first_weights = match (self.arm.fine_tune, plan.init(self.arm), &theirs.first_weights) {
+            (true, ..) => FirstWeights::Teacher,
+            (false, Some(_), FirstWeights::File { sha256 }) => FirstWeights::File { sha256: sha256.clone() },
+            _ => FirstWeights::Random,
         };
-        let first = match (self.arm.fine_tune, &plan.train.init) {
-            (true, _) => matches!(theirs.first_weights, FirstWeights::Teacher),
-            (false, Some(_)) => matches!(theirs.first_weights, FirstWeights::File { .. }),
-            (false, None) => theirs.first_weights == FirstWeights::Random,
-        };
-        let footage = theirs.labelling.as_ref().is_some_and(|labelling| labelling.footage_sha256.is_some());
-        let network = theirs.network.name == plan.preset(self.arm)
-            && plan.train.short_side.is_none_or(|side| side == theirs.network.input.short_side);
-        let test = record.test.views == self.arm.test_views && plan.data.test_images.is_none_or(|most| record.test.images <= most);
-        let same = self.recipe(plan, found)? == *theirs;
-        Ok(first
-            && network
-            && test
-            && same
-            && footage == self.arm.footage.is_some()
-            && theirs.teacher.is_none() == self.arm.teacher.is_empty())
+        let footage_sha256 = theirs.labelling.as_ref().and_then(|labelling| labelling.footage_sha256.clone());
+        if footage_sha256.is_some() != self.arm.footage.is_some() || plan.init(self.arm).is_some() && first_weights == FirstWeights::Random
+        {
+            return Ok(false);
+        }
+        let train_sha256 = theirs.data.train_sha256.clone();
+        let expected = self.recipe(plan, FromData { network, first_weights, train_sha256, teacher, footage_sha256 })?;
+        let key = record_key(&expected, &record.test.sha256, plan, self.arm, record.machine.precision);
+        Ok(expected == *theirs && key == record.key)
     }
+}
+
+/// Of a recipe and its test.
+pub(super) fn record_key(recipe: &Recipe, test_sha256: &str, plan: &Plan, arm: &Arm, precision: Arithmetic) -> String {
+    let all = (recipe, test_sha256, plan.data.test_images, &arm.test_views, plan.resamples);
+    match precision {
+        Arithmetic::F32 => digest(&all),
+        Arithmetic::Bf16 => digest(&(all, precision)),
+    }
+}
+
+/// The key of those who teach together.
+pub(super) fn teacher_key(keys: Vec<String>) -> Option<String> {
+    if keys.len() > 1 { Some(digest(&keys)) } else { keys.into_iter().next() }
 }
 
 /// What only the data can tell of a recipe.

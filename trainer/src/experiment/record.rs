@@ -7,6 +7,7 @@ use crate::calibrate::Calibration;
 use crate::distill::LabelCount;
 use crate::evaluate::{Bin, Views};
 use crate::score::CocoScores;
+use omnilabel_rcnn::device::Arithmetic;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -32,6 +33,9 @@ pub struct Record {
     pub manual_images: usize,
     /// Images with generated labels.
     pub generated_images: usize,
+    /// Pictures that it should have been trained on, and that could not be read.
+    #[serde(default)]
+    pub left_out: usize,
     /// The generated labels.
     pub labels: Option<LabelRecord>,
     /// On the held-out labelled images, one view: what choices are made by.
@@ -113,6 +117,9 @@ pub struct Point {
 pub struct Machine {
     /// `cpu`, or a GPU.
     pub device: String,
+    /// What its products are computed in.
+    #[serde(default)]
+    pub precision: Arithmetic,
     /// Threads of the processor.
     pub threads: usize,
     /// Its architecture.

@@ -1,12 +1,13 @@
 //! The report's files: tables as Markdown, everything as JSON, curves as SVG.
 
-use super::plan::Plan;
+use super::plan::{Drawn, Plan};
 use super::record::{LabelRecord, Point, Record};
 use super::summary::{GAP_ERRORS, Row, Summary};
 use super::{ArmError, ExperimentError};
 use crate::arm::write_atomically;
 use crate::evaluate::Bin;
 use plotters::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -136,19 +137,26 @@ fn markdown(plan: &Plan, summary: &Summary) -> String {
     let mut text = format!("# {}\n\n{}{}", summary.name, summary.tables(), calibrations(summary));
     let _ = write!(
         text,
-        "\nAP and PCK in %, means over the seeds ± their standard deviation; every seed draws its own labelled images. Gain: AP less that of \
-         `{}`; its standard error joins the test images' part (paired bootstrap, {} resamples) and the seeds'. Gap recovered: gain over the gain \
-         of {}, with a 95 % interval, where that gain is {GAP_ERRORS:.0} standard errors or more. PCK: within 0.2 torso diameters.\n",
+        "\nAP and PCK in %, means over the seeds ± their standard deviation; {}. Gain: AP less that of `{}`; its standard error joins the test \
+         images' part (paired bootstrap, {} resamples) and the seeds', which one seed does not have. Gap recovered: gain over the gain of {}, with \
+         a 95 % interval, where that gain is {GAP_ERRORS:.0} standard errors or more. PCK: within 0.2 torso diameters.\n",
+        match plan.data.draw {
+            Drawn::Random => "every seed draws its own labelled images",
+            Drawn::First => "all seeds have the same labelled images",
+        },
         plan.lower,
         plan.resamples,
         plan.upper.as_ref().map_or_else(|| "an upper bound".to_owned(), |upper| format!("`{upper}`")),
     );
-    let machines: std::collections::BTreeSet<String> = summary
+    let machines: BTreeSet<String> = summary
         .records
         .iter()
-        .map(|record| format!("{} ({} threads, {})", record.machine.device, record.machine.threads, record.machine.arch))
+        .map(|record| &record.machine)
+        .map(|m| format!("{}, {:?} ({} threads, {})", m.device, m.precision, m.threads, m.arch))
         .collect();
-    let hours: f64 = summary.records.iter().map(|record| record.train_s).sum::<f64>() / 3600.0;
+    // Arms that share a model share its training.
+    let trained: BTreeMap<String, f64> = summary.records.iter().map(|record| (record.recipe.key(), record.train_s)).collect();
+    let hours: f64 = trained.values().sum::<f64>() / 3600.0;
     let _ = writeln!(
         text,
         "\n{} records, {hours:.1} hours of training on {}. Minutes of training: {}. AP by thirds of the people's areas, small to large: {}.",

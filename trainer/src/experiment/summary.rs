@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 pub(super) const GAP_ERRORS: f64 = 3.0;
 /// Half a normal 95 % interval, in standard errors.
 const NORMAL_95: f64 = 1.96;
+/// The same of Student's t with 1, 2, … degrees of freedom: of few seeds the deviation itself is uncertain.
+const STUDENT_95: [f64; 10] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23];
 
 /// `report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,7 +77,8 @@ pub struct Gain {
 pub struct Gap {
     /// (AP − AP_lower) / (AP_upper − AP_lower).
     pub recovered: f64,
-    /// Its 95 % interval, from the standard error of (AP − AP_lower) − recovered · (AP_upper − AP_lower), linearised.
+    /// Its 95 % interval, from the errors of (AP − AP_lower) − recovered · (AP_upper − AP_lower), linearised: the images' part normal, the
+    /// seeds' part by Student's t; of one seed the images' part alone.
     pub interval: [f64; 2],
 }
 
@@ -103,11 +106,23 @@ impl Paired {
 
     /// Of the mean over the seeds: the images' part by the resamples of that mean, the seeds' by their deviation.
     fn standard_error(&self) -> f64 {
+        let [of_images, of_seeds] = self.errors();
+        of_images.hypot(of_seeds)
+    }
+
+    /// Half the 95 % interval of the mean.
+    fn half_interval(&self) -> f64 {
+        let [of_images, of_seeds] = self.errors();
+        let student = STUDENT_95.get(self.seeds.len().max(2) - 2).copied().unwrap_or(STUDENT_95[9]);
+        (NORMAL_95 * of_images).hypot(student * of_seeds)
+    }
+
+    fn errors(&self) -> [f64; 2] {
         let length = self.resamples.first().map_or(0, Vec::len);
         let means: Vec<f64> = (0..length).map(|i| mean(&self.resamples.iter().map(|values| values[i]).collect::<Vec<_>>())).collect();
         let of_images = deviation(&means).unwrap_or(0.0);
         let of_seeds = deviation(&self.seeds).map_or(0.0, |deviation| deviation / (self.seeds.len() as f64).sqrt());
-        of_images.hypot(of_seeds)
+        [of_images, of_seeds]
     }
 }
 
@@ -130,9 +145,14 @@ impl Summary {
         let own = |arm: &str| plan.arm(arm).and_then(|arm| plan.options(arm, plan.seeds[0]).ok()).map_or(0, |options| options.steps);
         let best = |arm: &str| {
             let lengths: BTreeSet<u64> = records.iter().filter(|record| record.arm == arm).map(|record| record.steps).collect();
-            let held_out = |steps: u64| mean(&of(&records, arm, steps).iter().map(|record| record.held_out.ap).collect::<Vec<_>>());
+            let has = |seed: u64| lengths.iter().all(|steps| of(&records, arm, *steps).iter().any(|record| record.seed == seed));
+            // While an experiment is under way, only seeds that tried every length tell which is best.
+            let held_out = |steps: u64| {
+                let aps = of(&records, arm, steps).into_iter().filter(|record| has(record.seed)).map(|record| record.held_out.ap);
+                mean(&aps.collect::<Vec<_>>())
+            };
             // Of equally good ones the shortest.
-            lengths.into_iter().rev().max_by(|a, b| held_out(*a).total_cmp(&held_out(*b))).unwrap_or(0)
+            lengths.iter().copied().rev().max_by(|a, b| held_out(*a).total_cmp(&held_out(*b))).unwrap_or(0)
         };
         let tried = plan.arms.iter().any(|arm| !arm.lengths.is_empty());
         Self {
@@ -239,8 +259,8 @@ fn gap(arm: &[&Record], lower: &[&Record], upper: &[&Record]) -> Option<Gap> {
         return None;
     }
     let recovered = paired([1.0, -1.0, 0.0]).mean() / between.mean();
-    let error = paired([1.0, recovered - 1.0, -recovered]).standard_error() / between.mean();
-    Some(Gap { recovered, interval: [recovered - NORMAL_95 * error, recovered + NORMAL_95 * error] })
+    let half = paired([1.0, recovered - 1.0, -recovered]).half_interval() / between.mean();
+    Some(Gap { recovered, interval: [recovered - half, recovered + half] })
 }
 
 #[cfg(test)]
@@ -280,6 +300,7 @@ pub(super) mod tests {
             recipe,
             manual_images: 10,
             generated_images: 0,
+            left_out: 0,
             labels: None,
             held_out: scores(held_out),
             test: Test {
@@ -293,7 +314,12 @@ pub(super) mod tests {
             },
             curve: Vec::new(),
             train_s: 1.0,
-            machine: Machine { device: "cpu".to_owned(), threads: 2, arch: "x86_64".to_owned() },
+            machine: Machine {
+                device: "cpu".to_owned(),
+                precision: omnilabel_rcnn::device::Arithmetic::F32,
+                threads: 2,
+                arch: "x86_64".to_owned(),
+            },
             version: "0".to_owned(),
         }
     }
@@ -320,7 +346,7 @@ pub(super) mod tests {
         // Of 0.053 − r·0.102 and 0.059 − r·0.100.
         let error = ((0.059 - recovered * 0.100) - (0.053 - recovered * 0.102)) / 2.0 / 0.101;
         assert!((gap.recovered - recovered).abs() < 1e-12, "{gap:?}");
-        assert!((gap.interval[1] - recovered - 1.96 * error).abs() < 1e-9, "{gap:?}");
+        assert!((gap.interval[1] - recovered - 12.71 * error).abs() < 1e-9, "{gap:?}");
         assert_eq!(lower.mean.ap_l, -1.0);
         assert_eq!(summary.missing, ["lower-50-seed1", "lower-50-seed2"]);
     }
