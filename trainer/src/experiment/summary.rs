@@ -53,7 +53,7 @@ pub struct Row {
     pub pck: Option<f64>,
     /// Against the lower bound, over common seeds.
     pub gain: Option<Gain>,
-    /// Of the gap between the bounds; none where that is less than [`GAP_ERRORS`] standard errors.
+    /// Of the gap between the bounds; none where that is less than three standard errors.
     pub gap: Option<Gap>,
     /// The teacher's detections, means over the seeds.
     pub labels: Option<Quality>,
