@@ -86,6 +86,9 @@ pub enum ExperimentError {
     /// Detections could not be scored.
     #[error(transparent)]
     Score(#[from] ScoreError),
+    /// The report could not be made.
+    #[error("report: {0}")]
+    Report(String),
     /// Examples could not be drawn.
     #[error(transparent)]
     Album(#[from] AlbumError),
@@ -136,18 +139,22 @@ pub enum Outcome {
 /// See [`ExperimentError`].
 pub fn experiment(setup: &Setup, event: &(dyn Fn(Event<'_>) + Sync), cancel: &AtomicBool) -> Result<Outcome, ExperimentError> {
     let plan = &setup.plan;
-    for folder in [&setup.out, &setup.records] {
-        std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
-    }
+    std::fs::create_dir_all(&setup.out).map_err(ArmError::io(&setup.out))?;
     if setup.report_only {
-        let summary = Summary::of(plan, known(setup)?);
+        let records = known(setup)?;
+        if records.is_empty() {
+            let message = "no record of any arm of the plan; expected files like ARM-STEPS-seedN.json".to_owned();
+            return Err(ExperimentError::Data { path: setup.records.clone(), message });
+        }
+        let summary = Summary::of(plan, records)?;
         report::write(&setup.out, plan, &summary)?;
         return Ok(Outcome::Finished(Box::new(summary)));
     }
+    std::fs::create_dir_all(&setup.records).map_err(ArmError::io(&setup.records))?;
     let lab = lab::Lab::open(setup, event, cancel)?;
     let all = || -> Result<Option<Summary>, ExperimentError> {
         let Some(records) = lab.run()? else { return Ok(None) };
-        let summary = Summary::of(plan, records);
+        let summary = Summary::of(plan, records)?;
         report::write(&setup.out, plan, &summary)?;
         lab.examples(&summary)?;
         Ok(Some(summary))

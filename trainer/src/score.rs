@@ -533,3 +533,6 @@ impl<'m> Ranked<'m> {
         Some(Curve { precision, recall })
     }
 }
+
+#[cfg(test)]
+mod tests;

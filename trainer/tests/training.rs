@@ -5,17 +5,18 @@ mod common;
 
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
-use omnilabel_keypoints::label::Thresholds;
+use omnilabel_keypoints::geometry::Rect;
+use omnilabel_keypoints::label::{Detection, Keypoint, Thresholds};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::train::{Init, TrainOptions};
 use omnilabel_runtime::{Teacher, check_golden};
 use omnilabel_trainer::arm::{ArmConfig, ArmOutcome, read_progress, train_arm};
-use omnilabel_trainer::calibrate::Mode;
+use omnilabel_trainer::calibrate::{Kept, Mode};
 use omnilabel_trainer::distill::{DistillConfig, Event, Outcome, distill, split_by_id};
 use omnilabel_trainer::evaluate::Views;
 use omnilabel_trainer::mix::MANUAL_PERCENT;
-use omnilabel_trainer::samples::{SampleError, SampleSet, plain_folder};
+use omnilabel_trainer::samples::{Item, SampleError, SampleSet, plain_folder};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,6 +100,23 @@ fn bad_pictures_are_named_and_left_out() {
     let error = SampleSet::load(&dataset).unwrap_err();
     assert!(matches!(error, SampleError::Empty { listed: 3, bad: 3, .. }), "{error}");
     assert!(error.to_string().contains("1.jpg"), "{error}");
+}
+
+#[test]
+fn keypoints_on_which_the_views_disagree_are_left_unlabelled_where_that_is_asked() {
+    let mut detection = Detection { rect: Rect::new(0.0, 0.0, 10.0, 20.0), score: 0.9, ..Detection::default() };
+    // Sure and agreed, sure and not agreed, agreed and not sure.
+    for (probability, agreement) in [(0.8, 0.9), (0.8, 0.3), (0.1, 0.9)] {
+        detection.keypoints.push(Keypoint { probability, agreement, ..Keypoint::default() }).unwrap();
+    }
+    let labelled = |least| {
+        let kept = Kept { people: vec![&detection], ignored: Vec::new() };
+        let item = Item::generated(1, "1.jpg", Vec::new().into(), &kept, 0.5, least)?;
+        Some(item.people[0].keypoints.iter().map(Option::is_some).collect::<Vec<_>>())
+    };
+    assert_eq!(labelled(None), Some(vec![true, true, false]));
+    assert_eq!(labelled(Some(0.5)), Some(vec![true, false, false]));
+    assert_eq!(labelled(Some(0.95)), None);
 }
 
 /// A kill while the first checkpoint is written.

@@ -94,6 +94,27 @@ impl Default for TrainOptions {
     }
 }
 
+impl TrainOptions {
+    /// The first number that is out of its range, if one is: its key, its value, and what was expected.
+    pub fn wrong(&self) -> Option<(&'static str, String, &'static str)> {
+        let cutout = |augment: &Augment| (0.0..=1.0).contains(&augment.cutout);
+        let generated = self.generated_augment.as_ref();
+        let checks = [
+            (self.lr.is_finite() && self.lr > 0.0, "lr", self.lr.to_string(), "a number above 0"),
+            (self.batch > 0, "batch", self.batch.to_string(), "1 or more"),
+            (self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "average", format!("{:?}", self.average), "0 to below 1"),
+            (cutout(&self.augment), "augment.cutout", self.augment.cutout.to_string(), "0 to 1"),
+            (
+                generated.is_none_or(cutout),
+                "generated_augment.cutout",
+                generated.map_or(0.0, |augment| augment.cutout).to_string(),
+                "0 to 1",
+            ),
+        ];
+        checks.into_iter().find(|(good, ..)| !good).map(|(_, key, found, expected)| (key, found, expected))
+    }
+}
+
 /// The losses of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Losses {

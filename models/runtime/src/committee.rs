@@ -14,48 +14,51 @@ type Found = (Vec<(Rect, f32)>, Vec<Option<Pyramid>>);
 /// Keypoint R-CNNs of one skeleton that see frames at one size. The boxes of all base views, whatever a plan says of voting, are pooled before
 /// NMS and vote; the maps of all views of all members are averaged, which is what one member's are of its own.
 pub(crate) struct Committee {
-    members: Vec<Rcnn>,
+    first: Rcnn,
+    others: Vec<Rcnn>,
 }
 
 impl Committee {
     /// # Errors
-    /// Nobody, or a member whose maps or input are not those of the first.
-    pub(crate) fn new(members: Vec<Rcnn>) -> Result<Self, RuntimeError> {
-        let Some(first) = members.first() else { return Err(RuntimeError::Request("a committee without members".to_owned())) };
+    /// A member whose maps or input are not those of the first.
+    pub(crate) fn new(first: Rcnn, others: Vec<Rcnn>) -> Result<Self, RuntimeError> {
         let from = |rcnn: &Rcnn| rcnn.graphs.enlargement().map(Enlargement::from);
-        for (index, member) in members.iter().enumerate() {
-            let names = |rcnn: &Rcnn| rcnn.skeleton.names().map(str::to_owned).collect::<Vec<_>>();
+        for (index, member) in others.iter().enumerate() {
             let differs = [
-                ("keypoints", names(member) != names(first)),
-                ("a heatmap", member.network.heatmap_side != first.network.heatmap_side || from(member) != from(first)),
+                ("keypoints", !member.skeleton.names().eq(first.skeleton.names())),
+                ("a heatmap", member.network.heatmap_side != first.network.heatmap_side || from(member) != from(&first)),
                 ("an input", (member.input.short_side, member.input.max_long_side) != (first.input.short_side, first.input.max_long_side)),
             ];
             if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
-                return Err(RuntimeError::Request(format!("member {index} of the committee has {what} unlike the first's")));
+                return Err(RuntimeError::Request(format!("member {} of the committee has {what} unlike the first's", index + 1)));
             }
         }
-        Ok(Self { members })
+        Ok(Self { first, others })
     }
 
     pub(crate) fn first(&self) -> &Rcnn {
-        &self.members[0]
+        &self.first
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Rcnn> {
+        std::iter::once(&self.first).chain(&self.others)
     }
 
     /// People in the base view's net pixels, by falling score, and each member's pyramid of that view, where all together are not too many.
     fn find(&self, frame: &Frame, plan: &ViewPlan) -> Result<Found, RuntimeError> {
-        let (first, base) = (self.first(), plan.base());
+        let (first, base) = (&self.first, plan.base());
         let (mut pooled, mut pyramids) = (Vec::new(), Vec::new());
-        for member in &self.members {
+        for member in self.members() {
             let pass = Pass::run(member, frame, base)?;
             pooled.extend(pass.boxes(member, false)?);
-            let fits = pass.pyramid.values() <= KEPT_FEATURES / self.members.len();
+            let fits = pass.pyramid.values() <= KEPT_FEATURES / (1 + self.others.len());
             pyramids.push(fits.then_some(pass.pyramid));
         }
         Ok((plan.above_floor(first.voted(&pooled, first.geometry(frame, base).net())), pyramids))
     }
 
     pub(crate) fn boxes(&self, frame: &Frame, plan: &ViewPlan) -> Result<Vec<(Rect, f32)>, RuntimeError> {
-        let to_base = self.first().geometry(frame, plan.base());
+        let to_base = self.first.geometry(frame, plan.base());
         Ok(self.find(frame, plan)?.0.into_iter().map(|(rect, score)| (to_base.frame_from_net_rect(rect), score)).collect())
     }
 
@@ -66,7 +69,7 @@ impl Committee {
 
     /// The keypoints of `boxes` in frame pixels.
     pub(crate) fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        let to_base = self.first().geometry(frame, plan.base());
+        let to_base = self.first.geometry(frame, plan.base());
         let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
         self.keypoints(frame, plan, &boxes, &[])
     }
@@ -80,10 +83,10 @@ impl Committee {
         known: &[Option<Pyramid>],
     ) -> Result<Vec<Detection>, RuntimeError> {
         let mut detections = Vec::with_capacity(boxes.len());
-        let compared = plan.views.len() * self.members.len() > 1;
+        let compared = plan.views.len() * (1 + self.others.len()) > 1;
         for boxes in boxes.chunks(POOLED_ROIS / 2) {
             let mut all: Option<Maps> = None;
-            for (index, member) in self.members.iter().enumerate() {
+            for (index, member) in self.members().enumerate() {
                 let known = known.get(index).and_then(Option::as_ref).map(std::slice::from_ref).unwrap_or_default();
                 let maps = member.maps(frame, plan, boxes, known, compared)?;
                 match &mut all {
@@ -95,7 +98,7 @@ impl Committee {
                     }
                 }
             }
-            detections.extend(all.map(|maps| self.first().decoded(frame, plan, boxes, maps)).unwrap_or_default());
+            detections.extend(all.map(|maps| self.first.decoded(frame, plan, boxes, maps)).unwrap_or_default());
         }
         Ok(detections)
     }

@@ -152,16 +152,17 @@ impl Teacher {
     /// # Errors
     /// Nobody, a model of another kind, other keypoints, another size of heatmaps or input than the first's.
     pub fn committee(members: Vec<Self>) -> Result<Self, RuntimeError> {
-        let Some(first) = members.first() else { return Err(RuntimeError::Request("a committee without members".to_owned())) };
-        let (manifest, skeleton) = (first.manifest.clone(), first.skeleton.clone());
         let rcnn = |member: Self| match member.model {
             Model::Rcnn(rcnn) => Ok(rcnn),
             _ => {
                 Err(RuntimeError::Request(format!("`{}` is no keypoint R-CNN on the CPU, expected members that are", member.manifest.name)))
             }
         };
-        let members = members.into_iter().map(rcnn).collect::<Result<_, _>>()?;
-        Ok(Self { model: Model::Committee(Committee::new(members)?), manifest, skeleton })
+        let mut members = members.into_iter();
+        let Some(first) = members.next() else { return Err(RuntimeError::Request("a committee without members".to_owned())) };
+        let (manifest, skeleton) = (first.manifest.clone(), first.skeleton.clone());
+        let committee = Committee::new(rcnn(first)?, members.map(rcnn).collect::<Result<_, _>>()?)?;
+        Ok(Self { model: Model::Committee(committee), manifest, skeleton })
     }
 
     fn pose(graph: Box<dyn PoseGraph>, workers: Workers, pose: PoseSpec, manifest: Manifest, skeleton: Skeleton) -> Self {

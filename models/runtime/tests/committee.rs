@@ -1,9 +1,21 @@
 //! Several models that label together: boxes are pooled, maps averaged, and who does not fit is refused.
 
+mod zoo;
+
 use omnilabel_bundle::Bundle;
-use omnilabel_detect::frame::Frame;
 use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError, Teacher, TractGraphs, ViewPlan};
-use std::path::Path;
+
+/// Boxes that vote twice, and maps that are added twice and halved, differ by rounding alone.
+const SCORE_TOLERANCE: f32 = 1e-6;
+const BOX_IOU: f32 = 0.9999;
+/// Of logits in the same boxes: sums of f32 in another order.
+const LOGIT_TOLERANCE: f32 = 1e-4;
+/// Of logits where the boxes, too, differ by their last bits.
+const VOTED_LOGIT_TOLERANCE: f32 = 1e-3;
+/// Of points that differ by hundredths of a pixel, as in `known_boxes`.
+const AGREEMENT_TOLERANCE: f32 = 1e-3;
+/// Half a pixel of the enlarged map: another of two equal cells may win.
+const POINT_TOLERANCE_PX: f32 = 0.51;
 
 /// A model's graphs, with every heatmap changed.
 struct Changed(TractGraphs, fn(&mut [f32]));
@@ -43,18 +55,6 @@ impl Graphs for Changed {
     }
 }
 
-fn zoo() -> Bundle {
-    Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../zoo/nano-scenes")).expect("the zoo's bundle")
-}
-
-fn frame(bundle: &Bundle) -> Frame {
-    let golden = std::fs::read_dir(bundle.path("golden")).expect("golden frames");
-    let mut pictures: Vec<_> =
-        golden.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
-    pictures.sort();
-    Frame::open(pictures.first().expect("a golden frame")).expect("a picture")
-}
-
 fn changed(bundle: &Bundle, change: fn(&mut [f32])) -> Teacher {
     let graphs = TractGraphs::load(bundle, 1).expect("graphs");
     Teacher::with_graphs(Box::new(Changed(graphs, change)), bundle.manifest().clone(), bundle.skeleton().clone()).expect("a teacher")
@@ -62,8 +62,8 @@ fn changed(bundle: &Bundle, change: fn(&mut [f32])) -> Teacher {
 
 #[test]
 fn twins_label_as_one() {
-    let (bundle, one) = (zoo(), || Teacher::load_alone(&zoo()).expect("a teacher"));
-    let frame = frame(&bundle);
+    let (bundle, one) = (zoo::bundle(), || Teacher::load_alone(&zoo::bundle()).expect("a teacher"));
+    let frame = zoo::frame(&bundle);
     let side = bundle.manifest().input.short_side;
     let plan = ViewPlan { box_voting: true, ..ViewPlan::new(bundle.manifest(), &[side, side + 32], true) };
     let alone = one().detect(&frame, &ViewPlan { views: plan.views[..1].to_vec(), ..plan.clone() }).expect("detections");
@@ -73,10 +73,10 @@ fn twins_label_as_one() {
     assert!(!found.is_empty() && found.len() == alone.len());
     for (found, alone) in found.iter().zip(&alone) {
         // The same boxes vote twice, and the same maps are added twice: rounding is all that differs.
-        assert!(found.rect.iou(&alone.rect) > 0.9999 && (found.score - alone.score).abs() < 1e-6, "{found:?}, {alone:?}");
+        assert!(found.rect.iou(&alone.rect) > BOX_IOU && (found.score - alone.score).abs() < SCORE_TOLERANCE, "{found:?}, {alone:?}");
         for (found, alone) in found.keypoints.iter().zip(&alone.keypoints) {
-            assert!((found.peak_logit - alone.peak_logit).abs() < 1e-2, "{found:?}, {alone:?}");
-            assert!(found.agreement > 0.999, "{found:?}");
+            assert!((found.peak_logit - alone.peak_logit).abs() < VOTED_LOGIT_TOLERANCE, "{found:?}, {alone:?}");
+            assert!(found.agreement > 1.0 - AGREEMENT_TOLERANCE, "{found:?}");
         }
     }
     // Views of members are views like any.
@@ -84,7 +84,8 @@ fn twins_label_as_one() {
     let (found, alone) = (twins.detect_in(&frame, &boxes, &plan).expect("labels"), one().detect_in(&frame, &boxes, &plan).expect("labels"));
     for (found, alone) in found.iter().zip(&alone).flat_map(|(found, alone)| found.keypoints.iter().zip(&alone.keypoints)) {
         assert!(
-            (found.peak_logit - alone.peak_logit).abs() < 1e-4 && (found.agreement - alone.agreement).abs() < 1e-3,
+            (found.peak_logit - alone.peak_logit).abs() < LOGIT_TOLERANCE
+                && (found.agreement - alone.agreement).abs() < AGREEMENT_TOLERANCE,
             "{found:?}, {alone:?}"
         );
     }
@@ -92,8 +93,8 @@ fn twins_label_as_one() {
 
 #[test]
 fn whom_one_member_finds_all_label() {
-    let bundle = zoo();
-    let (frame, plan) = (frame(&bundle), ViewPlan { box_voting: true, ..ViewPlan::single(bundle.manifest()) });
+    let bundle = zoo::bundle();
+    let (frame, plan) = (zoo::frame(&bundle), ViewPlan { box_voting: true, ..ViewPlan::single(bundle.manifest()) });
     let seeing = || changed(&bundle, |_| ());
     let blind = || {
         let graphs = TractGraphs::load(&bundle, 1).expect("graphs");
@@ -106,15 +107,15 @@ fn whom_one_member_finds_all_label() {
         let found = Teacher::committee(members).expect("a committee").detect(&frame, &plan).expect("detections");
         assert_eq!(found.len(), alone.len());
         for (found, alone) in found.iter().zip(&alone) {
-            assert!(found.rect.iou(&alone.rect) > 0.9999 && (found.score - alone.score).abs() < 1e-6, "{found:?}, {alone:?}");
+            assert!(found.rect.iou(&alone.rect) > BOX_IOU && (found.score - alone.score).abs() < SCORE_TOLERANCE, "{found:?}, {alone:?}");
         }
     }
 }
 
 #[test]
 fn maps_of_the_members_are_averaged() {
-    let bundle = zoo();
-    let frame = frame(&bundle);
+    let bundle = zoo::bundle();
+    let frame = zoo::frame(&bundle);
     let plan = ViewPlan::single(bundle.manifest());
     let alone = changed(&bundle, |_| ()).detect(&frame, &plan).expect("detections");
     let boxes: Vec<_> = alone.iter().map(|d| (d.rect, d.score)).collect();
@@ -123,8 +124,11 @@ fn maps_of_the_members_are_averaged() {
     let found = with(|map| map.iter_mut().for_each(|value| *value *= 3.0)).detect_in(&frame, &boxes, &plan).expect("labels");
     assert_eq!(found.len(), alone.len());
     for (found, alone) in found.iter().zip(&alone).flat_map(|(found, alone)| found.keypoints.iter().zip(&alone.keypoints)) {
-        assert!((found.peak_logit - 2.0 * alone.peak_logit).abs() <= 1e-4 * alone.peak_logit.abs().max(1.0), "{found:?}, {alone:?}");
-        assert!((found.point.x - alone.point.x).hypot(found.point.y - alone.point.y) < 0.51, "{found:?}, {alone:?}");
+        assert!(
+            (found.peak_logit - 2.0 * alone.peak_logit).abs() <= LOGIT_TOLERANCE * alone.peak_logit.abs().max(1.0),
+            "{found:?}, {alone:?}"
+        );
+        assert!((found.point.x - alone.point.x).hypot(found.point.y - alone.point.y) < POINT_TOLERANCE_PX, "{found:?}, {alone:?}");
     }
     // A member that is sure of one cell carries the others with it, and does not agree with them.
     let found = with(|map| map[20 * 56 + 10] += 200.0).detect_in(&frame, &boxes, &plan).expect("labels");
@@ -142,7 +146,7 @@ fn maps_of_the_members_are_averaged() {
 
 #[test]
 fn who_does_not_fit_is_refused() {
-    let bundle = zoo();
+    let bundle = zoo::bundle();
     let refused = |members: Vec<Teacher>| Teacher::committee(members).err().expect("a refusal").to_string();
     assert!(refused(Vec::new()).contains("without members"));
     // Enlarged in its graph, and after it.

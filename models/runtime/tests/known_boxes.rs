@@ -1,12 +1,12 @@
 //! Views whose boxes are known compute only what RoIAlign reads of the pyramid, and are averaged before their heatmaps are enlarged: the
 //! labels must be those of whole feature maps and of whole heatmaps.
 
-use omnilabel_bundle::Bundle;
+mod zoo;
+
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Detection;
 use omnilabel_runtime::{BackboneOutput, FeatureLevel, Graphs, Needed, RuntimeError, Teacher, TractGraphs, ViewPlan};
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tiles of the convolution begin elsewhere in a part than in the whole: the last bits of f32 differ.
@@ -35,18 +35,6 @@ impl Graphs for Whole {
     }
 }
 
-fn zoo() -> Bundle {
-    Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../zoo/nano-scenes")).expect("the zoo's bundle")
-}
-
-fn frame(bundle: &Bundle) -> Frame {
-    let golden = std::fs::read_dir(bundle.path("golden")).expect("golden frames");
-    let mut pictures: Vec<_> =
-        golden.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
-    pictures.sort();
-    Frame::open(pictures.first().expect("a golden frame")).expect("a picture")
-}
-
 fn assert_same(frame: &Frame, found: &[Detection], expected: &[Detection]) {
     assert_eq!(found.len(), expected.len());
     for (f, e) in found.iter().zip(expected) {
@@ -64,8 +52,8 @@ fn assert_same(frame: &Frame, found: &[Detection], expected: &[Detection]) {
 #[test]
 fn parts_of_the_pyramid_are_enough() {
     static PASSES: AtomicUsize = AtomicUsize::new(0);
-    let bundle = zoo();
-    let frame = frame(&bundle);
+    let bundle = zoo::bundle();
+    let frame = zoo::frame(&bundle);
     let (w, h) = (frame.size.width as f32, frame.size.height as f32);
     let graphs = TractGraphs::load(&bundle, 2).expect("graphs");
     assert!(graphs.enlargement().is_some_and(|enlargement| enlargement.side() == 2 * enlargement.from()));
@@ -99,7 +87,7 @@ fn parts_of_the_pyramid_are_enough() {
 
 #[test]
 fn what_is_not_needed_is_not_computed() {
-    let bundle = zoo();
+    let bundle = zoo::bundle();
     let graphs = TractGraphs::load(&bundle, 1).expect("graphs");
     let image = vec![0.5; 2 * 3 * 64 * 96];
     let needed = |image: usize, level: usize, rows: usize, columns: usize| match (image, level) {

@@ -208,8 +208,8 @@ impl TrainFlags {
         options.batch = self.batch.unwrap_or(options.batch);
         options.lr = self.lr.unwrap_or(options.lr);
         options.seed = self.seed.unwrap_or(options.seed);
-        if !(options.lr.is_finite() && options.lr > 0.0) {
-            bail!("--lr is {}, expected a number above 0", options.lr);
+        if let Some((key, found, expected)) = options.wrong() {
+            bail!("option `{key}` is {found}, expected {expected}");
         }
         let preset = self.preset.clone().or(file.preset).unwrap_or_else(|| "nano".to_owned());
         let network = start::preset(&preset, keypoints)?;

@@ -32,8 +32,15 @@ pub(super) fn draw(
         let teacher = load(bundle)?;
         found.push(detect_readable(&teacher, &some, &ViewPlan::single(teacher.manifest()), &|_| {}, cancel)?);
     }
+    let mut notes = Vec::new();
     for image in &some.images {
-        let Ok(frame) = Frame::open(&some.image_path(image)) else { continue };
+        let frame = match Frame::open(&some.image_path(image)) {
+            Ok(frame) => frame,
+            Err(error) => {
+                notes.push(error.to_string());
+                continue;
+            }
+        };
         let mut pictures = Vec::new();
         for ((name, bundle), detections) in models.iter().zip(&found) {
             let thresholds = bundle.manifest().thresholds;
@@ -56,6 +63,6 @@ pub(super) fn draw(
         album.push(Card { title: name.clone(), file: name, size: all.size, lines });
     }
     let summary = "Test images at even distances, none chosen. Drawn: people with a score of at least the model's τ; keypoints below its τ_k are hollow.";
-    album.finish(&[summary.to_owned()], &[])?;
+    album.finish(&[summary.to_owned()], &notes)?;
     Ok(())
 }

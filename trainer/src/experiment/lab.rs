@@ -254,21 +254,25 @@ impl<'l> Lab<'l> {
     fn model(&self, case: &Case<'_>, recipe: &Recipe) -> Result<Option<(Bundle, Made)>, ExperimentError> {
         let folder = self.folder(recipe);
         let (bundle, made) = (folder.join("bundle"), folder.join("made.json"));
-        if bundle.exists()
-            && let Some(known) = read_json::<Made>(&made)?
-        {
-            return Ok(Some((Bundle::open(&bundle)?, known)));
+        if bundle.exists() && made.exists() {
+            let text = std::fs::read(&made).map_err(ArmError::io(&made))?;
+            match serde_json::from_slice(&text) {
+                Ok(known) => return Ok(Some((Bundle::open(&bundle)?, known))),
+                Err(error) => {
+                    self.warn(&format!("{}: not readable ({error}), its labels and held-out scores are made again", made.display()))
+                }
+            }
         }
         let mut init = self.starts[&place(self.plan, case.arm)].0.init.clone();
         let (Init::Seed(seed) | Init::File(_, seed)) = &mut init;
-        *seed = case.training_seed(self.plan)?;
+        *seed = recipe.options.seed;
         let mut teachers = Vec::new();
         for teaching in case.teachers(self.plan)? {
             let Some((bundle, _)) = self.model(&teaching, &self.recipe(&teaching)?)? else { return Ok(None) };
             if case.arm.fine_tune {
                 let weights = bundle.path(WEIGHTS);
                 let weights = std::fs::canonicalize(&weights).map_err(ArmError::io(&weights))?;
-                init = Init::File(weights, case.training_seed(self.plan)?);
+                init = Init::File(weights, recipe.options.seed);
             }
             teachers.push(bundle);
         }
@@ -547,13 +551,5 @@ fn same_keypoints(a: &Dataset, b: &Dataset) -> Result<(), ExperimentError> {
     match first_difference(&ours, &theirs) {
         Some(first) => Err(crate::distill::DistillError::Skeleton { a: a.root.clone(), b: b.root.clone(), first }.into()),
         None => Ok(()),
-    }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ExperimentError> {
-    match std::fs::read(path) {
-        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(ArmError::io(path)(error).into()),
     }
 }

@@ -234,6 +234,7 @@ impl Plan {
     /// [`ExperimentError::Plan`] names the file, the field and what was expected.
     pub fn read(path: &Path, data: Option<&Path>) -> Result<Self, ExperimentError> {
         let named = |message: String| ExperimentError::Plan { path: path.to_owned(), message };
+        std::fs::metadata(path).map_err(|error| named(error.to_string()))?;
         let mut plan: Self = Figment::from(Toml::file_exact(path)).extract().map_err(|error| named(error.to_string()))?;
         plan.check().map_err(named)?;
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -333,19 +334,8 @@ impl Plan {
                 arm.lengths
             ));
         }
-        if !(options.lr.is_finite() && options.lr > 0.0) {
-            return Err(format!("`options.lr` is {}, expected a number above 0", options.lr));
-        }
-        if options.batch == 0 {
-            return Err("`options.batch` is 0, expected at least one image".to_owned());
-        }
-        if let Some(decay) = options.average.filter(|decay| !(0.0..1.0).contains(decay)) {
-            return Err(format!("`options.average` is {decay}, expected a decay from 0 and below 1"));
-        }
-        let augments = [("augment", Some(&options.augment)), ("generated_augment", options.generated_augment.as_ref())];
-        let cutouts = augments.into_iter().filter_map(|(field, augment)| Some((field, augment?.cutout)));
-        if let Some((field, cutout)) = cutouts.into_iter().find(|(_, cutout)| !(0.0..=1.0).contains(cutout)) {
-            return Err(format!("`options.{field}.cutout` is {cutout}, expected a probability"));
+        if let Some((key, found, expected)) = options.wrong() {
+            return Err(format!("`options.{key}` is {found}, expected {expected}"));
         }
         if arm.options.contains_key("seed") {
             return Err("`options.seed` is given by `seeds`; expected `variant` for another training of the same seed".to_owned());
@@ -476,6 +466,12 @@ pub(super) mod tests {
         assert_eq!((generated.rotation, generated.cutout, generated.scale), (3.0, 0.5, default.augment.scale));
         assert_eq!((options.augment.cutout, options.augment.rotation), (0.5, default.augment.rotation));
         assert_eq!(plan.options(&plan.arms[0], 7).unwrap().lr, default.lr);
+    }
+
+    #[test]
+    fn a_plan_that_is_not_there_is_named_once() {
+        let error = Plan::read(Path::new("nowhere.toml"), None).unwrap_err().to_string();
+        assert!(error.starts_with("nowhere.toml: ") && error.matches("nowhere").count() == 1 && !error.contains('\n'), "{error}");
     }
 
     #[test]

@@ -40,11 +40,6 @@ impl Case<'_> {
         self.arm.teacher.names().filter_map(|name| plan.arm(name)).map(case).collect()
     }
 
-    /// The seed of first weights and order.
-    pub(super) fn training_seed(&self, plan: &Plan) -> Result<u64, ExperimentError> {
-        Ok(plan.options(self.arm, self.seed).map_err(ExperimentError::Start)?.seed)
-    }
-
     /// What the model is made of, from the plan and from what only the data can tell.
     pub(super) fn recipe(&self, plan: &Plan, found: FromData) -> Result<Recipe, ExperimentError> {
         let (arm, data) = (self.arm, &plan.data);
@@ -235,9 +230,9 @@ impl Parts {
             Drawn::First => all.images.iter().map(|image| image.id).collect(),
             Drawn::Random => shuffled(all, seed, 0),
         };
-        let share = |of: usize, share: f64| ((of as f64 * share).round() as usize).clamp(1, of.max(2) - 1);
-        let (labelled, unlabelled) = order.split_at(share(order.len(), data.labelled).max(2).min(order.len()));
-        let (held_out, manual) = labelled.split_at(share(labelled.len(), data.held_out).min(labelled.len()));
+        let count = |of: usize, share: f64| ((of as f64 * share).round() as usize).clamp(1, of.max(2) - 1);
+        let (labelled, unlabelled) = order.split_at(count(order.len(), data.labelled).max(2).min(order.len()));
+        let (held_out, manual) = labelled.split_at(count(labelled.len(), data.held_out).min(labelled.len()));
         Self { manual: only(all, manual), held_out: only(all, held_out), unlabelled: only(all, unlabelled) }
     }
 }

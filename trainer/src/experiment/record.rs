@@ -159,3 +159,26 @@ pub(super) fn curve(reports: &[StepReport]) -> Vec<Point> {
     };
     reports.chunks(every).map(point).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use omnilabel_rcnn::train::Losses;
+
+    #[test]
+    fn a_curve_has_at_most_fifty_means_and_ends_with_the_last_step() {
+        let report = |step| StepReport {
+            step,
+            steps: 101,
+            losses: Losses { keypoint: step as f32, classifier: 1.0, ..Losses::default() },
+            lr: 0.1,
+            images_per_sec: 1.0,
+            elapsed_s: 1.0,
+        };
+        let points = curve(&(1..=101).map(report).collect::<Vec<_>>());
+        // Means of three steps, and of the last two.
+        assert_eq!((points.len(), points[0]), (34, Point { step: 3, loss: 3.0, keypoint: 2.0 }));
+        assert_eq!(points[33], Point { step: 101, loss: 101.5, keypoint: 100.5 });
+        assert_eq!(curve(&[]), []);
+    }
+}

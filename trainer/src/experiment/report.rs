@@ -1,7 +1,7 @@
 //! The report's files: tables as Markdown, everything as JSON, curves as SVG.
 
 use super::plan::{Drawn, Plan};
-use super::record::{LabelRecord, Point, Record};
+use super::record::{LabelRecord, Record};
 use super::summary::{GAP_ERRORS, Row, Summary};
 use super::{ArmError, ExperimentError};
 use crate::arm::write_atomically;
@@ -16,9 +16,11 @@ pub(super) fn write(out: &Path, plan: &Plan, summary: &Summary) -> Result<(), Ex
     let json = out.join("report.json");
     let text = serde_json::to_vec_pretty(summary).map_err(|source| ArmError::Json { path: json.clone(), source })?;
     write_atomically(&json, &text)?;
-    write_atomically(&out.join("report.md"), markdown(plan, summary).as_bytes())?;
+    write_atomically(&out.join("report.md"), markdown(plan, summary)?.as_bytes())?;
+    let lines = lines(summary);
     // Without a point there is nothing to draw.
-    if let Some(svg) = curves(summary) {
+    if !lines.is_empty() {
+        let svg = curves(&lines).map_err(|error| ExperimentError::Report(format!("curves.svg: {error}")))?;
         write_atomically(&out.join("curves.svg"), svg.as_bytes())?;
     }
     Ok(())
@@ -133,7 +135,7 @@ fn calibrations(summary: &Summary) -> String {
     text
 }
 
-fn markdown(plan: &Plan, summary: &Summary) -> String {
+fn markdown(plan: &Plan, summary: &Summary) -> Result<String, ExperimentError> {
     let mut text = format!("# {}\n\n{}{}", summary.name, summary.tables(), calibrations(summary));
     let _ = write!(
         text,
@@ -165,45 +167,42 @@ fn markdown(plan: &Plan, summary: &Summary) -> String {
         summary.equal.iter().map(|row| format!("{} {:.0}", row.arm, row.train_s / 60.0)).collect::<Vec<_>>().join(", "),
         summary.equal.iter().map(|row| format!("{} {}", row.arm, row.terciles.map(percent).join(" / "))).collect::<Vec<_>>().join("; "),
     );
-    if let Ok(plan) = toml::to_string(plan) {
-        let _ = write!(text, "\nThe plan, with every default:\n\n```toml\n{plan}```\n");
-    }
-    text
+    let plan = toml::to_string(plan).map_err(|error| ExperimentError::Report(format!("the plan as TOML: {error}")))?;
+    let _ = write!(text, "\nThe plan, with every default:\n\n```toml\n{plan}```\n");
+    Ok(text)
 }
 
-/// The keypoint loss over the steps, an arm a line: the first seed's with the arm's own length.
-fn curves(summary: &Summary) -> Option<String> {
+/// What is drawn of each arm: the curve of its first seed with its own length.
+fn lines(summary: &Summary) -> Vec<&Record> {
     let first = |row: &Row| summary.records.iter().find(|record| record.arm == row.arm && record.steps == row.steps);
-    let lines: Vec<(&Record, &[Point])> =
-        summary.equal.iter().filter_map(first).filter(|record| record.curve.len() > 1).map(|record| (record, &record.curve[..])).collect();
-    let points = || lines.iter().flat_map(|(_, points)| points.iter());
-    let right = points().map(|point| point.step).max()? as f64;
-    let top = f64::from(points().map(|point| point.keypoint).filter(|loss| loss.is_finite()).fold(0.0, f32::max)).max(1e-6) * 1.05;
-    let bottom = f64::from(points().map(|point| point.keypoint).filter(|loss| loss.is_finite()).fold(f32::MAX, f32::min)) * 0.95;
+    summary.equal.iter().filter_map(first).filter(|record| record.curve.len() > 1).collect()
+}
+
+/// The keypoint loss over the steps.
+fn curves(lines: &[&Record]) -> Result<String, Box<dyn std::error::Error>> {
+    let points = || lines.iter().flat_map(|record| &record.curve);
+    let right = points().map(|point| point.step).max().unwrap_or(1) as f64;
+    let losses = || points().map(|point| f64::from(point.keypoint));
+    let (bottom, top) = (0.95 * losses().fold(f64::INFINITY, f64::min), 1.05 * losses().fold(1e-6, f64::max));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (800, 420)).into_drawing_area();
-        root.fill(&WHITE).ok()?;
-        let mut chart = ChartBuilder::on(&root)
-            .margin(12)
-            .x_label_area_size(40)
-            .y_label_area_size(52)
-            .build_cartesian_2d(0.0..right, bottom.min(top - 1e-6)..top)
-            .ok()?;
-        chart.configure_mesh().x_desc("optimiser steps").y_desc("keypoint loss").light_line_style(TRANSPARENT).draw().ok()?;
-        for (index, (record, points)) in lines.iter().enumerate() {
+        root.fill(&WHITE)?;
+        let mut chart =
+            ChartBuilder::on(&root).margin(12).x_label_area_size(40).y_label_area_size(52).build_cartesian_2d(0.0..right, bottom..top)?;
+        chart.configure_mesh().x_desc("optimiser steps").y_desc("keypoint loss").light_line_style(TRANSPARENT).draw()?;
+        for (index, record) in lines.iter().enumerate() {
             let colour = Palette99::pick(index).to_rgba();
-            let line = points.iter().map(|point| (point.step as f64, f64::from(point.keypoint)));
+            let line = record.curve.iter().map(|point| (point.step as f64, f64::from(point.keypoint)));
             chart
-                .draw_series(LineSeries::new(line, colour.stroke_width(2)))
-                .ok()?
+                .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
                 .label(record.arm.clone())
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
         }
-        chart.configure_series_labels().border_style(TRANSPARENT).position(SeriesLabelPosition::UpperRight).draw().ok()?;
-        root.present().ok()?;
+        chart.configure_series_labels().border_style(TRANSPARENT).position(SeriesLabelPosition::UpperRight).draw()?;
+        root.present()?;
     }
-    Some(svg)
+    Ok(svg)
 }
 
 #[cfg(test)]
@@ -212,6 +211,7 @@ mod tests {
     use super::*;
     use crate::calibrate::{Calibration, ManualStats, Matched, Mode};
     use crate::distill::LabelCount;
+    use crate::experiment::Point;
     use omnilabel_keypoints::label::Thresholds;
 
     fn labels(seed: u64) -> LabelRecord {
@@ -248,7 +248,7 @@ mod tests {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &plan, &Summary::of(&plan, records)).unwrap();
+        write(dir.path(), &plan, &Summary::of(&plan, records).unwrap()).unwrap();
         let text = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
         assert!(
             text.contains("| distilled | 100 | 10 + 0 | 2 | 25.1 ± 0.1 | 25.1 | 25.1 | 25.1 | – | – | +5.0 ± 0.0 | 50 % (50 to 50) |"),

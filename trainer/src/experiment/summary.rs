@@ -1,10 +1,11 @@
 //! From records to rows: means over seeds, differences with their errors, the gap recovered.
 
+use super::ExperimentError;
 use super::plan::Plan;
 use super::record::{Quality, Record};
 use crate::score::CocoScores;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A gap of fewer standard errors is no gap: its ratio would be noise over noise.
 pub(super) const GAP_ERRORS: f64 = 3.0;
@@ -138,11 +139,17 @@ fn deviation(values: &[f64]) -> Option<f64> {
 }
 
 impl Summary {
-    pub(super) fn of(plan: &Plan, records: Vec<Record>) -> Self {
+    /// # Errors
+    /// An arm whose options cannot be made out.
+    pub(super) fn of(plan: &Plan, records: Vec<Record>) -> Result<Self, ExperimentError> {
         let name = |record: &Record| format!("{}-{}-seed{}", record.arm, record.steps, record.seed);
         let known: BTreeSet<String> = records.iter().map(name).collect();
-        let missing = super::cases(plan).unwrap_or_default().iter().map(super::Case::name).filter(|name| !known.contains(name)).collect();
-        let own = |arm: &str| plan.arm(arm).and_then(|arm| plan.options(arm, plan.seeds[0]).ok()).map_or(0, |options| options.steps);
+        let missing = super::cases(plan)?.iter().map(super::Case::name).filter(|name| !known.contains(name)).collect();
+        let mut steps = BTreeMap::new();
+        for arm in &plan.arms {
+            steps.insert(arm.name.as_str(), plan.options(arm, plan.seeds[0]).map_err(ExperimentError::Start)?.steps);
+        }
+        let own = |arm: &str| steps.get(arm).copied().unwrap_or(0);
         let best = |arm: &str| {
             let lengths: BTreeSet<u64> = records.iter().filter(|record| record.arm == arm).map(|record| record.steps).collect();
             let has = |seed: u64| lengths.iter().all(|steps| of(&records, arm, *steps).iter().any(|record| record.seed == seed));
@@ -155,13 +162,13 @@ impl Summary {
             lengths.iter().copied().rev().max_by(|a, b| held_out(*a).total_cmp(&held_out(*b))).unwrap_or(0)
         };
         let tried = plan.arms.iter().any(|arm| !arm.lengths.is_empty());
-        Self {
+        Ok(Self {
             name: plan.name.clone(),
             equal: rows(plan, &records, own),
             best: if tried { rows(plan, &records, best) } else { Vec::new() },
             missing,
             records,
-        }
+        })
     }
 }
 
@@ -335,7 +342,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_papers_gap_and_its_error_over_seeds() {
-        let summary = Summary::of(&plan(), three([[0.549, 0.602, 0.651], [0.559, 0.618, 0.659]]));
+        let summary = Summary::of(&plan(), three([[0.549, 0.602, 0.651], [0.559, 0.618, 0.659]])).unwrap();
         let [lower, distilled, upper] = &summary.equal[..] else { panic!("{:?}", summary.equal) };
         assert!((lower.mean.ap - 0.554).abs() < 1e-12 && lower.gain.is_none() && lower.gap.is_none() && upper.gap.is_none());
         let gain = distilled.gain.unwrap();
@@ -354,16 +361,16 @@ pub(super) mod tests {
     #[test]
     fn a_gap_that_may_be_chance_has_no_ratio() {
         // Upper − lower: 0.01 and 0.03, mean 0.02, standard error 0.01.
-        let summary = Summary::of(&plan(), three([[0.50, 0.51, 0.51], [0.50, 0.52, 0.53]]));
+        let summary = Summary::of(&plan(), three([[0.50, 0.51, 0.51], [0.50, 0.52, 0.53]])).unwrap();
         assert!(summary.equal[1].gain.is_some() && summary.equal[1].gap.is_none());
-        let summary = Summary::of(&plan(), three([[0.50, 0.51, 0.48], [0.50, 0.52, 0.49]]));
+        let summary = Summary::of(&plan(), three([[0.50, 0.51, 0.48], [0.50, 0.52, 0.49]])).unwrap();
         assert!(summary.equal[1].gap.is_none());
     }
 
     #[test]
     fn one_seed_has_the_error_of_the_images_alone() {
         let records = vec![record("lower", 100, 1, 0.5, 0.1, &[0.0, 0.0]), record("distilled", 100, 1, 0.6, 0.1, &[-0.01, 0.01])];
-        let row = &Summary::of(&plan(), records).equal[1];
+        let row = &Summary::of(&plan(), records).unwrap().equal[1];
         assert_eq!(row.ap_deviation, None);
         assert!((row.gain.unwrap().standard_error - 0.01 * 2_f64.sqrt()).abs() < 1e-9, "{row:?}");
     }
@@ -372,7 +379,7 @@ pub(super) mod tests {
     fn differences_are_of_common_seeds() {
         let mut records = three([[0.5, 0.6, 0.7], [0.1, 0.3, 0.7]]);
         records.retain(|record| record.arm != "lower" || record.seed == 2);
-        let row = &Summary::of(&plan(), records).equal[1];
+        let row = &Summary::of(&plan(), records).unwrap().equal[1];
         let gain = row.gain.unwrap();
         assert!((gain.ap - 0.2).abs() < 1e-12 && gain.seeds == 1 && row.seeds == [1, 2], "{row:?}");
     }
@@ -382,7 +389,7 @@ pub(super) mod tests {
         let mut records = three([[0.5, 0.6, 0.7], [0.5, 0.6, 0.7]]);
         // Worse on the test images, better on the held-out ones.
         records.extend([1, 2].map(|seed| record("lower", 50, seed, 0.4, 0.2, &SHARED)));
-        let summary = Summary::of(&plan(), records);
+        let summary = Summary::of(&plan(), records).unwrap();
         assert_eq!((summary.equal[0].steps, summary.best[0].steps), (100, 50));
         assert!((summary.best[1].gain.unwrap().ap - 0.2).abs() < 1e-12);
     }

@@ -28,7 +28,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Dotted key.
-        key: &'static str,
+        key: String,
         /// What the file says.
         found: String,
         /// What is possible.
@@ -38,10 +38,6 @@ pub enum ConfigError {
 
 /// What an input's short side may be, px.
 pub const SHORT_SIDES: std::ops::RangeInclusive<u32> = 16..=4096;
-
-fn positive(value: f64) -> bool {
-    value.is_finite() && value > 0.0
-}
 
 /// `trainer.toml`. Relative paths are relative to the file's folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -269,7 +265,7 @@ impl ServiceConfig {
         let id = |name: &str| topic::id(name).is_ok();
         let unit = |value: f64| (0.0..=1.0).contains(&value);
         let quote = |text: &str| format!("{text:?}");
-        let checks: [(bool, &'static str, String, &'static str); 19] = [
+        let checks: [(bool, &'static str, String, &'static str); 18] = [
             (!self.client_id.is_empty(), "client_id", quote(&self.client_id), "a name"),
             (!self.broker.host.is_empty(), "broker.host", quote(&self.broker.host), "a host name or address"),
             (id(&self.broker.site), "broker.site", quote(&self.broker.site), "1 to 64 of [A-Za-z0-9._-]"),
@@ -294,7 +290,6 @@ impl ServiceConfig {
                 format!("{:?}", self.round.train.short_sides),
                 "16 to 4096 px each",
             ),
-            (positive(self.round.train.lr), "round.train.lr", self.round.train.lr.to_string(), "a number above 0"),
             (
                 self.data.heldout != self.data.manual,
                 "data.heldout",
@@ -322,8 +317,11 @@ impl ServiceConfig {
         ];
         for (good, key, found, expected) in checks.into_iter().chain(release) {
             if !good {
-                return Err(ConfigError::Value { path: path.to_owned(), key, found, expected });
+                return Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), found, expected });
             }
+        }
+        if let Some((key, found, expected)) = self.round.train.wrong() {
+            return Err(ConfigError::Value { path: path.to_owned(), key: format!("round.train.{key}"), found, expected });
         }
         Ok(())
     }
@@ -369,6 +367,8 @@ key = "release.key"
         check(&format!("{GOOD}\n[round.train]\nsteps = 0"), "round.train.steps");
         check(&format!("{GOOD}\n[gate]\nmargin = -1"), "gate.margin");
         check(&format!("{GOOD}\n[round.train]\nlr = nan"), "round.train.lr");
+        check(&format!("{GOOD}\n[round.train]\naverage = 1.0"), "round.train.average");
+        check(&format!("{GOOD}\n[round.train.augment]\ncutout = 2.0"), "round.train.augment.cutout");
         check(&format!("{GOOD}\n[round.train]\nshort_sides = [100000000]"), "round.train.short_sides");
         check(&format!("{GOOD}\n[calibration]\nmode = \"guess\""), "calibration.mode");
         check(&GOOD.replace("site = \"home\"", "site = \"a/b\""), "broker.site");
