@@ -313,7 +313,7 @@ fn data_that_cannot_carry_a_plan_is_named() {
     data(dir.path());
     let fail = |plan: &str| experiment(&setup(dir.path(), "a", plan), &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
     let error = fail(&PLAN.replace("train = \"train\"", "train = \"nowhere\""));
-    assert!(error.contains("nowhere") && error.contains("annotations.json"), "{error}");
+    assert!(error.contains("nowhere: `data.train` has no annotations.json") && error.contains("--data"), "{error}");
     let error = fail(&PLAN.replace("labelled = 0.5", "labelled = 0.5\nimages = 2"));
     assert!(error.contains("train") && error.contains("at least 3"), "{error}");
     let error = fail(&PLAN.replace("footage = \"elsewhere/images\"", "footage = \"nothing\""));

@@ -77,8 +77,17 @@ impl<'l> Lab<'l> {
             let file = folder.join("annotations.json");
             file_sha256(&file).map_err(ArmError::io(&file))
         };
-        let train_folder = split_folder(&plan.data.train, "train");
-        let test_folder = split_folder(&plan.data.test, "val");
+        let folder = |field: &str, path: &Path, split: &str| {
+            let folder = split_folder(path, split);
+            if folder.join("annotations.json").exists() {
+                return Ok(folder);
+            }
+            let message =
+                format!("`data.{field}` has no annotations.json, nor its `{split}/`; expected a folder from the plan's or --data");
+            Err(ExperimentError::Data { path: path.to_owned(), message })
+        };
+        let train_folder = folder("train", &plan.data.train, "train")?;
+        let test_folder = folder("test", &plan.data.test, "val")?;
         let mut train = Dataset::load(&train_folder)?;
         if let Some(images) = plan.data.images {
             train = train.subset(|index, _| index < images);
