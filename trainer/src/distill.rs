@@ -14,7 +14,7 @@
 mod label;
 mod report;
 
-pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, runner};
+pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, runner, soften};
 pub use report::{LabelCount, Report, Row};
 
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, provisional, train_arm, write_atomically};

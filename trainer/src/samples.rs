@@ -67,7 +67,7 @@ impl Item {
                 let hard = harden(d, keypoint_threshold).into_iter().zip(&d.keypoints);
                 let keypoints =
                     hard.map(|(k, raw)| (k.visibility != Visibility::Unlabelled && agreed(raw.agreement)).then_some(k.point)).collect();
-                Person { rect: d.rect, keypoints }
+                Person { rect: d.rect, keypoints, soft: None }
             })
             .filter(|p| p.rect.is_valid() && p.rect.area() > 0.0)
             .collect();
@@ -229,7 +229,7 @@ fn split(annotations: &[Annotation]) -> (Vec<Person>, Vec<Rect>) {
             .chunks_exact(3)
             .map(|k| (k[2] > 0.0).then(|| Point { x: to_continuous(k[0]), y: to_continuous(k[1]) }))
             .collect();
-        people.push(Person { rect, keypoints });
+        people.push(Person { rect, keypoints, soft: None });
     }
     (people, ignore)
 }

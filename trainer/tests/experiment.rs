@@ -60,6 +60,13 @@ teacher = ["lower", "lower.b"]
 views = { scales = [64] }
 seeds = [1]
 [[arms]]
+name = "distilled.soft"
+labels = "generated"
+teacher = ["lower", "lower.b"]
+views = { scales = [64] }
+soft = true
+seeds = [1]
+[[arms]]
 name = "ensemble"
 labels = "manual"
 test_views = { scales = [64], flip = true }
@@ -132,6 +139,7 @@ fn an_interrupted_experiment_comes_to_the_same_and_nothing_is_done_twice() {
         ("distilled.tuned-12-seed1 train", 12),
         ("lower.b-12-seed1 train", 12),
         ("distilled.models-12-seed1 train", 12),
+        ("distilled.soft-12-seed1 train", 12),
         ("upper-12-seed1 train", 12),
         ("lower-12-seed2 train", 12),
         ("lower-2-seed2 train", 2),
@@ -140,13 +148,19 @@ fn an_interrupted_experiment_comes_to_the_same_and_nothing_is_done_twice() {
     ];
     assert!(dir.path().join("a/examples/index.html").exists());
     assert_eq!(steps, expected.iter().map(|(stage, steps)| ((*stage).to_owned(), *steps)).collect());
-    assert_eq!(straight.records.len(), 13);
-    assert_eq!(straight.equal.iter().map(|row| row.seeds.len()).collect::<Vec<_>>(), [2, 2, 1, 1, 1, 2, 2]);
+    assert_eq!(straight.records.len(), 14);
+    assert_eq!(straight.equal.iter().map(|row| row.seeds.len()).collect::<Vec<_>>(), [2, 2, 1, 1, 1, 1, 2, 2]);
     let distilled = straight.records.iter().find(|record| record.arm == "distilled").unwrap();
     let labels = distilled.labels.as_ref().unwrap();
     assert!(labels.quality.is_some() && labels.count.images == 5 && distilled.generated_images <= 5, "{labels:?}");
     let tuned = straight.records.iter().find(|record| record.arm == "distilled.tuned").unwrap();
     assert!(tuned.labels.as_ref().is_some_and(|labels| labels.quality.is_none() && labels.count.images == 3), "{tuned:?}");
+
+    // Soft labels are of the same people and keypoints, and are learnt otherwise.
+    let [hard, soft] =
+        ["distilled.models", "distilled.soft"].map(|arm| straight.records.iter().find(|record| record.arm == arm).unwrap().clone());
+    assert_eq!(hard.labels, soft.labels);
+    assert!(hard.curve != soft.curve && soft.recipe.labelling.unwrap().soft);
 
     // Stopped twice, in the teacher and in the student.
     let halting = setup(dir.path(), "b", PLAN);
@@ -194,6 +208,7 @@ fn the_report_needs_only_the_records_and_takes_none_of_another_plan() {
         ("labelled = 0.5", "labelled = 0.4"),
         ("fine_tune = true\n", ""),
         ("short_side = 64", "short_side = 96"),
+        ("soft = true\n", ""),
         ("teacher = [\"lower\", \"lower.b\"]", "teacher = [\"lower.b\", \"lower\"]"),
         ("resamples = 20", "resamples = 21"),
         ("held_out = 0.3", "held_out = 0.3\ntest_images = 3"),

@@ -111,7 +111,7 @@ fn load(dataset: &Dataset, first: f64) -> Result<Vec<Sample>, Error> {
             if annotation.iscrowd != 0 || keypoints.iter().all(Option::is_none) {
                 sample.ignore.push(rect);
             } else {
-                sample.people.push(Person { rect, keypoints });
+                sample.people.push(Person { rect, keypoints, soft: None });
             }
         }
         if !sample.people.is_empty() {

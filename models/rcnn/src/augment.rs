@@ -3,7 +3,7 @@
 //! Frame to network input is one inverse-affine bilinear warp; without augmentation it equals [`omnilabel_detect::frame::transform`].
 
 use crate::RcnnError;
-use crate::targets::{Purpose, Truth, generator};
+use crate::targets::{Purpose, SoftLabel, SoftTruth, Truth, generator};
 use omnilabel_bundle::InputSpec;
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
@@ -11,6 +11,7 @@ use omnilabel_keypoints::view::{View, ViewGeometry};
 use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// One person to learn from, in frame pixels.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,8 @@ pub struct Person {
     pub rect: Rect,
     /// One per keypoint; `None` is v = 0.
     pub keypoints: Vec<Option<Point>>,
+    /// What the labelled keypoints' heatmaps should say, where it is more than where they are.
+    pub soft: Option<Arc<SoftLabel>>,
 }
 
 /// One image to learn from.
@@ -93,14 +96,14 @@ pub struct Batch {
 
 /// `x' = a·x + b·y + c`, `y' = d·x + e·y + f`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Affine([f64; 6]);
+pub(crate) struct Affine([f64; 6]);
 
 impl Affine {
-    fn scaling(x: f64, y: f64) -> Self {
+    pub(crate) fn scaling(x: f64, y: f64) -> Self {
         Self([x, 0.0, 0.0, 0.0, y, 0.0])
     }
 
-    fn translation(x: f64, y: f64) -> Self {
+    pub(crate) fn translation(x: f64, y: f64) -> Self {
         Self([1.0, 0.0, x, 0.0, 1.0, y])
     }
 
@@ -110,7 +113,7 @@ impl Affine {
     }
 
     /// First `self`, then `next`.
-    fn then(self, next: Self) -> Self {
+    pub(crate) fn then(self, next: Self) -> Self {
         let [a, b, c, d, e, f] = self.0;
         let [p, q, r, s, t, u] = next.0;
         Self([p * a + q * d, p * b + q * e, p * c + q * f + r, s * a + t * d, s * b + t * e, s * c + t * f + u])
@@ -123,7 +126,13 @@ impl Affine {
         Self([ia, ib, -(ia * c + ib * f), id, ie, -(id * c + ie * f)])
     }
 
-    fn point(self, point: Point) -> Point {
+    /// By how much areas grow.
+    pub(crate) fn area(self) -> f64 {
+        let [a, b, _, d, e, _] = self.0;
+        (a * e - b * d).abs()
+    }
+
+    pub(crate) fn point(self, point: Point) -> Point {
         let [a, b, c, d, e, f] = self.0;
         let (x, y) = (f64::from(point.x), f64::from(point.y));
         Point { x: (a * x + b * y + c) as f32, y: (d * x + e * y + f) as f32 }
@@ -226,6 +235,7 @@ impl Drawn {
         let mut truth = Truth { net, ..Truth::default() };
         let (width, height) = (net.width as f32, net.height as f32);
         let map = self.net_from_frame;
+        let other = |index: usize| if self.flip { flip.get(index).map_or(index, |&i| i as usize) } else { index };
         for person in &sample.people {
             let mut keypoints = vec![None; person.keypoints.len()];
             let mut whole = map.ellipse(person.rect);
@@ -237,9 +247,8 @@ impl Drawn {
                 if (r.x1..=r.x2).contains(&point.x) && (r.y1..=r.y2).contains(&point.y) {
                     whole = Rect::new(whole.x1.min(mapped.x), whole.y1.min(mapped.y), whole.x2.max(mapped.x), whole.y2.max(mapped.y));
                 }
-                let target = if self.flip { flip.get(index).map_or(index, |&i| i as usize) } else { index };
                 if (0.0..=width).contains(&mapped.x) && (0.0..=height).contains(&mapped.y) {
-                    keypoints[target] = Some(mapped);
+                    keypoints[other(index)] = Some(mapped);
                 }
             }
             let rect = whole.clipped(net);
@@ -248,6 +257,9 @@ impl Drawn {
                 continue;
             }
             truth.boxes.push(rect);
+            // A flip permutation is its own inverse.
+            let source = || (0..keypoints.len()).map(other).collect();
+            truth.soft.push(person.soft.as_ref().map(|label| SoftTruth::new(Arc::clone(label), map.inverse(), source())));
             truth.keypoints.push(keypoints);
         }
         truth.ignore.extend(sample.ignore.iter().map(|&rect| map.hull(rect).clipped(net)));
@@ -361,6 +373,7 @@ mod tests {
             people: vec![Person {
                 rect: Rect::new(20.0, 10.0, 60.0, 70.0),
                 keypoints: vec![Some(Point { x: 25.0, y: 12.0 }), Some(Point { x: 55.0, y: 66.0 }), None],
+                soft: None,
             }],
             ignore: vec![Rect::new(0.0, 0.0, 10.0, 10.0)],
         }
@@ -406,6 +419,38 @@ mod tests {
             seen[usize::from(mirrored)] = true;
         }
         assert_eq!(seen, [true, true]);
+    }
+
+    #[test]
+    fn soft_labels_go_with_the_image_they_are_of() {
+        // Every map has all of itself in the cell in which the keypoint lies.
+        let mut sample = sample(100, 80);
+        let person = &mut sample.people[0];
+        let mut maps = vec![0.0; 3 * 56 * 56];
+        for (map, point) in maps.chunks_exact_mut(56 * 56).zip(&person.keypoints) {
+            map[point.map_or(0, |point| crate::targets::keypoint_cell(person.rect, point, 56).unwrap() as usize)] = 1.0;
+        }
+        person.soft = Some(Arc::new(SoftLabel { rect: person.rect, side: 56, maps }));
+        let augment = Augment::default();
+        let mut compared = 0;
+        for step in 0..32 {
+            let batch = prepare(&[&sample], draw(&augment, step)).unwrap();
+            let truth = &batch.truths[0];
+            let Some(&roi) = truth.boxes.first() else { continue };
+            for (keypoint, point) in truth.keypoints[0].iter().enumerate() {
+                let Some(point) = *point else { continue };
+                // Of a cell that the canvas cuts there may be less than half.
+                let Some(spread) = truth.soft[0].as_ref().unwrap().on(keypoint, roi, 56) else { continue };
+                let mean = |axis: fn(usize) -> usize| -> f32 { spread.iter().enumerate().map(|(at, q)| (axis(at) as f32 + 0.5) * q).sum() };
+                let found =
+                    Point { x: roi.x1 + mean(|at| at % 56) * roi.width() / 56.0, y: roi.y1 + mean(|at| at / 56) * roi.height() / 56.0 };
+                // A point is up to half a cell from the middle of its own, and the spread's mean as far from that of the cells it lands on.
+                let cell = (roi.width() / 56.0).max(roi.height() / 56.0);
+                assert!((found.x - point.x).abs() < 1.5 * cell && (found.y - point.y).abs() < 1.5 * cell, "{found:?} {point:?}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 40, "{compared}");
     }
 
     #[test]

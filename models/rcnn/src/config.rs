@@ -73,8 +73,18 @@ pub struct Config {
 /// The mean pixel of Caffe's ImageNet weights, blue first, which Detectron's models subtract from values in `[0, 255]`.
 const CAFFE_MEAN: [f32; 3] = [103.53, 116.28, 123.675];
 
-/// Names of the presets, smallest first.
-pub const PRESETS: [&str; 5] = ["nano", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d"];
+/// Names of the presets: for small machines, the paper's networks, and their small twins, each smallest first.
+pub const PRESETS: [&str; 9] = [
+    "nano",
+    "resnet50",
+    "resnet101",
+    "resnext101_32x4d",
+    "resnext101_64x4d",
+    "mini_resnet50",
+    "mini_resnet101",
+    "mini_resnext101_32x4d",
+    "mini_resnext101_64x4d",
+];
 
 impl Config {
     /// The paper's network with one of its four bodies (spec §1): blocks of the third stage, groups, width of a group in stage 1.
@@ -132,6 +142,27 @@ impl Config {
     /// ResNeXt-101-64×4d.
     pub fn resnext101_64x4d(keypoints: usize) -> Self {
         Self::paper("resnext101_64x4d", keypoints, 23, 64, 4)
+    }
+
+    /// A twin of one of the paper's bodies for experiments on two cores: the same blocks, stages and groups at an eighth of the width, trained
+    /// from scratch, with `nano`'s pyramid, heads and input. A group has at least one channel, so that the inner width of a ResNeXt's blocks
+    /// is a quarter.
+    fn mini(name: &str, keypoints: usize, paper: Self) -> Self {
+        let nano = Self::nano(keypoints);
+        let eighth = |width: &usize| width / 8;
+        let inner = (paper.widths[0] / 8).max(paper.groups);
+        Self {
+            name: name.to_owned(),
+            stem_channels: paper.stem_channels / 8,
+            stem_kernel: paper.stem_kernel,
+            stem_pool: paper.stem_pool,
+            block: paper.block,
+            widths: (0..paper.widths.len()).map(|stage| inner << stage).collect(),
+            channels: paper.channels.iter().map(eighth).collect(),
+            blocks: paper.blocks,
+            groups: paper.groups,
+            ..nano
+        }
     }
 
     /// The same structure by Detectron2's conventions: blue first, standard deviation 1 on values in `[0, 255]`, RoIAlign with the
@@ -215,6 +246,10 @@ impl Config {
             "resnet101" => Some(Self::resnet101(keypoints)),
             "resnext101_32x4d" => Some(Self::resnext101_32x4d(keypoints)),
             "resnext101_64x4d" => Some(Self::resnext101_64x4d(keypoints)),
+            "mini_resnet50" => Some(Self::mini(name, keypoints, Self::resnet50(keypoints))),
+            "mini_resnet101" => Some(Self::mini(name, keypoints, Self::resnet101(keypoints))),
+            "mini_resnext101_32x4d" => Some(Self::mini(name, keypoints, Self::resnext101_32x4d(keypoints))),
+            "mini_resnext101_64x4d" => Some(Self::mini(name, keypoints, Self::resnext101_64x4d(keypoints))),
             _ => None,
         }
     }

@@ -25,6 +25,7 @@ pub mod network;
 pub mod ops;
 pub mod optim;
 pub mod params;
+mod soft;
 pub mod targets;
 pub mod train;
 

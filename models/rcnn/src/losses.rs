@@ -34,12 +34,21 @@ pub fn cross_entropy(logits: &Tensor, labels: Vec<Option<u32>>) -> Result<Tensor
     apply(logits, Kind::CrossEntropy(labels))
 }
 
-/// Σ over maps with a label of − log softmax over the cells of the map enlarged ×2 (bilinear, the keypoint head's last step):
-/// `maps` `[n, s, s]`, labels below (2s)². Enlarging here keeps the large maps and their gradients out of memory.
+/// What a heatmap should say.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heat {
+    /// All of it in this cell: a hard label.
+    Cell(u32),
+    /// These probabilities, one per cell, with a sum of one: a soft label.
+    Spread(Vec<f32>),
+}
+
+/// Σ over maps with a label of the cross-entropy with it, − Σ q · log softmax over the cells of the map enlarged ×2 (bilinear, the keypoint
+/// head's last step): `maps` `[n, s, s]`, labels of (2s)² cells. Enlarging here keeps the large maps and their gradients out of memory.
 ///
 /// # Errors
 /// Shapes that do not agree, a label out of range.
-pub fn heatmap_cross_entropy(maps: &Tensor, labels: Vec<Option<u32>>) -> Result<Tensor> {
+pub fn heatmap_cross_entropy(maps: &Tensor, labels: Vec<Option<Heat>>) -> Result<Tensor> {
     apply(maps, Kind::Heatmap(labels))
 }
 
@@ -60,7 +69,7 @@ enum Kind {
     Bce(Vec<f64>),
     SmoothL1(Vec<f64>),
     CrossEntropy(Vec<Option<u32>>),
-    Heatmap(Vec<Option<u32>>),
+    Heatmap(Vec<Option<Heat>>),
 }
 
 /// The gradient for an output gradient of one, made by the forward pass.
@@ -116,15 +125,21 @@ impl Kind {
         if dims.len() != rank || dims[0] != expected {
             bail!("loss: input {dims:?} does not fit {expected} targets (rank {rank})");
         }
-        let (labels, classes) = match self {
-            Self::CrossEntropy(labels) => (labels, dims[1]),
-            Self::Heatmap(_) if dims[1] != dims[2] => bail!("loss: maps of {}×{}, expected squares", dims[1], dims[2]),
-            Self::Heatmap(labels) => (labels, 4 * dims[1] * dims[2]),
-            Self::Bce(_) | Self::SmoothL1(_) => return Ok(()),
+        let below = |label: u32, classes: usize| {
+            if (label as usize) < classes { Ok(()) } else { bail!("loss: label {label} of {classes} classes") }
         };
-        match labels.iter().flatten().find(|&&label| label as usize >= classes) {
-            Some(label) => bail!("loss: label {label} of {classes} classes"),
-            None => Ok(()),
+        match self {
+            Self::CrossEntropy(labels) => labels.iter().flatten().try_for_each(|&label| below(label, dims[1])),
+            Self::Heatmap(_) if dims[1] != dims[2] => bail!("loss: maps of {}×{}, expected squares", dims[1], dims[2]),
+            Self::Heatmap(labels) => {
+                let cells = 4 * dims[1] * dims[2];
+                labels.iter().flatten().try_for_each(|label| match label {
+                    Heat::Cell(label) => below(*label, cells),
+                    Heat::Spread(spread) if spread.len() == cells => Ok(()),
+                    Heat::Spread(spread) => bail!("loss: a label of {} cells, expected {cells}", spread.len()),
+                })
+            }
+            Self::Bce(_) | Self::SmoothL1(_) => Ok(()),
         }
     }
 
@@ -170,9 +185,12 @@ impl Kind {
                     .map_init(
                         || Scratch::new(side),
                         |scratch, ((slope, map), label)| {
-                            label.map_or(0.0, |label| {
+                            label.as_ref().map_or(0.0, |label| {
                                 scratch.enlarge(map);
-                                let loss = softmax_row(&scratch.large, label as usize, &mut scratch.slope);
+                                let loss = match label {
+                                    Heat::Cell(label) => softmax_row(&scratch.large, *label as usize, &mut scratch.slope),
+                                    Heat::Spread(spread) => softmax_spread(&scratch.large, spread, &mut scratch.slope),
+                                };
                                 scratch.adjoint(slope);
                                 loss
                             })
@@ -250,19 +268,38 @@ impl<T: Real> Scratch<T> {
 
 /// − log softmax at `label`; writes softmax − one-hot to `slope`.
 fn softmax_row<T: Real>(row: &[T], label: usize, slope: &mut [T]) -> f64 {
+    let log_sum = softmax(row, slope);
+    slope[label] = T::from_f64(slope[label].to_f64() - 1.0);
+    log_sum - row[label].to_f64()
+}
+
+/// − Σ q · log softmax with the probabilities q; writes softmax · Σ q − q to `slope`.
+fn softmax_spread<T: Real>(row: &[T], spread: &[f32], slope: &mut [T]) -> f64 {
+    let log_sum = softmax(row, slope);
+    let total: f64 = spread.iter().map(|&q| f64::from(q)).sum();
+    let mut loss = 0.0;
+    for ((slope, x), &q) in slope.iter_mut().zip(row).zip(spread) {
+        let q = f64::from(q);
+        loss += q * (log_sum - x.to_f64());
+        *slope = T::from_f64(slope.to_f64() * total - q);
+    }
+    loss
+}
+
+/// Writes the softmax to `out` and gives log Σ exp.
+fn softmax<T: Real>(row: &[T], out: &mut [T]) -> f64 {
     let highest = row.iter().fold(f64::NEG_INFINITY, |highest, x| highest.max(x.to_f64()));
     let mut sum = 0.0;
-    for (slope, x) in slope.iter_mut().zip(row) {
+    for (out, x) in out.iter_mut().zip(row) {
         let power = T::from_f64(x.to_f64() - highest).exp();
-        *slope = power;
+        *out = power;
         sum += power.to_f64();
     }
     let scale = 1.0 / sum;
-    for slope in slope.iter_mut() {
-        *slope = T::from_f64(slope.to_f64() * scale);
+    for out in out.iter_mut() {
+        *out = T::from_f64(out.to_f64() * scale);
     }
-    slope[label] = T::from_f64(slope[label].to_f64() - 1.0);
-    sum.ln() + highest - row[label].to_f64()
+    sum.ln() + highest
 }
 
 impl CustomOp1 for HostLoss {
@@ -344,7 +381,11 @@ mod tests {
         check(&[6], &[0.95, -2.0, 1.3, 0.05, 0.9, 0.01], |x| smooth_l1(x, targets.clone()));
         check(&[3, 4], &[0.1, -0.4, 2.0, 0.3, 9.0, 8.0, -7.0, 0.0, 1.0, 1.0, 1.0, 1.0], |x| cross_entropy(x, vec![Some(2), None, Some(0)]));
         let maps: Vec<f64> = (0..27).map(|i| f64::from(i * 7 % 11) / 3.0 - 1.5).collect();
-        check(&[3, 3, 3], &maps, |x| heatmap_cross_entropy(x, vec![Some(35), None, Some(13)]));
+        let spread: Vec<f32> = (0..36).map(|i| i as f32 / 630.0).collect();
+        check(&[3, 3, 3], &maps, |x| {
+            heatmap_cross_entropy(x, vec![Some(Heat::Cell(35)), None, Some(Heat::Cell(13))])?
+                + heatmap_cross_entropy(x, vec![None, Some(Heat::Spread(spread.clone())), None])?
+        });
         check(&[2, 3], &[0.1, -0.4, 2.0, 0.3, 0.7, -0.6], |x| bce_with_logits(&pick(x, vec![5, 0, 0])?, vec![1.0, 0.0, 1.0]));
     }
 
@@ -364,11 +405,24 @@ mod tests {
     fn an_enlarged_heatmaps_loss_is_that_of_the_head() {
         let maps = Tensor::rand(-3f32, 3.0, (6, 14, 14), &Device::Cpu).unwrap();
         let labels = vec![Some(0), Some(783), None, Some(100), Some(28), Some(400)];
+        let cells = labels.iter().map(|label| label.map(Heat::Cell)).collect();
         let large = crate::ops::upsample_bilinear2(&maps.unsqueeze(0).unwrap()).unwrap().reshape((6, 784)).unwrap();
         let scalar = |t: Result<Tensor>| t.unwrap().to_scalar::<f32>().unwrap();
-        let (a, b) = (scalar(heatmap_cross_entropy(&maps, labels.clone())), scalar(cross_entropy(&large, labels)));
+        let (a, b) = (scalar(heatmap_cross_entropy(&maps, cells)), scalar(cross_entropy(&large, labels)));
         // f32 rounding of five logits of up to 3.
         assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+
+    #[test]
+    fn a_soft_label_with_all_in_one_cell_is_a_hard_one() {
+        let var = Var::from_tensor(&Tensor::rand(-3f32, 3.0, (2, 14, 14), &Device::Cpu).unwrap()).unwrap();
+        let hot = |cell: usize| Heat::Spread((0..784).map(|i| f32::from(u8::from(i == cell))).collect());
+        let both = [vec![Some(Heat::Cell(100)), Some(Heat::Cell(783))], vec![Some(hot(100)), Some(hot(783))]].map(|labels| {
+            let loss = heatmap_cross_entropy(&var, labels).unwrap();
+            let slope: Vec<f32> = loss.backward().unwrap().get(&var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            (loss.to_scalar::<f32>().unwrap(), slope)
+        });
+        assert_eq!(both[0], both[1]);
     }
 
     #[test]
@@ -387,7 +441,9 @@ mod tests {
         assert!(cross_entropy(&rows, vec![None]).is_err());
         assert!(bce_with_logits(&rows, vec![0.0, 1.0]).is_err());
         let maps = Tensor::zeros((2, 3, 3), DType::F32, &Device::Cpu).unwrap();
-        assert!(heatmap_cross_entropy(&maps, vec![Some(36), None]).is_err());
-        assert!(heatmap_cross_entropy(&maps, vec![Some(35), None]).is_ok());
+        assert!(heatmap_cross_entropy(&maps, vec![Some(Heat::Cell(36)), None]).is_err());
+        assert!(heatmap_cross_entropy(&maps, vec![Some(Heat::Cell(35)), None]).is_ok());
+        assert!(heatmap_cross_entropy(&maps, vec![Some(Heat::Spread(vec![0.0; 35])), None]).is_err());
+        assert!(heatmap_cross_entropy(&maps, vec![Some(Heat::Spread(vec![0.0; 36])), None]).is_ok());
     }
 }

@@ -3,6 +3,8 @@
 //! Matching follows torchvision's `Matcher`, sampling its `BalancedPositiveNegativeSampler`. Ours: a candidate that would be
 //! background but overlaps an ignore region is neither.
 
+use crate::losses::Heat;
+pub use crate::soft::{SoftLabel, SoftTruth};
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use rand::Rng;
 use rand::SeedableRng;
@@ -17,6 +19,8 @@ pub struct Truth {
     pub boxes: Vec<Rect>,
     /// For each box its keypoints; `None` is v = 0.
     pub keypoints: Vec<Vec<Option<Point>>>,
+    /// For each box its soft labels, where it has some; empty where none has.
+    pub soft: Vec<Option<SoftTruth>>,
     /// Regions that are neither positive nor background.
     pub ignore: Vec<Rect>,
 }
@@ -215,8 +219,8 @@ pub fn keypoint_cell(roi: Rect, point: Point, side: u32) -> Option<u32> {
 pub struct KeypointSample {
     /// In net pixels.
     pub rois: Vec<Rect>,
-    /// `[rois, k]`: the cell of each keypoint, `None` where there is no loss.
-    pub cells: Vec<Option<u32>>,
+    /// `[rois, k]`: what the heatmap of each keypoint should say, `None` where there is no loss.
+    pub heats: Vec<Option<Heat>>,
 }
 
 /// The foreground RoIs with at least one labelled keypoint inside, at most `limit` of them.
@@ -230,11 +234,16 @@ pub fn keypoint_sample(sample: &RoiSample, truth: &Truth, side: u32, limit: Opti
         }
     }
     let chosen = choose(&candidates, limit.unwrap_or(usize::MAX), rng);
-    let cells = chosen
-        .iter()
-        .flat_map(|&(roi, index)| truth.keypoints[index].iter().map(move |point| keypoint_cell(roi, (*point)?, side)))
-        .collect();
-    KeypointSample { rois: chosen.into_iter().map(|(roi, _)| roi).collect(), cells }
+    let heats = chosen.iter().flat_map(|&(roi, index)| {
+        let soft = truth.soft.get(index).and_then(Option::as_ref);
+        truth.keypoints[index].iter().enumerate().map(move |(keypoint, point)| match (point, soft) {
+            (Some(_), Some(soft)) => soft.on(keypoint, roi, side).map(Heat::Spread),
+            (Some(point), None) => keypoint_cell(roi, *point, side).map(Heat::Cell),
+            (None, _) => None,
+        })
+    });
+    let heats = heats.collect();
+    KeypointSample { rois: chosen.into_iter().map(|(roi, _)| roi).collect(), heats }
 }
 
 #[cfg(test)]
@@ -328,14 +337,14 @@ mod tests {
             net: Size { width: 100, height: 100 },
             boxes: vec![Rect::new(10.0, 10.0, 40.0, 90.0)],
             keypoints: vec![vec![Some(Point { x: 20.0, y: 20.0 }), None, Some(Point { x: 60.0, y: 20.0 })]],
-            ignore: Vec::new(),
+            ..Truth::default()
         };
         let sample = roi_sample(&[Rect::new(60.0, 0.0, 90.0, 30.0)], &truth, 8, 0.25, &mut rng());
         assert_eq!(sample.rois, [truth.boxes[0], Rect::new(60.0, 0.0, 90.0, 30.0)]);
         assert_eq!(sample.matched, [Some(0), None]);
         let keypoints = keypoint_sample(&sample, &truth, 56, None, &mut rng());
         assert_eq!(keypoints.rois, [truth.boxes[0]]);
-        assert_eq!(keypoints.cells, [Some(56 * 7 + 18), None, None]);
+        assert_eq!(keypoints.heats, [Some(Heat::Cell(56 * 7 + 18)), None, None]);
         assert!(keypoint_sample(&sample, &truth, 56, Some(0), &mut rng()).rois.is_empty());
     }
 

@@ -116,7 +116,8 @@ fn sample(seed: usize) -> Sample {
     let size = Size { width: 128, height: 96 };
     let rgb = (0..3 * 128 * 96).map(|i| ((i * 31 + seed * 77) % 251) as u8).collect();
     let at = |x: f32, y: f32| Some(Point { x: x + 4.0 * seed as f32, y });
-    let person = Person { rect: Rect::new(20.0, 10.0, 80.0, 90.0), keypoints: vec![at(40.0, 20.0), at(30.0, 50.0), at(55.0, 60.0)] };
+    let person =
+        Person { rect: Rect::new(20.0, 10.0, 80.0, 90.0), keypoints: vec![at(40.0, 20.0), at(30.0, 50.0), at(55.0, 60.0)], soft: None };
     Sample { frame: Frame { size, rgb }, people: vec![person], ignore: Vec::new(), generated: false }
 }
 

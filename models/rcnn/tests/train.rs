@@ -29,7 +29,7 @@ fn stick(frame: &mut Frame, x: f32, y: f32, height: f32, pose: u32) -> Person {
     let keypoints = [head, hands[0], hands[1], feet[0], feet[1]];
     let hull = keypoints.iter().fold(Rect::new(x, y, x, y), |r, p| Rect::new(r.x1.min(p.x), r.y1.min(p.y), r.x2.max(p.x), r.y2.max(p.y)));
     let rect = Rect::new(hull.x1 - 3.0, hull.y1 - 3.0, hull.x2 + 3.0, hull.y2 + 3.0).clipped(frame.size);
-    Person { rect, keypoints: keypoints.map(Some).to_vec() }
+    Person { rect, keypoints: keypoints.map(Some).to_vec(), soft: None }
 }
 
 fn line(frame: &mut Frame, from: Point, to: Point, colour: [u8; 3]) {
@@ -98,6 +98,24 @@ fn four_images_are_learnt_by_heart() {
         let (before, after) = (mean(first, f), mean(last, f));
         println!("{name}: {before} → {after}");
         assert!(after < factor * before, "{name}: {before} → {after}, expected a factor {factor}");
+    }
+}
+
+/// The deepest bodies, from random weights: what their frozen norms are calibrated to lets them learn.
+#[test]
+fn small_twins_of_the_papers_bodies_learn() {
+    let samples = samples();
+    let batch: Vec<&Sample> = samples.iter().collect();
+    for name in ["mini_resnet101", "mini_resnext101_64x4d"] {
+        let mut config = Config::preset(name, 5).unwrap();
+        config.input.short_side = SIDE;
+        let options = TrainOptions { augment: Augment::none(), schedule: Schedule::Cosine, ..options(12) };
+        let mut run = Run::new(config, options, &FLIP, &Init::Seed(3)).unwrap();
+        let losses: Vec<Losses> = (0..12).map(|_| run.step(&batch).unwrap()).collect();
+        let keypoint = |range: &[Losses]| range.iter().map(|losses| losses.keypoint).sum::<f32>() / range.len() as f32;
+        let (before, after) = (keypoint(&losses[..2]), keypoint(&losses[10..]));
+        println!("{name}: {before} → {after}");
+        assert!(after < 0.9 * before, "{name}: {before} → {after}");
     }
 }
 

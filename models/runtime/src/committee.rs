@@ -85,21 +85,46 @@ impl Committee {
         let mut detections = Vec::with_capacity(boxes.len());
         let compared = plan.views.len() * (1 + self.others.len()) > 1;
         for boxes in boxes.chunks(POOLED_ROIS / 2) {
-            let mut all: Option<Maps> = None;
-            for (index, member) in self.members().enumerate() {
-                let known = known.get(index).and_then(Option::as_ref).map(std::slice::from_ref).unwrap_or_default();
-                let maps = member.maps(frame, plan, boxes, known, compared)?;
-                match &mut all {
-                    None => all = Some(maps),
-                    Some(all) => {
-                        all.sum.iter_mut().zip(maps.sum).for_each(|(sum, value)| *sum += value);
-                        all.points.extend(maps.points);
-                        all.views += maps.views;
-                    }
-                }
-            }
-            detections.extend(all.map(|maps| self.first.decoded(frame, plan, boxes, maps)).unwrap_or_default());
+            let maps = self.maps(frame, plan, boxes, known, compared)?;
+            detections.extend(maps.map(|maps| self.first.decoded(frame, plan, boxes, maps)).unwrap_or_default());
         }
         Ok(detections)
+    }
+
+    /// The averaged maps of `boxes` in frame pixels as probabilities, `[k, side, side]` each.
+    pub(crate) fn soft_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        let to_base = self.first.geometry(frame, plan.base());
+        let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        let mut soft = Vec::with_capacity(boxes.len());
+        for boxes in boxes.chunks(POOLED_ROIS / 2) {
+            let maps = self.maps(frame, plan, boxes, &[], false)?;
+            soft.extend(maps.map(|maps| self.first.probabilities(plan, boxes.len(), maps)).unwrap_or_default());
+        }
+        Ok(soft)
+    }
+
+    /// The members' maps, added up; `None` of nobody.
+    fn maps(
+        &self,
+        frame: &Frame,
+        plan: &ViewPlan,
+        boxes: &[(Rect, f32)],
+        known: &[Option<Pyramid>],
+        compared: bool,
+    ) -> Result<Option<Maps>, RuntimeError> {
+        let mut all: Option<Maps> = None;
+        for (index, member) in self.members().enumerate() {
+            let known = known.get(index).and_then(Option::as_ref).map(std::slice::from_ref).unwrap_or_default();
+            let maps = member.maps(frame, plan, boxes, known, compared)?;
+            match &mut all {
+                None => all = Some(maps),
+                Some(all) => {
+                    all.sum.iter_mut().zip(maps.sum).for_each(|(sum, value)| *sum += value);
+                    all.points.extend(maps.points);
+                    all.views += maps.views;
+                }
+            }
+        }
+        Ok(all)
     }
 }

@@ -122,6 +122,35 @@ impl Rcnn {
         self.keypoints(frame, plan, &boxes, &[])
     }
 
+    /// The averaged maps of `boxes` in frame pixels as probabilities, `[k, side, side]` each.
+    pub(crate) fn soft_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        let to_base = self.geometry(frame, plan.base());
+        let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        let mut soft = Vec::with_capacity(boxes.len());
+        for boxes in boxes.chunks(POOLED_ROIS / 2) {
+            soft.extend(self.probabilities(plan, boxes.len(), self.maps(frame, plan, boxes, &[], false)?));
+        }
+        Ok(soft)
+    }
+
+    /// Of `people`, the mean of step 4 as probabilities, `[k, side, side]` each.
+    pub(crate) fn probabilities(&self, plan: &ViewPlan, people: usize, maps: Maps) -> Vec<Vec<f32>> {
+        let Maps { mut sum, views, .. } = maps;
+        finish(&mut sum, views);
+        let enlargement = self.enlargement(plan);
+        let from = enlargement.map_or(self.side(), Enlargement::from);
+        let one = self.skeleton.len() * from * from;
+        let map = |map: &[f32]| {
+            let mut map = enlargement.map_or_else(|| map.to_vec(), |enlargement| enlargement.enlarge(map));
+            if plan.average == Average::Logits {
+                softmax(&mut map);
+            }
+            map
+        };
+        let person = |maps: &[f32]| maps.chunks_exact(from * from).flat_map(map).collect();
+        sum.chunks_exact(one).take(people).map(person).collect()
+    }
+
     /// How `view` of `frame` maps.
     pub(crate) fn geometry(&self, frame: &Frame, view: View) -> ViewGeometry {
         ViewGeometry::new(frame.size, view, self.input.max_long_side)
@@ -268,6 +297,14 @@ impl Rcnn {
     fn side(&self) -> usize {
         self.network.heatmap_side as usize
     }
+}
+
+/// A map's logits become probabilities.
+fn softmax(map: &mut [f32]) {
+    let highest = map.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    map.iter_mut().for_each(|value| *value = (*value - highest).exp());
+    let sum: f32 = map.iter().sum();
+    map.iter_mut().for_each(|value| *value /= sum);
 }
 
 /// What a view costs, up to a factor.

@@ -262,12 +262,7 @@ impl Teacher {
     /// See [`RuntimeError`]; [`RuntimeError::Request`] names a box without an area, or that reaches out of the frame by more than the
     /// frame's own side, or a one-stage model, which takes none.
     pub fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        check(frame, plan)?;
-        let bad = |(rect, score): &(Rect, f32)| !(rect.is_valid() && rect.area() > 0.0 && is_near(*rect, frame.size) && score.is_finite());
-        if let Some(i) = boxes.iter().position(bad) {
-            let expected = "a box with an area near the frame, and a score";
-            return Err(RuntimeError::Request(format!("box {i}: expected {expected}, found {:?}", boxes[i])));
-        }
+        check_boxes(frame, boxes, plan)?;
         match &self.model {
             Model::Rcnn(rcnn) => rcnn.detect_in(frame, boxes, plan),
             Model::Committee(committee) => committee.detect_in(frame, boxes, plan),
@@ -276,6 +271,23 @@ impl Teacher {
             Model::OneStage(_) => {
                 let name = &self.manifest.name;
                 Err(RuntimeError::Request(format!("`{name}` is a one-stage pose model: it finds people by itself and takes no boxes")))
+            }
+        }
+    }
+
+    /// The heatmaps of given people (frame pixels, with scores), averaged over the views, as probabilities on the cells of their boxes: soft
+    /// labels, `[k, side, side]` for each box. A keypoint R-CNN's on the CPU, or a committee's.
+    ///
+    /// # Errors
+    /// As [`Self::detect_in`]; [`RuntimeError::Request`] of any other model.
+    pub fn soft_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        check_boxes(frame, boxes, plan)?;
+        match &self.model {
+            Model::Rcnn(rcnn) => rcnn.soft_in(frame, boxes, plan),
+            Model::Committee(committee) => committee.soft_in(frame, boxes, plan),
+            Model::Device(_) | Model::OneStage(_) | Model::TopDown { .. } => {
+                let name = &self.manifest.name;
+                Err(RuntimeError::Request(format!("soft labels need a keypoint R-CNN on the CPU, `{name}` is another model")))
             }
         }
     }
@@ -307,6 +319,18 @@ impl Teacher {
             Model::OneStage(model) => model.score_threshold(),
             Model::TopDown { detector, .. } => detector.as_ref().map_or(0.0, |detector| detector.teacher.score_threshold()),
         }
+    }
+}
+
+fn check_boxes(frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<(), RuntimeError> {
+    check(frame, plan)?;
+    let bad = |(rect, score): &(Rect, f32)| !(rect.is_valid() && rect.area() > 0.0 && is_near(*rect, frame.size) && score.is_finite());
+    match boxes.iter().position(bad) {
+        Some(i) => {
+            let expected = "a box with an area near the frame, and a score";
+            Err(RuntimeError::Request(format!("box {i}: expected {expected}, found {:?}", boxes[i])))
+        }
+        None => Ok(()),
     }
 }
 

@@ -3,11 +3,15 @@
 mod zoo;
 
 use omnilabel_bundle::Bundle;
+use omnilabel_keypoints::ensemble::Average;
+use omnilabel_keypoints::geometry::Rect;
 use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError, Teacher, TractGraphs, ViewPlan};
 
 /// Boxes that vote twice, and maps that are added twice and halved, differ by rounding alone.
 const SCORE_TOLERANCE: f32 = 1e-6;
 const BOX_IOU: f32 = 0.9999;
+/// 3,136 probabilities in f32.
+const SUM_TOLERANCE: f64 = 1e-4;
 /// Of logits in the same boxes: sums of f32 in another order.
 const LOGIT_TOLERANCE: f32 = 1e-4;
 /// Of logits where the boxes, too, differ by their last bits.
@@ -58,6 +62,50 @@ impl Graphs for Changed {
 fn changed(bundle: &Bundle, change: fn(&mut [f32])) -> Teacher {
     let graphs = TractGraphs::load(bundle, 1).expect("graphs");
     Teacher::with_graphs(Box::new(Changed(graphs, change)), bundle.manifest().clone(), bundle.skeleton().clone()).expect("a teacher")
+}
+
+/// Soft labels are the maps that the hard ones peak in.
+#[test]
+fn soft_labels_are_the_maps_of_the_hard_ones() {
+    let (bundle, one) = (zoo::bundle(), || Teacher::load_alone(&zoo::bundle()).expect("a teacher"));
+    let frame = zoo::frame(&bundle);
+    let side = bundle.manifest().input.short_side;
+    let logits = ViewPlan::new(bundle.manifest(), &[side, side + 32], true);
+    let teacher = one();
+    let boxes: Vec<_> = teacher.detect(&frame, &logits).expect("detections").iter().map(|d| (d.rect, d.score)).collect();
+    let twins = Teacher::committee(vec![one(), one()]).expect("a committee");
+    assert!(!boxes.is_empty());
+    for average in [Average::Logits, Average::Probabilities] {
+        let plan = ViewPlan { average, ..logits.clone() };
+        let found = teacher.detect_in(&frame, &boxes, &plan).expect("labels");
+        let soft = teacher.soft_in(&frame, &boxes, &plan).expect("soft labels");
+        assert_eq!(soft.len(), found.len());
+        for (soft, found) in soft.iter().zip(&found) {
+            assert_eq!(soft.len(), bundle.skeleton().len() * 56 * 56);
+            for (map, keypoint) in soft.chunks_exact(56 * 56).zip(&found.keypoints) {
+                let highest = map.iter().copied().fold(0.0, f32::max);
+                assert!((map.iter().map(|&q| f64::from(q)).sum::<f64>() - 1.0).abs() < SUM_TOLERANCE, "{keypoint:?}");
+                match average {
+                    Average::Probabilities => assert!((highest - keypoint.probability).abs() < SCORE_TOLERANCE, "{highest} {keypoint:?}"),
+                    // The hard label is the peak between the cells, which may be another of two that are almost as high: around it
+                    // there is a cell with most of the brightest one's probability.
+                    Average::Logits => {
+                        let (at, r) = (keypoint.point, found.rect);
+                        let cell = |at: f32, low: f32, side: f32| (((at - low) / side * 56.0) as usize).min(55);
+                        let (x, y) = (cell(at.x, r.x1, r.width()), cell(at.y, r.y1, r.height()));
+                        let near = |&at: &usize| (at % 56).abs_diff(x) <= 1 && (at / 56).abs_diff(y) <= 1;
+                        let there = (0..56 * 56).filter(near).map(|at| map[at]).fold(0.0, f32::max);
+                        assert!(there > 0.5 * highest, "{there} {highest} {keypoint:?}");
+                    }
+                }
+            }
+        }
+        for (a, b) in soft.iter().flatten().zip(twins.soft_in(&frame, &boxes, &plan).expect("soft labels").iter().flatten()) {
+            assert!((a - b).abs() < SCORE_TOLERANCE, "{a} {b}");
+        }
+    }
+    let flat = [(Rect::new(5.0, 5.0, 5.0, 9.0), 1.0)];
+    assert!(matches!(teacher.soft_in(&frame, &flat, &logits), Err(RuntimeError::Request(_))));
 }
 
 #[test]

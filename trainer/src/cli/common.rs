@@ -129,7 +129,7 @@ pub(super) struct TrainFlags {
     /// TOML file with `preset`, `short_side`, `init` and a table `[options]`
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Network preset: nano, resnet50, resnet101, resnext101_32x4d or resnext101_64x4d
+    /// Network preset: nano, resnet50, resnet101, resnext101_32x4d, resnext101_64x4d, or one of these four with `mini_` before it
     #[arg(long)]
     preset: Option<String>,
     /// Short side of the input, px

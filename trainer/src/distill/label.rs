@@ -3,18 +3,23 @@
 use super::{DistillError, Event, LabelCount};
 use crate::arm::ArmError;
 use crate::calibrate::split;
-use crate::evaluate::{Detected, Detections, Views, detect_readable, load_detected, same_skeleton};
-use crate::samples::{Item, LeftOut, SampleSet};
+use crate::evaluate::{Detected, Detections, EvaluateError, Views, detect_readable, load_detected, same_skeleton};
+use crate::samples::{Item, LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::geometry::Rect;
 use omnilabel_keypoints::label::Thresholds;
-use omnilabel_runtime::Teacher;
+use omnilabel_rcnn::targets::SoftLabel;
+use omnilabel_runtime::{Teacher, ViewPlan};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io::{BufRead, Write};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Pictures that are labelled between two writes.
 const CHUNK: usize = 256;
@@ -227,4 +232,30 @@ pub(crate) fn harden_all(labelling: &Labelling<'_>, detections: &Detections, rul
     }
     dataset.write(folder)?;
     Ok((set, count))
+}
+
+/// Gives everybody of `items`, which are a teacher's labels, that teacher's averaged heatmaps: soft labels. They are kept in memory, in f32
+/// (of `nano` 210 KiB a person with 17 keypoints). `done` is told how many pictures are finished.
+pub(crate) fn soften(
+    items: &mut [Item],
+    teacher: &Teacher,
+    plan: &ViewPlan,
+    done: &(dyn Fn(usize) + Sync),
+    cancel: &AtomicBool,
+) -> Result<(), DistillError> {
+    let finished = AtomicUsize::new(0);
+    let side = teacher.manifest().network.rcnn().map_or(0, |network| network.heatmap_side as usize);
+    items.par_iter_mut().try_for_each(|item| {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(EvaluateError::Cancelled.into());
+        }
+        let frame = Frame::decode(&item.name, &item.picture).map_err(SampleError::from)?;
+        let boxes: Vec<(Rect, f32)> = item.people.iter().map(|person| (person.rect, 1.0)).collect();
+        let maps = teacher.soft_in(&frame, &boxes, plan).map_err(EvaluateError::from)?;
+        for (person, maps) in item.people.iter_mut().zip(maps) {
+            person.soft = Some(Arc::new(SoftLabel { rect: person.rect, side, maps }));
+        }
+        done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+        Ok(())
+    })
 }

@@ -7,7 +7,7 @@ use super::summary::{Row, Summary};
 use super::{ExperimentError, Setup, examples};
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, amend, provisional, read_progress, train_arm, write_atomically};
 use crate::calibrate::{ManualStats, Mode, calibrate};
-use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, split_folder};
+use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, soften, split_folder};
 use crate::evaluate::{self, Bin, Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
 use crate::gallery::FOUND_OKS;
 use crate::mix::MANUAL_PERCENT;
@@ -423,7 +423,13 @@ impl<'l> Lab<'l> {
         let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &folder };
         let (ignore_from, min_agreement) = (case.arm.ignore_from, case.arm.min_agreement);
         let rule = Rule { thresholds: calibration.thresholds, ignore_from, min_agreement };
-        let (samples, count) = harden_all(&labelling, &detections, &rule)?;
+        let (mut samples, count) = harden_all(&labelling, &detections, &rule)?;
+        if case.arm.soft {
+            self.stage(case, "soft labels");
+            let of = samples.items.len();
+            let done = |done| (self.event)(Event::Pictures { done, of });
+            soften(&mut samples.items, &teacher, &views.plan(&teacher), &done, self.cancel)?;
+        }
         let (mut pck_by_agreement, mut oks_by_score) = (Vec::new(), Vec::new());
         if known {
             pck_by_agreement = evaluate::pck_by_agreement(&used, &detections, calibration.thresholds, case.arm.min_agreement, PARTS);

@@ -203,6 +203,9 @@ pub struct Arm {
     /// Keypoints on which the teacher's views agree less are left unlabelled.
     #[serde(default)]
     pub min_agreement: Option<f32>,
+    /// Whether keypoints are learnt from the teacher's averaged heatmaps (soft labels) instead of the places where they peak.
+    #[serde(default)]
+    pub soft: bool,
     /// Manual images of every 100 of a minibatch.
     #[serde(default = "paper")]
     pub manual_percent: u8,
@@ -396,6 +399,7 @@ impl Arm {
             ("keep", self.keep != other.keep),
             ("ignore_from", self.ignore_from != other.ignore_from),
             ("min_agreement", self.min_agreement != other.min_agreement),
+            ("soft", self.soft != other.soft),
             ("manual_percent", self.manual_percent != other.manual_percent),
         ]
         .into_iter()

@@ -51,6 +51,7 @@ impl Case<'_> {
             keep: arm.keep,
             ignore_from: arm.ignore_from,
             min_agreement: arm.min_agreement,
+            soft: arm.soft,
             manual_percent: arm.manual_percent,
         });
         Ok(Recipe {
@@ -188,6 +189,9 @@ pub struct LabelRecipe {
     pub ignore_from: Option<f32>,
     /// Keypoints on which the views agree less are left unlabelled.
     pub min_agreement: Option<f32>,
+    /// Whether keypoints are learnt from the averaged heatmaps.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub soft: bool,
     /// Manual images of every 100 of a minibatch.
     pub manual_percent: u8,
 }

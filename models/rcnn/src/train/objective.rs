@@ -3,7 +3,7 @@
 
 use super::Losses;
 use crate::RcnnError;
-use crate::losses;
+use crate::losses::{self, Heat};
 use crate::network::Network;
 use crate::targets::{self, KeypointSample, RoiSample, Sampled, Truth};
 use candle_core::{DType, Device, Tensor};
@@ -64,15 +64,15 @@ pub(super) fn objective(
     let (classifier, box_reg) = box_losses(network, &class_logits, &deltas, &rois, truths)?;
 
     let people = flat(&mut keypoints.iter().map(|sample| &sample.rois));
-    let cells: Vec<Option<u32>> = keypoints.into_iter().flat_map(|sample| sample.cells).collect();
+    let heats: Vec<Option<Heat>> = keypoints.into_iter().flat_map(|sample| sample.heats).collect();
     let keypoint = if people.is_empty() {
         // Nothing to learn from in this batch: nought, and the head gets no gradient.
         (&classifier * 0.0)?
     } else {
         let maps = network.keypoint_maps(&pooled(&people, spec.keypoint_roi)?)?;
         let (_, _, rows, columns) = maps.dims4()?;
-        let valid = cells.iter().flatten().count().max(1) as f64;
-        (losses::heatmap_cross_entropy(&maps.reshape((cells.len(), rows, columns))?, cells)? / valid)?
+        let valid = heats.iter().flatten().count().max(1) as f64;
+        (losses::heatmap_cross_entropy(&maps.reshape((heats.len(), rows, columns))?, heats)? / valid)?
     };
 
     let value = |t: &Tensor| t.to_dtype(DType::F32)?.to_scalar::<f32>();

@@ -315,6 +315,7 @@ fn compare_gradients(what: &str, case: &Case, values: &Values, network: &Network
             boxes: values.rects(&name("truth_boxes")),
             keypoints: keypoints.chunks_exact(3 * 17).map(|person| person.chunks_exact(3).map(keypoint).collect()).collect(),
             ignore: Vec::new(),
+            soft: Vec::new(),
         });
         let positive = values.indices(&name("anchors_positive"));
         chosen.anchors.push(Sampled {

@@ -25,7 +25,7 @@ pub(crate) struct Train {
 fn people(truth: &Truth) -> Vec<Person> {
     let keypoint = |k: &[f32; 3]| (k[2] > 0.0).then_some(Point { x: k[0], y: k[1] });
     let boxes = truth.boxes.iter().map(|b| Rect::new(b[0], b[1], b[2], b[3]));
-    boxes.zip(&truth.keypoints).map(|(rect, k)| Person { rect, keypoints: k.iter().map(keypoint).collect() }).collect()
+    boxes.zip(&truth.keypoints).map(|(rect, k)| Person { rect, keypoints: k.iter().map(keypoint).collect(), soft: None }).collect()
 }
 
 impl Train {
@@ -95,6 +95,7 @@ impl Work for Train {
                 boxes: rects(named("truth_boxes")?),
                 keypoints: sample.people.iter().map(|person| person.keypoints.clone()).collect(),
                 ignore: Vec::new(),
+                soft: Vec::new(),
             });
             chosen.anchors.push(Sampled {
                 positive: named("anchors_positive")?.chunks_exact(2).map(|pair| (pair[0] as usize, pair[1] as usize)).collect(),
