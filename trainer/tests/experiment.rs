@@ -187,6 +187,25 @@ fn an_interrupted_experiment_comes_to_the_same_and_nothing_is_done_twice() {
     assert_eq!(seen.steps().into_keys().collect::<Vec<_>>(), ["distilled-12-seed1 train", "distilled-12-seed2 train"]);
 }
 
+/// As with two processes in one folder: locks of files do not care.
+#[test]
+fn two_at_once_share_the_arms() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let alone = finished(&setup(dir.path(), "a", PLAN), &Seen::default());
+    let shared = setup(dir.path(), "b", PLAN);
+    let seen = [Seen::default(), Seen::default()];
+    let both =
+        std::thread::scope(|scope| seen.each_ref().map(|seen| scope.spawn(|| finished(&shared, seen))).map(|one| one.join().unwrap()));
+    for summary in &both {
+        assert_eq!(timeless(&summary.records), timeless(&alone.records));
+    }
+    // Every model was trained once, by either.
+    let steps = seen.each_ref().map(|seen| seen.steps().values().sum::<u64>());
+    assert_eq!(steps[0] + steps[1], 10 * 12 + 2 * 2, "{steps:?}");
+    assert!(steps.iter().all(|steps| *steps > 0), "{steps:?}");
+}
+
 #[test]
 fn the_report_needs_only_the_records_and_takes_none_of_another_plan() {
     let dir = tempfile::tempdir().unwrap();

@@ -24,8 +24,10 @@ use omnilabel_runtime::{Teacher, ViewPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Seed of the resamples of the test images.
 const RESAMPLES: u64 = 0;
@@ -44,6 +46,19 @@ struct Made {
     held_out: CocoScores,
     machine: Machine,
 }
+
+/// What has come of a piece of work.
+enum Done<T> {
+    /// It is there.
+    Ready(T),
+    /// It was asked to stop.
+    Stopped,
+    /// Another process is at it.
+    Elsewhere,
+}
+
+/// How often it is asked whether another process has finished.
+const WAIT: Duration = Duration::from_millis(500);
 
 /// Footage from elsewhere.
 struct Footage {
@@ -154,19 +169,52 @@ impl<'l> Lab<'l> {
         Ok(lab)
     }
 
-    /// The records of all cases; `None` when it was asked to stop.
+    /// The records of all cases, in their order; `None` when it was asked to stop. What another process is at is left to it while there is
+    /// something else to do.
     pub(super) fn run(&self) -> Result<Option<Vec<Record>>, ExperimentError> {
-        let mut records = Vec::new();
-        for case in super::cases(self.plan)? {
-            let wanted = self.setup.only.is_empty() || self.setup.only.contains(&case.arm.name);
-            let named = |source| ExperimentError::Case { name: case.name(), source: Box::new(source) };
-            match self.record(&case, wanted).map_err(named)? {
-                Some(record) => records.push(record),
-                None if wanted => return Ok(None),
-                None => {}
+        let cases = super::cases(self.plan)?;
+        let mut records: Vec<Option<Record>> = cases.iter().map(|_| None).collect();
+        let mut open: Vec<usize> = (0..cases.len()).collect();
+        while !open.is_empty() {
+            let before = open.len();
+            let mut elsewhere = Vec::new();
+            for index in open {
+                let case = &cases[index];
+                let wanted = self.setup.only.is_empty() || self.setup.only.contains(&case.arm.name);
+                let named = |source| ExperimentError::Case { name: case.name(), source: Box::new(source) };
+                match self.record(case, wanted).map_err(named)? {
+                    Done::Ready(record) => records[index] = record,
+                    Done::Stopped => return Ok(None),
+                    Done::Elsewhere => elsewhere.push(index),
+                }
             }
+            if let Some(&first) = elsewhere.first().filter(|_| elsewhere.len() == before) {
+                self.stage(&cases[first], "made by another process, waited for");
+                if self.is_stopped() {
+                    return Ok(None);
+                }
+                std::thread::sleep(WAIT);
+            }
+            open = elsewhere;
         }
-        Ok(Some(records))
+        Ok(Some(records.into_iter().flatten().collect()))
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// The right to make something that is known by `key`, as long as the file is open; `None` while another process has it.
+    fn lock(&self, key: &str) -> Result<Option<File>, ExperimentError> {
+        let folder = self.setup.out.join("locks");
+        std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
+        let path = folder.join(key);
+        let file = File::create(&path).map_err(ArmError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(ArmError::io(&path)(error).into()),
+        }
     }
 
     fn parts(&self, seed: u64) -> Parts {
@@ -207,14 +255,16 @@ impl<'l> Lab<'l> {
         case.recipe(self.plan, found)
     }
 
-    /// The record of a case: the one that is there if it is of this recipe, else a new one where it is `wanted`.
-    fn record(&self, case: &Case<'_>, wanted: bool) -> Result<Option<Record>, ExperimentError> {
+    /// The record of a case: the one that is there if it is of this recipe, else a new one where it is `wanted`, else none.
+    fn record(&self, case: &Case<'_>, wanted: bool) -> Result<Done<Option<Record>>, ExperimentError> {
         let path = self.setup.records.join(format!("{}.json", case.name()));
         let recipe = self.recipe(case)?;
         let precision = self.setup.compute.precision;
         let key = record_key(&recipe, &self.test_sha256, self.plan, case.arm, precision);
+        let lock = if wanted { self.lock(&format!("record-{key}"))? } else { None };
         match Record::read(&path) {
-            Ok(Some(known)) if known.key == key => return Ok(Some(known)),
+            Ok(Some(known)) if known.key == key => return Ok(Done::Ready(Some(known))),
+            _ if wanted && lock.is_none() => return Ok(Done::Elsewhere),
             Ok(None) => {}
             _ if !wanted => {}
             Ok(Some(_)) => self.warn(&format!("{}: of another recipe or other data, done again", path.display())),
@@ -224,9 +274,13 @@ impl<'l> Lab<'l> {
             Err(error) => return Err(error),
         }
         if !wanted {
-            return Ok(None);
+            return Ok(Done::Ready(None));
         }
-        let Some((bundle, made)) = self.model(case, &recipe)? else { return Ok(None) };
+        let (bundle, made) = match self.model(case, &recipe)? {
+            Done::Ready(model) => model,
+            Done::Stopped => return Ok(Done::Stopped),
+            Done::Elsewhere => return Ok(Done::Elsewhere),
+        };
         let progress = read_progress(&self.folder(&recipe).join("progress.jsonl"))?;
         let record = Record {
             experiment: self.plan.name.clone(),
@@ -248,7 +302,7 @@ impl<'l> Lab<'l> {
         };
         record.write(&path)?;
         // As every later run sees it: a decimal need not come back as the very number that it was written for.
-        Record::read(&path)
+        Ok(Done::Ready(Record::read(&path)?))
     }
 
     fn folder(&self, recipe: &Recipe) -> PathBuf {
@@ -259,14 +313,15 @@ impl<'l> Lab<'l> {
         self.setup.out.join("models").join(key)
     }
 
-    /// The model of a recipe, trained if it is not there; `None` when it was asked to stop.
-    fn model(&self, case: &Case<'_>, recipe: &Recipe) -> Result<Option<(Bundle, Made)>, ExperimentError> {
+    /// The model of a recipe, trained if it is not there.
+    fn model(&self, case: &Case<'_>, recipe: &Recipe) -> Result<Done<(Bundle, Made)>, ExperimentError> {
         let folder = self.folder(recipe);
         let (bundle, made) = (folder.join("bundle"), folder.join("made.json"));
+        let Some(_lock) = self.lock(&format!("model-{}", recipe.key()))? else { return Ok(Done::Elsewhere) };
         if bundle.exists() && made.exists() {
             let text = std::fs::read(&made).map_err(ArmError::io(&made))?;
             match serde_json::from_slice(&text) {
-                Ok(known) => return Ok(Some((Bundle::open(&bundle)?, known))),
+                Ok(known) => return Ok(Done::Ready((Bundle::open(&bundle)?, known))),
                 Err(error) => {
                     self.warn(&format!("{}: not readable ({error}), its labels and held-out scores are made again", made.display()))
                 }
@@ -277,7 +332,11 @@ impl<'l> Lab<'l> {
         *seed = recipe.options.seed;
         let mut teachers = Vec::new();
         for teaching in case.teachers(self.plan)? {
-            let Some((bundle, _)) = self.model(&teaching, &self.recipe(&teaching)?)? else { return Ok(None) };
+            let bundle = match self.model(&teaching, &self.recipe(&teaching)?)? {
+                Done::Ready((bundle, _)) => bundle,
+                Done::Stopped => return Ok(Done::Stopped),
+                Done::Elsewhere => return Ok(Done::Elsewhere),
+            };
             if case.arm.fine_tune {
                 let weights = bundle.path(WEIGHTS);
                 let weights = std::fs::canonicalize(&weights).map_err(ArmError::io(&weights))?;
@@ -320,7 +379,7 @@ impl<'l> Lab<'l> {
         let mut on_step = |report: &_| (self.event)(Event::Step(report));
         let bundle = match train_arm(&arm, &manual, generated.as_ref(), &mut on_step, self.cancel)? {
             ArmOutcome::Finished(bundle) => *bundle,
-            ArmOutcome::Stopped { .. } => return Ok(None),
+            ArmOutcome::Stopped { .. } => return Ok(Done::Stopped),
         };
         self.stage(case, "held-out");
         let detections = self.detect(&bundle, &parts.held_out, None)?;
@@ -347,7 +406,7 @@ impl<'l> Lab<'l> {
         let text = serde_json::to_vec_pretty(&known).map_err(|source| ArmError::Json { path: made.clone(), source })?;
         write_atomically(&made, &text)?;
         let known = serde_json::from_slice(&text).map_err(|source| ArmError::Json { path: made, source })?;
-        Ok(Some((bundle, known)))
+        Ok(Done::Ready((bundle, known)))
     }
 
     fn detect(&self, bundle: &Bundle, dataset: &Dataset, views: Option<&Views>) -> Result<Detections, ExperimentError> {
@@ -393,7 +452,16 @@ impl<'l> Lab<'l> {
             let single = *views == Views { scales: vec![base], ..Views::default() };
             let views = if single { &Views::default() } else { views };
             let of = (&recipe.teacher, views, footage.map(|footage| &footage.sha256));
-            let folder = self.setup.out.join("labels").join(digest(&of));
+            let key = digest(&of);
+            let folder = self.setup.out.join("labels").join(&key);
+            // Another arm's process may be labelling the same pictures for itself.
+            let _lock = loop {
+                match self.lock(&format!("labels-{key}"))? {
+                    Some(lock) => break lock,
+                    None if self.is_stopped() => return Err(EvaluateError::Cancelled.into()),
+                    None => std::thread::sleep(WAIT),
+                }
+            };
             let category_id = self.train.category_id();
             let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder };
             let mut detections = detect_all(&labelling, (&teacher, &known_as), self.event, self.cancel)?;

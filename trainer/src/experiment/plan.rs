@@ -305,6 +305,11 @@ impl Plan {
         if arm.fine_tune && arm.teacher.names().count() > 1 {
             return Err("`fine_tune` begins with one teacher's weights, and there are several".to_owned());
         }
+        let teachers = || before.iter().filter(|other| arm.teacher.names().any(|name| name == other.name));
+        if let Some(teacher) = teachers().find(|teacher| arm.fine_tune && self.preset(teacher) != self.preset(arm)) {
+            let (ours, name, theirs) = (self.preset(arm), &teacher.name, self.preset(teacher));
+            return Err(format!("`fine_tune` begins with the weights of `{name}`, a `{theirs}`; expected its preset, found `{ours}`"));
+        }
         if let Some(field) = arm.of_generated_labels().filter(|_| !generated) {
             return Err(format!("`{field}` is of generated labels alone, expected `labels = \"generated\"`"));
         }
@@ -513,6 +518,7 @@ pub(super) mod tests {
             ("lengths = [50]", "teacher = \"lower\"", ["arm `lower`", "nothing is generated"]),
             ("teacher = \"lower\"", "teacher = [\"lower\", \"other\"]", ["arm `distilled`", "`other`"]),
             ("teacher = \"lower\"", "teacher = [\"lower\", \"lower\"]\nfine_tune = true", ["arm `distilled`", "`fine_tune`"]),
+            ("teacher = \"lower\"", "teacher = \"lower\"\nfine_tune = true\npreset = \"resnet50\"", ["arm `distilled`", "a `nano`"]),
             ("name = \"upper\"", "name = \"lower\"", ["arm `lower`", "another one"]),
             ("name = \"upper\"", "name = \"../up\"", ["arm `../up`", "letters"]),
             ("labels = \"all\"", "labels = \"all\"\nseeds = [3]", ["arm `upper`", "`seeds` has 3"]),
