@@ -2,7 +2,7 @@
 
 use super::plan::{Drawn, Plan};
 use super::record::{LabelRecord, Record};
-use super::summary::{GAP_ERRORS, Row, Summary};
+use super::summary::{GAP_ERRORS, Gain, Row, Summary};
 use super::{ArmError, ExperimentError};
 use crate::arm::write_atomically;
 use crate::evaluate::Bin;
@@ -11,17 +11,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Writes `report.json`, `report.md` and `curves.svg`.
+/// Width of a picture, px.
+const WIDTH: u32 = 800;
+
+/// An approximate 95 % interval, in standard errors on either side.
+const INTERVAL: f64 = 1.96;
+
+/// Writes `report.json`, `report.md` and the pictures.
 pub(super) fn write(out: &Path, plan: &Plan, summary: &Summary) -> Result<(), ExperimentError> {
     let json = out.join("report.json");
     let text = serde_json::to_vec_pretty(summary).map_err(|source| ArmError::Json { path: json.clone(), source })?;
     write_atomically(&json, &text)?;
     write_atomically(&out.join("report.md"), markdown(plan, summary)?.as_bytes())?;
-    let lines = lines(summary);
     // Without a point there is nothing to draw.
-    if !lines.is_empty() {
-        let svg = curves(&lines).map_err(|error| ExperimentError::Report(format!("curves.svg: {error}")))?;
-        write_atomically(&out.join("curves.svg"), svg.as_bytes())?;
+    for (name, picture) in
+        [("curves.svg", curves(&lines(summary))), ("gains.svg", gains(summary)), ("calibration.svg", calibration(summary))]
+    {
+        let picture = picture.map_err(|error| ExperimentError::Report(format!("{name}: {error}")))?;
+        if let Some(svg) = picture {
+            write_atomically(&out.join(name), svg.as_bytes())?;
+        }
     }
     Ok(())
 }
@@ -112,16 +121,31 @@ fn parts(summary: &Summary, of: fn(&LabelRecord) -> &[Bin]) -> Vec<(&str, Vec<Bi
     rows.filter(|(_, bins): &(&str, Vec<Bin>)| !bins.is_empty()).collect()
 }
 
+/// How to read one of the two numbers that travel with a label.
+struct Calibrated {
+    title: &'static str,
+    axes: [&'static str; 2],
+    of: fn(&LabelRecord) -> &[Bin],
+}
+
+/// Both of them.
+const CALIBRATED: [Calibrated; 2] = [
+    Calibrated {
+        title: "PCK of generated keypoints by the agreement of the views, fifths from low to high",
+        axes: ["agreement of the views", "PCK of generated keypoints"],
+        of: |labels| &labels.pck_by_agreement,
+    },
+    Calibrated {
+        title: "OKS of the teachers' detections with the nearest person by their score, fifths from low to high",
+        axes: ["score of a detection", "OKS with the nearest person"],
+        of: |labels| &labels.oks_by_score,
+    },
+];
+
 /// Both calibrations of the labels, an arm a row.
 fn calibrations(summary: &Summary) -> String {
     let mut text = String::new();
-    for (title, of) in [
-        (
-            "PCK of generated keypoints by the agreement of the views, fifths from low to high",
-            (|l| &l.pck_by_agreement) as fn(&LabelRecord) -> &[Bin],
-        ),
-        ("OKS of the teachers' detections with the nearest person by their score, fifths from low to high", |l| &l.oks_by_score),
-    ] {
+    for Calibrated { title, of, .. } in CALIBRATED {
         let rows = parts(summary, of);
         if rows.is_empty() {
             continue;
@@ -178,15 +202,21 @@ fn lines(summary: &Summary) -> Vec<&Record> {
     summary.equal.iter().filter_map(first).filter(|record| record.curve.len() > 1).collect()
 }
 
+/// A picture, where there is something to draw.
+type Picture = Result<Option<String>, Box<dyn std::error::Error>>;
+
 /// The keypoint loss over the steps.
-fn curves(lines: &[&Record]) -> Result<String, Box<dyn std::error::Error>> {
+fn curves(lines: &[&Record]) -> Picture {
+    if lines.is_empty() {
+        return Ok(None);
+    }
     let points = || lines.iter().flat_map(|record| &record.curve);
     let right = points().map(|point| point.step).max().unwrap_or(1) as f64;
     let losses = || points().map(|point| f64::from(point.keypoint));
     let (bottom, top) = (0.95 * losses().fold(f64::INFINITY, f64::min), 1.05 * losses().fold(1e-6, f64::max));
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, (800, 420)).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
         root.fill(&WHITE)?;
         let mut chart =
             ChartBuilder::on(&root).margin(12).x_label_area_size(40).y_label_area_size(52).build_cartesian_2d(0.0..right, bottom..top)?;
@@ -202,7 +232,85 @@ fn curves(lines: &[&Record]) -> Result<String, Box<dyn std::error::Error>> {
         chart.configure_series_labels().border_style(TRANSPARENT).position(SeriesLabelPosition::UpperRight).draw()?;
         root.present()?;
     }
-    Ok(svg)
+    Ok(Some(svg))
+}
+
+/// Every arm's gain with its 95 % interval, from above in the order of the table.
+fn gains(summary: &Summary) -> Picture {
+    let rows: Vec<_> = summary.equal.iter().filter_map(|row| Some((row, row.gain?))).collect();
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let ends = |(_, gain): &(&Row, Gain)| [-1.0, 1.0].map(|side| 100.0 * (gain.ap + side * INTERVAL * gain.standard_error));
+    let all = || rows.iter().flat_map(ends);
+    let (left, right) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
+    let margin = 0.05 * (right - left).max(0.1);
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, 80 + 24 * rows.len() as u32)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let across = left - margin..right + margin;
+        let down = (0..rows.len()).into_segmented();
+        let mut chart = ChartBuilder::on(&root).margin(12).x_label_area_size(40).y_label_area_size(200).build_cartesian_2d(across, down)?;
+        let name = |place: &SegmentValue<usize>| match place {
+            SegmentValue::Exact(i) | SegmentValue::CenterOf(i) => {
+                rows.iter().rev().nth(*i).map_or_else(String::new, |(row, _)| row.arm.clone())
+            }
+            SegmentValue::Last => String::new(),
+        };
+        let mut mesh = chart.configure_mesh();
+        mesh.disable_y_mesh().y_labels(rows.len()).y_label_formatter(&name).light_line_style(TRANSPARENT);
+        mesh.x_desc("gain over the lower bound, AP points, with its 95 % interval").draw()?;
+        let (bottom, top) = (SegmentValue::Exact(0), SegmentValue::Last);
+        chart.draw_series([PathElement::new([(0.0, bottom), (0.0, top)], BLACK)])?;
+        for (index, row) in rows.iter().rev().enumerate() {
+            let (at, colour) = (SegmentValue::CenterOf(index), Palette99::pick(0).to_rgba());
+            let [from, to] = ends(row);
+            chart.draw_series([PathElement::new([(from, at.clone()), (to, at.clone())], colour.stroke_width(2))])?;
+            chart.draw_series([Circle::new((100.0 * row.1.ap, at), 4, colour.filled())])?;
+        }
+        root.present()?;
+    }
+    Ok(Some(svg))
+}
+
+/// Whether agreement and score mean what they say: a panel each. Arms that share their labels share a line.
+fn calibration(summary: &Summary) -> Picture {
+    let panels = CALIBRATED.map(|calibrated| {
+        let mut lines: Vec<(&str, Vec<Bin>)> = Vec::new();
+        for (arm, bins) in parts(summary, calibrated.of) {
+            if !lines.iter().any(|(_, known)| *known == bins) {
+                lines.push((arm, bins));
+            }
+        }
+        (calibrated.axes, lines)
+    });
+    let panels: Vec<_> = panels.into_iter().filter(|(_, lines)| !lines.is_empty()).collect();
+    if panels.is_empty() {
+        return Ok(None);
+    }
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, 380)).into_drawing_area();
+        root.fill(&WHITE)?;
+        for (area, ([x, y], lines)) in root.split_evenly((1, panels.len())).iter().zip(&panels) {
+            let mut chart =
+                ChartBuilder::on(area).margin(12).x_label_area_size(40).y_label_area_size(48).build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
+            chart.configure_mesh().x_desc(*x).y_desc(*y).light_line_style(TRANSPARENT).draw()?;
+            for (index, (arm, bins)) in lines.iter().enumerate() {
+                let colour = Palette99::pick(index).to_rgba();
+                let points: Vec<(f64, f64)> = bins.iter().map(|bin| (f64::from(bin.from + bin.to) / 2.0, bin.mean)).collect();
+                chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
+                chart
+                    .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+                    .label(*arm)
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+            }
+            chart.configure_series_labels().border_style(TRANSPARENT).position(SeriesLabelPosition::UpperLeft).draw()?;
+        }
+        root.present()?;
+    }
+    Ok(Some(svg))
 }
 
 #[cfg(test)]
@@ -261,6 +369,11 @@ mod tests {
         );
         let svg = std::fs::read_to_string(dir.path().join("curves.svg")).unwrap();
         assert!(["lower", "distilled", "upper", "keypoint loss"].iter().all(|part| svg.contains(part)));
+        let gains = std::fs::read_to_string(dir.path().join("gains.svg")).unwrap();
+        // The two arms that are compared, and the axis.
+        assert!(["distilled", "upper", "95 %"].iter().all(|part| gains.contains(part)) && gains.matches("<circle").count() == 2);
+        let calibration = std::fs::read_to_string(dir.path().join("calibration.svg")).unwrap();
+        assert!(calibration.contains("agreement") && !calibration.contains("OKS") && calibration.matches("<circle").count() == 2);
         let json = std::fs::read(dir.path().join("report.json")).unwrap();
         assert_eq!(serde_json::from_slice::<Summary>(&json).unwrap().equal.len(), 3);
     }
