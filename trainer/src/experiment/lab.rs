@@ -389,7 +389,7 @@ impl<'l> Lab<'l> {
             manifest.ap = Some(held_out.ap);
             manifest.thresholds = thresholds;
         })?;
-        let threads = std::thread::available_parallelism().map_or(1, Into::into);
+        let threads = rayon::current_num_threads();
         let known = Made {
             manual_images: manual.items.len(),
             generated_images: generated.map_or(0, |set| set.items.len()),
