@@ -242,9 +242,11 @@ fn claim(arm: &ArmConfig, digest: &str) -> Result<(), ArmError> {
     write_atomically(&path, &serde_json::to_vec_pretty(&ours).map_err(json)?)
 }
 
-/// Writes beside, then renames.
+/// Writes beside, then renames. The name beside is the file's own: two files that differ in their extensions are written at the same time.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArmError> {
-    let part = path.with_extension("part");
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
     std::fs::write(&part, bytes).map_err(ArmError::io(&part))?;
     std::fs::rename(&part, path).map_err(ArmError::io(path))
 }

@@ -154,6 +154,7 @@ pub fn experiment(setup: &Setup, event: &(dyn Fn(Event<'_>) + Sync), cancel: &At
     let lab = lab::Lab::open(setup, event, cancel)?;
     let all = || -> Result<Option<Summary>, ExperimentError> {
         let Some(records) = lab.run()? else { return Ok(None) };
+        let _lock = lab.lock_report()?;
         let summary = Summary::of(plan, records)?;
         report::write(&setup.out, plan, &summary)?;
         lab.examples(&summary)?;

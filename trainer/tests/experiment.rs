@@ -203,7 +203,51 @@ fn two_at_once_share_the_arms() {
     // Every model was trained once, by either.
     let steps = seen.each_ref().map(|seen| seen.steps().values().sum::<u64>());
     assert_eq!(steps[0] + steps[1], 10 * 12 + 2 * 2, "{steps:?}");
-    assert!(steps.iter().all(|steps| *steps > 0), "{steps:?}");
+}
+
+#[test]
+fn what_another_process_is_at_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let lower = Setup { only: vec!["lower".to_owned()], ..setup(dir.path(), "a", &PLAN.replace("seeds = [1, 2]", "seeds = [1]")) };
+    let first = finished(&lower, &Seen::default());
+    // Locked are the models, then whatever is found behind them.
+    let names = |folder: &str| {
+        let listed = std::fs::read_dir(lower.out.join(folder)).unwrap();
+        listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let models: Vec<String> = names("models").iter().map(|key| format!("model-{key}")).collect();
+    assert_eq!(models.len(), 2);
+    let records: Vec<String> = names("locks").into_iter().filter(|name| name.starts_with("record-")).collect();
+    for locked in [models, records] {
+        ["models", "records"].iter().for_each(|folder| std::fs::remove_dir_all(lower.out.join(folder)).unwrap());
+        let lock = |name: &String| {
+            let file = std::fs::File::create(lower.out.join("locks").join(name)).unwrap();
+            file.lock().unwrap();
+            file
+        };
+        let held: Mutex<Vec<std::fs::File>> = Mutex::new(locked.iter().map(lock).collect());
+        let (seen, stop, told) = (Seen::default(), AtomicBool::new(false), Mutex::new(Vec::new()));
+        let stopping = |event: Event<'_>| {
+            seen.event(&event);
+            if let Event::Warning(text) = event {
+                told.lock().unwrap().push(text.to_owned());
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        assert!(matches!(experiment(&lower, &stopping, &stop).unwrap(), Outcome::Stopped));
+        assert!(seen.steps().is_empty());
+        let told = told.into_inner().unwrap();
+        assert!(told.len() == 1 && told[0].contains("lower-12-seed1") && told[0].contains("another process"), "{told:?}");
+        let releasing = |event: Event<'_>| {
+            seen.event(&event);
+            if matches!(event, Event::Warning(_)) {
+                held.lock().unwrap().clear();
+            }
+        };
+        let Outcome::Finished(second) = experiment(&lower, &releasing, &AtomicBool::new(false)).unwrap() else { panic!("stopped") };
+        assert_eq!(timeless(&second.records), timeless(&first.records));
+    }
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub fn cross_entropy(logits: &Tensor, labels: Vec<Option<u32>>) -> Result<Tensor
 pub enum Heat {
     /// All of it in this cell: a hard label.
     Cell(u32),
-    /// These probabilities, one per cell, with a sum of one: a soft label.
+    /// These probabilities, one per cell, row by row, with a sum of one: a soft label.
     Spread(Vec<f32>),
 }
 

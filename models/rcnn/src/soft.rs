@@ -2,6 +2,7 @@
 //! aside (its labels are hard ones). A map lives on the teacher's box of a person; the student's RoI, whatever augmentation did to the image,
 //! reads it where its own cells lie.
 
+use crate::RcnnError;
 use crate::augment::Affine;
 use omnilabel_keypoints::geometry::{Point, Rect};
 use std::sync::Arc;
@@ -9,12 +10,31 @@ use std::sync::Arc;
 /// What a teacher thinks of one person's keypoints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SoftLabel {
-    /// The box on which the maps lie, in frame pixels.
-    pub rect: Rect,
-    /// Cells of a map on each axis.
-    pub side: usize,
-    /// `[k, side, side]`: probabilities, each map with a sum of one.
-    pub maps: Vec<f32>,
+    rect: Rect,
+    side: usize,
+    maps: Vec<f32>,
+}
+
+impl SoftLabel {
+    /// `maps` are `[keypoints, side, side]`, row by row: probabilities on the cells of `rect` (frame pixels), each map with a sum of one.
+    ///
+    /// # Errors
+    /// [`RcnnError::Config`] of a box without an area, and of another number of values.
+    pub fn new(rect: Rect, keypoints: usize, side: usize, maps: Vec<f32>) -> Result<Self, RcnnError> {
+        if side == 0 || maps.len() != keypoints * side * side {
+            let found = maps.len();
+            return Err(RcnnError::Config(format!("a soft label of {keypoints} maps of {side}² cells has {found} values")));
+        }
+        if !(rect.is_valid() && rect.area() > 0.0) {
+            return Err(RcnnError::Config(format!("a soft label on a box without an area, {rect:?}")));
+        }
+        Ok(Self { rect, side, maps })
+    }
+
+    /// `[keypoints, side, side]`.
+    pub fn maps(&self) -> &[f32] {
+        &self.maps
+    }
 }
 
 /// A [`SoftLabel`] as an augmented image shows it.
@@ -35,7 +55,8 @@ impl SoftTruth {
     }
 
     /// The probabilities of a keypoint on the `side`² cells of `roi` (net pixels), with a sum of one: the label's map, interpolated between
-    /// the centres of its cells and nought beyond its border. `None` where more than half of it lies outside of the RoI.
+    /// the centres of its cells and nought beyond its border. `None` where more than half of it lies outside of the RoI. Read at the middles of
+    /// the RoI's cells, which on a larger box than the label's miss some of a narrow peak: what is found inside may be a third too little.
     pub(crate) fn on(&self, keypoint: usize, roi: Rect, side: u32) -> Option<Vec<f32>> {
         let SoftLabel { rect, side: from, maps } = &*self.label;
         let map = maps.chunks_exact(from * from).nth(*self.source.get(keypoint)?)?;
@@ -135,5 +156,7 @@ mod tests {
         let nan = SoftLabel { maps: vec![f32::NAN; 2 * 784], ..(*label()).clone() };
         assert_eq!(SoftTruth::new(Arc::new(nan), Affine::scaling(1.0, 1.0), vec![0, 1]).on(0, RECT, 28), None);
         assert_eq!(truth(Affine::scaling(1.0, 1.0), &[0]).on(1, RECT, 28), None);
+        let refused = |rect, side, values| SoftLabel::new(rect, 2, side, vec![0.0; values]).is_err();
+        assert!(refused(RECT, 28, 784) && refused(RECT, 0, 0) && refused(Rect { x2: 10.0, ..RECT }, 28, 1568) && !refused(RECT, 28, 1568));
     }
 }

@@ -180,7 +180,7 @@ fn same(network: &Network, expected: &Tensors) {
 }
 
 #[test]
-fn the_small_twins_have_the_papers_bodies_at_an_eighth_of_the_width() {
+fn the_small_twins_have_the_papers_bodies_and_an_eighth_of_the_channels() {
     for name in &PRESETS[1..5] {
         let (paper, mini) = (Config::preset(name, 17).unwrap(), Config::preset(&format!("mini_{name}"), 17).unwrap());
         let structure = |c: &Config| (c.block, c.blocks.clone(), c.groups, c.stem_kernel, c.stem_pool);

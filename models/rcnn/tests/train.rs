@@ -5,7 +5,9 @@ use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_rcnn::augment::{Augment, Person, Sample};
 use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::targets::{SoftLabel, keypoint_cell};
 use omnilabel_rcnn::train::{Init, Losses, Optimizer, Run, Schedule, TrainOptions};
+use std::sync::Arc;
 
 /// Left/right pairs of [`stick`]'s keypoints.
 const FLIP: [u8; 5] = [0, 2, 1, 4, 3];
@@ -99,6 +101,31 @@ fn four_images_are_learnt_by_heart() {
         println!("{name}: {before} → {after}");
         assert!(after < factor * before, "{name}: {before} → {after}, expected a factor {factor}");
     }
+}
+
+/// Maps that have all of themselves where the keypoints are: what is learnt is where those are.
+#[test]
+fn soft_labels_are_learnt() {
+    let hard = samples();
+    let mut soft = samples();
+    for person in soft.iter_mut().flat_map(|sample| &mut sample.people) {
+        let mut maps = vec![0.0; 5 * 56 * 56];
+        for (map, point) in maps.chunks_exact_mut(56 * 56).zip(&person.keypoints) {
+            map[keypoint_cell(person.rect, point.unwrap(), 56).unwrap() as usize] = 1.0;
+        }
+        person.soft = Some(Arc::new(SoftLabel::new(person.rect, 5, 56, maps).unwrap()));
+    }
+    let train = |samples: &[Sample]| {
+        let batch: Vec<&Sample> = samples.iter().collect();
+        let options = TrainOptions { augment: Augment::none(), schedule: Schedule::Cosine, ..options(24) };
+        let mut run = Run::new(config(), options, &FLIP, &Init::Seed(3)).unwrap();
+        (0..24).map(|_| run.step(&batch).unwrap().keypoint).collect::<Vec<f32>>()
+    };
+    let (hard, soft) = (train(&hard), train(&soft));
+    println!("hard {hard:?}, soft {soft:?}");
+    // The first step has the same weights; a map that is read between its cells is spread over up to four.
+    assert!((soft[0] - hard[0]).abs() < 0.02 * hard[0] && soft != hard);
+    assert!(soft[23] < 0.75 * soft[0], "{soft:?}");
 }
 
 /// The deepest bodies, from random weights: what their frozen norms are calibrated to lets them learn.

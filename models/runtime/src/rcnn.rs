@@ -140,14 +140,18 @@ impl Rcnn {
         let enlargement = self.enlargement(plan);
         let from = enlargement.map_or(self.side(), Enlargement::from);
         let one = self.skeleton.len() * from * from;
-        let map = |map: &[f32]| {
-            let mut map = enlargement.map_or_else(|| map.to_vec(), |enlargement| enlargement.enlarge(map));
-            if plan.average == Average::Logits {
-                softmax(&mut map);
+        let enlarged = |map: &[f32]| enlargement.map_or_else(|| map.to_vec(), |enlargement| enlargement.enlarge(map));
+        let person = |maps: &[f32]| {
+            let maps: Vec<f32> = maps.chunks_exact(from * from).flat_map(enlarged).collect();
+            match plan.average {
+                Average::Probabilities => maps,
+                Average::Logits => {
+                    let mut probabilities = vec![0.0; maps.len()];
+                    accumulate(&mut probabilities, &maps, self.side(), &self.skeleton, false, Average::Probabilities);
+                    probabilities
+                }
             }
-            map
         };
-        let person = |maps: &[f32]| maps.chunks_exact(from * from).flat_map(map).collect();
         sum.chunks_exact(one).take(people).map(person).collect()
     }
 
@@ -297,14 +301,6 @@ impl Rcnn {
     fn side(&self) -> usize {
         self.network.heatmap_side as usize
     }
-}
-
-/// A map's logits become probabilities.
-fn softmax(map: &mut [f32]) {
-    let highest = map.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    map.iter_mut().for_each(|value| *value = (*value - highest).exp());
-    let sum: f32 = map.iter().sum();
-    map.iter_mut().for_each(|value| *value /= sum);
 }
 
 /// What a view costs, up to a factor.

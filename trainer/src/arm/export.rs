@@ -10,7 +10,7 @@ use omnilabel_runtime::write_golden;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// SHA-256 over every sample's id, picture and labels, manual ones first.
+/// SHA-256 over every sample's id, picture and labels, soft ones with them, manual ones first.
 pub fn dataset_digest(manual: &SampleSet, generated: Option<&SampleSet>) -> String {
     let mut hash = Sha256::new();
     for (tag, set) in std::iter::once((b"m", manual)).chain(generated.map(|g| (b"g", g))) {
@@ -23,6 +23,7 @@ pub fn dataset_digest(manual: &SampleSet, generated: Option<&SampleSet>) -> Stri
             for person in &item.people {
                 [person.rect.x1, person.rect.y1, person.rect.x2, person.rect.y2].into_iter().for_each(&mut number);
                 person.keypoints.iter().flat_map(|k| k.map_or([f32::NAN; 2], |p| [p.x, p.y])).for_each(&mut number);
+                person.soft.iter().flat_map(|soft| soft.maps()).copied().for_each(&mut number);
             }
             item.ignore.iter().flat_map(|r| [r.x1, r.y1, r.x2, r.y2]).for_each(&mut number);
         }

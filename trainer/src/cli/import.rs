@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Checkpoint: torchvision's keypoint R-CNN (.pth, .safetensors) or Detectron2's (.pth, .pkl)
     #[arg(long)]
     from: PathBuf,
-    /// Architecture of the checkpoint: resnet50, resnet101, resnext101_32x4d, resnext101_64x4d or nano
+    /// Architecture of the checkpoint: a preset, such as resnet50, resnet101, resnext101_32x4d, resnext101_64x4d or nano
     #[arg(long)]
     arch: String,
     /// Where the bundle is written; a new or empty folder

@@ -86,7 +86,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         ensure!(SHORT_SIDES.contains(&side), "--short-side is {side}, expected 16 to 4096 px");
     }
     if !args.json {
-        omnilabel_console::say!("preset             parameters   GMAC at      bundle f32   bundle f16  s/image  peak memory");
+        omnilabel_console::say!("preset                 parameters   GMAC at      bundle f32   bundle f16  s/image  peak memory");
     }
     for name in PRESETS {
         let mut config = start::preset(name, Skeleton::coco17().len())?;
@@ -114,7 +114,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 fn print(row: &Row) {
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let Row { preset, parameters, side, macs, measured } = row;
-    let mut line = format!("{preset:<17} {parameters:>11} {:>7.2} {side:>4} px", *macs as f64 / 1e9);
+    let mut line = format!("{preset:<21} {parameters:>11} {:>7.2} {side:>4} px", *macs as f64 / 1e9);
     if let Some(m) = measured {
         let peak = m.run.peak_bytes.map_or("unknown".to_owned(), |bytes| format!("{:.0} MB", mb(bytes)));
         line += &format!("  {:>9.1} MB {:>9.1} MB {:>8.2}  {peak:>11}", mb(m.bundle_bytes_f32), mb(m.bundle_bytes_f16), m.run.seconds);

@@ -22,10 +22,12 @@ use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::Init;
 use omnilabel_runtime::{Teacher, ViewPlan};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -57,6 +59,9 @@ enum Done<T> {
     Elsewhere,
 }
 
+/// `ENOLCK` of Linux: a network file system without a server for locks.
+const NO_LOCKS: i32 = 37;
+
 /// How often it is asked whether another process has finished.
 const WAIT: Duration = Duration::from_millis(500);
 
@@ -82,6 +87,7 @@ pub(super) struct Lab<'l> {
     starts: BTreeMap<(String, Option<PathBuf>), (Start, Option<String>)>,
     footage: BTreeMap<PathBuf, Footage>,
     device: String,
+    warned: Mutex<BTreeSet<String>>,
 }
 
 impl<'l> Lab<'l> {
@@ -143,6 +149,7 @@ impl<'l> Lab<'l> {
             test_folder,
             starts,
             footage,
+            warned: Mutex::default(),
         };
         if lab.train_sha256 == lab.test_sha256 {
             let message = "these are the images that the plan trains on; expected others".to_owned();
@@ -189,13 +196,19 @@ impl<'l> Lab<'l> {
                 }
             }
             if let Some(&first) = elsewhere.first().filter(|_| elsewhere.len() == before) {
-                self.stage(&cases[first], "made by another process, waited for");
+                self.warn(&format!("{}: another process is at it or at its teacher, waited for", cases[first].name()));
                 if self.is_stopped() {
                     return Ok(None);
                 }
                 std::thread::sleep(WAIT);
             }
             open = elsewhere;
+        }
+        // Other arms' records may have come meanwhile.
+        for (case, record) in cases.iter().zip(&mut records).filter(|(_, record)| record.is_none()) {
+            if let Done::Ready(found) = self.record(case, false)? {
+                *record = found;
+            }
         }
         Ok(Some(records.into_iter().flatten().collect()))
     }
@@ -204,7 +217,8 @@ impl<'l> Lab<'l> {
         self.cancel.load(Ordering::Relaxed)
     }
 
-    /// The right to make something that is known by `key`, as long as the file is open; `None` while another process has it.
+    /// The right to make something that is known by `key`, as long as the file is open; `None` while another process has it. Where the file
+    /// system knows no locks, everybody has it.
     fn lock(&self, key: &str) -> Result<Option<File>, ExperimentError> {
         let folder = self.setup.out.join("locks");
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
@@ -213,7 +227,22 @@ impl<'l> Lab<'l> {
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(NO_LOCKS) => {
+                self.warn(&format!("{}: no locks here ({error}); run this in one process only", folder.display()));
+                Ok(Some(file))
+            }
             Err(TryLockError::Error(error)) => Err(ArmError::io(&path)(error).into()),
+        }
+    }
+
+    /// The right to write the report, waited for.
+    pub(super) fn lock_report(&self) -> Result<File, ExperimentError> {
+        loop {
+            match self.lock("report")? {
+                Some(lock) => return Ok(lock),
+                None if self.is_stopped() => return Err(EvaluateError::Cancelled.into()),
+                None => std::thread::sleep(WAIT),
+            }
         }
     }
 
@@ -225,8 +254,12 @@ impl<'l> Lab<'l> {
         (self.event)(Event::Stage(&format!("{} {what}", case.name())));
     }
 
+    /// The same once.
     fn warn(&self, warning: &str) {
-        (self.event)(Event::Warning(warning));
+        let new = self.warned.lock().map_or(true, |mut warned| warned.insert(warning.to_owned()));
+        if new {
+            (self.event)(Event::Warning(warning));
+        }
     }
 
     /// Samples of a data set; pictures that cannot be read are told.
@@ -350,8 +383,11 @@ impl<'l> Lab<'l> {
         let (mut generated, mut labels) = (None, None);
         match case.arm.labels {
             Labels::Generated => {
-                let (samples, record) = self.labels(case, recipe, &teachers, &parts, &folder)?;
-                (generated, labels) = (Some(samples), Some(record));
+                (generated, labels) = match self.labels(case, recipe, &teachers, &parts, &folder)? {
+                    Done::Ready((samples, record)) => (Some(samples), Some(record)),
+                    Done::Stopped => return Ok(Done::Stopped),
+                    Done::Elsewhere => return Ok(Done::Elsewhere),
+                };
             }
             Labels::All => {
                 let all = self.samples(&parts.unlabelled)?;
@@ -433,7 +469,7 @@ impl<'l> Lab<'l> {
         teachers: &[Bundle],
         parts: &Parts,
         folder: &Path,
-    ) -> Result<(SampleSet, LabelRecord), ExperimentError> {
+    ) -> Result<Done<(SampleSet, LabelRecord)>, ExperimentError> {
         let footage = case.arm.footage.as_ref().and_then(|path| self.footage.get(path));
         let (all, left_out, known) = match footage {
             Some(footage) => (&footage.dataset, &footage.left_out[..], footage.known),
@@ -446,7 +482,7 @@ impl<'l> Lab<'l> {
         let identities = teachers.iter().map(|teacher| identity(None, teacher)).collect::<Result<Vec<_>, _>>()?;
         let known_as = identities.join("+");
         // Detections are shared by all arms of this teacher, views and pictures.
-        let found = |views: &Views, what: &str| -> Result<Detections, ExperimentError> {
+        let found = |views: &Views, what: &str| -> Result<Option<Detections>, ExperimentError> {
             self.stage(case, what);
             let base = teacher.manifest().input.short_side;
             let single = *views == Views { scales: vec![base], ..Views::default() };
@@ -455,24 +491,18 @@ impl<'l> Lab<'l> {
             let key = digest(&of);
             let folder = self.setup.out.join("labels").join(&key);
             // Another arm's process may be labelling the same pictures for itself.
-            let _lock = loop {
-                match self.lock(&format!("labels-{key}"))? {
-                    Some(lock) => break lock,
-                    None if self.is_stopped() => return Err(EvaluateError::Cancelled.into()),
-                    None => std::thread::sleep(WAIT),
-                }
-            };
+            let Some(_lock) = self.lock(&format!("labels-{key}"))? else { return Ok(None) };
             let category_id = self.train.category_id();
             let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder };
             let mut detections = detect_all(&labelling, (&teacher, &known_as), self.event, self.cancel)?;
             detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
             detections.images.retain(|image| used.images.binary_search_by_key(&image.image_id, |i| i.id).is_ok());
-            Ok(detections)
+            Ok(Some(detections))
         };
-        let detections = found(&views, "label")?;
+        let Some(detections) = found(&views, "label")? else { return Ok(Done::Elsewhere) };
         let mut quality = None;
         if known {
-            let single = found(&Views::default(), "label with one view")?;
+            let Some(single) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
             let truth = GroundTruth::from_dataset(&used)?;
             let ap = |detections: &Detections| score(&truth, &detections.results(&used)).map(|scores| scores.ap);
             quality = Some(Quality {
@@ -503,7 +533,7 @@ impl<'l> Lab<'l> {
             pck_by_agreement = evaluate::pck_by_agreement(&used, &detections, calibration.thresholds, case.arm.min_agreement, PARTS);
             oks_by_score = Bin::of(oks_of_scores(&used, &detections)?, PARTS);
         }
-        Ok((samples, LabelRecord { calibration, count, quality, pck_by_agreement, oks_by_score }))
+        Ok(Done::Ready((samples, LabelRecord { calibration, count, quality, pck_by_agreement, oks_by_score })))
     }
 
     /// All images that keep their labels, whether they are trained on or not.

@@ -14,8 +14,8 @@ use std::path::Path;
 /// Width of a picture, px.
 const WIDTH: u32 = 800;
 
-/// An approximate 95 % interval, in standard errors on either side.
-const INTERVAL: f64 = 1.96;
+/// Arms whose calibration is drawn: more lines are not told apart. The table has all.
+const DRAWN: usize = 8;
 
 /// Writes `report.json`, `report.md` and the pictures.
 pub(super) fn write(out: &Path, plan: &Plan, summary: &Summary) -> Result<(), ExperimentError> {
@@ -28,8 +28,12 @@ pub(super) fn write(out: &Path, plan: &Plan, summary: &Summary) -> Result<(), Ex
         [("curves.svg", curves(&lines(summary))), ("gains.svg", gains(summary)), ("calibration.svg", calibration(summary))]
     {
         let picture = picture.map_err(|error| ExperimentError::Report(format!("{name}: {error}")))?;
-        if let Some(svg) = picture {
-            write_atomically(&out.join(name), svg.as_bytes())?;
+        let path = out.join(name);
+        match picture {
+            Some(svg) => write_atomically(&path, svg.as_bytes())?,
+            // That of an earlier report is of other records.
+            None if path.exists() => std::fs::remove_file(&path).map_err(ArmError::io(&path))?,
+            None => {}
         }
     }
     Ok(())
@@ -241,7 +245,7 @@ fn gains(summary: &Summary) -> Picture {
     if rows.is_empty() {
         return Ok(None);
     }
-    let ends = |(_, gain): &(&Row, Gain)| [-1.0, 1.0].map(|side| 100.0 * (gain.ap + side * INTERVAL * gain.standard_error));
+    let ends = |(_, gain): &(&Row, Gain)| gain.interval.map(|end| 100.0 * end);
     let all = || rows.iter().flat_map(ends);
     let (left, right) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
     let margin = 0.05 * (right - left).max(0.1);
@@ -250,7 +254,8 @@ fn gains(summary: &Summary) -> Picture {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, 80 + 24 * rows.len() as u32)).into_drawing_area();
         root.fill(&WHITE)?;
         let across = left - margin..right + margin;
-        let down = (0..rows.len()).into_segmented();
+        // Segments include the end.
+        let down = (0..rows.len() - 1).into_segmented();
         let mut chart = ChartBuilder::on(&root).margin(12).x_label_area_size(40).y_label_area_size(200).build_cartesian_2d(across, down)?;
         let name = |place: &SegmentValue<usize>| match place {
             SegmentValue::Exact(i) | SegmentValue::CenterOf(i) => {
@@ -274,15 +279,20 @@ fn gains(summary: &Summary) -> Picture {
     Ok(Some(svg))
 }
 
-/// Whether agreement and score mean what they say: a panel each. Arms that share their labels share a line.
+/// Whether agreement and score mean what they say: a panel each. Of arms that have the same labels in a seed, the first is drawn.
 fn calibration(summary: &Summary) -> Picture {
     let panels = CALIBRATED.map(|calibrated| {
-        let mut lines: Vec<(&str, Vec<Bin>)> = Vec::new();
-        for (arm, bins) in parts(summary, calibrated.of) {
-            if !lines.iter().any(|(_, known)| *known == bins) {
-                lines.push((arm, bins));
-            }
-        }
+        let mut known: Vec<(u64, &[Bin])> = Vec::new();
+        let new = |(arm, _): &(&str, Vec<Bin>)| {
+            let of_arm =
+                |record: &&Record| summary.equal.iter().any(|row| row.arm == *arm && record.arm == row.arm && record.steps == row.steps);
+            let ours = summary.records.iter().filter(of_arm);
+            let ours: Vec<_> = ours.filter_map(|record| Some((record.seed, record.labels.as_ref().map(calibrated.of)?))).collect();
+            let new = ours.iter().all(|bins| !known.contains(bins));
+            known.extend(ours);
+            new
+        };
+        let lines: Vec<_> = parts(summary, calibrated.of).into_iter().filter(new).take(DRAWN).collect();
         (calibrated.axes, lines)
     });
     let panels: Vec<_> = panels.into_iter().filter(|(_, lines)| !lines.is_empty()).collect();
@@ -356,7 +366,8 @@ mod tests {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &plan, &Summary::of(&plan, records).unwrap()).unwrap();
+        let full = Summary::of(&plan, records).unwrap();
+        write(dir.path(), &plan, &full).unwrap();
         let text = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
         assert!(
             text.contains("| distilled | 100 | 10 + 0 | 2 | 25.1 ± 0.1 | 25.1 | 25.1 | 25.1 | – | – | +5.0 ± 0.0 | 50 % (50 to 50) |"),
@@ -370,10 +381,29 @@ mod tests {
         let svg = std::fs::read_to_string(dir.path().join("curves.svg")).unwrap();
         assert!(["lower", "distilled", "upper", "keypoint loss"].iter().all(|part| svg.contains(part)));
         let gains = std::fs::read_to_string(dir.path().join("gains.svg")).unwrap();
-        // The two arms that are compared, and the axis.
-        assert!(["distilled", "upper", "95 %"].iter().all(|part| gains.contains(part)) && gains.matches("<circle").count() == 2);
+        assert!(gains.contains("95 %"));
+        let number = |tag: &str, key: &str| -> f64 {
+            let value = tag.split(&format!("{key}=\"")).nth(1).unwrap();
+            value.split('"').next().unwrap().parse().unwrap()
+        };
+        let circles: Vec<(f64, f64)> = gains.split("<circle").skip(1).map(|tag| (number(tag, "cx"), number(tag, "cy"))).collect();
+        // From below: the upper bound, which gains twice as much as the distilled arm; each on the line of its name.
+        assert_eq!(circles.len(), 2);
+        let height = |name: &str| {
+            let before = gains.split(&format!("{name}\n")).next().unwrap();
+            number(before.rsplit("<text").next().unwrap(), "y")
+        };
+        for (name, (_, at)) in ["upper", "distilled"].into_iter().zip(&circles) {
+            assert!((height(name) - at).abs() < 12.0, "{name}: {} {at}", height(name));
+        }
+        assert!(circles[0].0 > circles[1].0 && circles[0].1 > circles[1].1, "{circles:?}");
         let calibration = std::fs::read_to_string(dir.path().join("calibration.svg")).unwrap();
         assert!(calibration.contains("agreement") && !calibration.contains("OKS") && calibration.matches("<circle").count() == 2);
+        // One arm alone gains nothing and has no labels: pictures of an earlier report go.
+        let alone = vec![record("lower", 100, 1, 0.2, 0.1, &shared)];
+        write(dir.path(), &plan, &Summary::of(&plan, alone).unwrap()).unwrap();
+        assert!(["gains.svg", "calibration.svg"].iter().all(|name| !dir.path().join(name).exists()));
+        write(dir.path(), &plan, &full).unwrap();
         let json = std::fs::read(dir.path().join("report.json")).unwrap();
         assert_eq!(serde_json::from_slice::<Summary>(&json).unwrap().equal.len(), 3);
     }

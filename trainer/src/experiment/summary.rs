@@ -69,6 +69,8 @@ pub struct Gain {
     pub ap: f64,
     /// Its standard error: of the test images by the paired bootstrap and, with two seeds or more, of the seeds.
     pub standard_error: f64,
+    /// Its 95 % interval: the images' part normal, the seeds' part by Student's t; of one seed the images' part alone.
+    pub interval: [f64; 2],
     /// Common seeds.
     pub seeds: usize,
 }
@@ -78,8 +80,7 @@ pub struct Gain {
 pub struct Gap {
     /// (AP − AP_lower) / (AP_upper − AP_lower).
     pub recovered: f64,
-    /// Its 95 % interval, from the errors of (AP − AP_lower) − recovered · (AP_upper − AP_lower), linearised: the images' part normal, the
-    /// seeds' part by Student's t; of one seed the images' part alone.
+    /// Its 95 % interval as that of a gain, from the errors of (AP − AP_lower) − recovered · (AP_upper − AP_lower), linearised.
     pub interval: [f64; 2],
 }
 
@@ -253,7 +254,8 @@ fn common<'r, const N: usize>(lists: [&[&'r Record]; N]) -> Vec<[&'r Record; N]>
 fn gain(arm: &[&Record], lower: &[&Record]) -> Option<Gain> {
     let pairs = common([arm, lower]);
     let paired = Paired::of(&pairs.iter().map(|[arm, lower]| vec![(1.0, *arm), (-1.0, *lower)]).collect::<Vec<_>>());
-    (!pairs.is_empty()).then(|| Gain { ap: paired.mean(), standard_error: paired.standard_error(), seeds: pairs.len() })
+    let (ap, half) = (paired.mean(), paired.half_interval());
+    (!pairs.is_empty()).then(|| Gain { ap, standard_error: paired.standard_error(), interval: [ap - half, ap + half], seeds: pairs.len() })
 }
 
 fn gap(arm: &[&Record], lower: &[&Record], upper: &[&Record]) -> Option<Gap> {
