@@ -209,7 +209,7 @@ fn presets_are_shown_and_measured() {
     }
     let lines = succeed(dir.path(), "presets --measure nano --short-side 64 --runs 1 --json");
     let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(rows.len(), 5);
+    assert_eq!(rows.len(), 9);
     let nano = rows.iter().find(|row| row["preset"] == "nano").unwrap();
     let number = |field: &str| nano[field].as_f64().unwrap_or_else(|| panic!("{field}: {nano}"));
     // Four bytes per parameter and a little for the graphs, the manifest and the deconvolution's zeros.
