@@ -19,7 +19,7 @@ pub struct Truth {
     pub boxes: Vec<Rect>,
     /// For each box its keypoints; `None` is v = 0.
     pub keypoints: Vec<Vec<Option<Point>>>,
-    /// For each box its soft labels, where it has some; empty where none has.
+    /// For each box its soft labels, where it has some; or nothing at all, as no box has.
     pub soft: Vec<Option<SoftTruth>>,
     /// Regions that are neither positive nor background.
     pub ignore: Vec<Rect>,

@@ -69,8 +69,7 @@ impl Committee {
 
     /// The keypoints of `boxes` in frame pixels.
     pub(crate) fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        let to_base = self.first.geometry(frame, plan.base());
-        let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        let boxes = self.first.in_base(frame, boxes, plan);
         self.keypoints(frame, plan, &boxes, &[])
     }
 
@@ -93,8 +92,7 @@ impl Committee {
 
     /// The averaged maps of `boxes` in frame pixels as probabilities, `[k, side, side]` each.
     pub(crate) fn soft_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Vec<f32>>, RuntimeError> {
-        let to_base = self.first.geometry(frame, plan.base());
-        let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        let boxes = self.first.in_base(frame, boxes, plan);
         let mut soft = Vec::with_capacity(boxes.len());
         for boxes in boxes.chunks(POOLED_ROIS / 2) {
             let maps = self.maps(frame, plan, boxes, &[], false)?;

@@ -117,15 +117,13 @@ impl Rcnn {
 
     /// The keypoints of `boxes` in frame pixels.
     pub(crate) fn detect_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Detection>, RuntimeError> {
-        let to_base = self.geometry(frame, plan.base());
-        let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        let boxes = self.in_base(frame, boxes, plan);
         self.keypoints(frame, plan, &boxes, &[])
     }
 
     /// The averaged maps of `boxes` in frame pixels as probabilities, `[k, side, side]` each.
     pub(crate) fn soft_in(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Result<Vec<Vec<f32>>, RuntimeError> {
-        let to_base = self.geometry(frame, plan.base());
-        let boxes: Vec<_> = boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect();
+        let boxes = self.in_base(frame, boxes, plan);
         let mut soft = Vec::with_capacity(boxes.len());
         for boxes in boxes.chunks(POOLED_ROIS / 2) {
             soft.extend(self.probabilities(plan, boxes.len(), self.maps(frame, plan, boxes, &[], false)?));
@@ -153,6 +151,12 @@ impl Rcnn {
             }
         };
         sum.chunks_exact(one).take(people).map(person).collect()
+    }
+
+    /// `boxes` in frame pixels in those of the base view.
+    pub(crate) fn in_base(&self, frame: &Frame, boxes: &[(Rect, f32)], plan: &ViewPlan) -> Vec<(Rect, f32)> {
+        let to_base = self.geometry(frame, plan.base());
+        boxes.iter().map(|&(rect, score)| (to_base.net_from_frame_rect(rect), score)).collect()
     }
 
     /// How `view` of `frame` maps.

@@ -379,22 +379,19 @@ impl<'l> Lab<'l> {
         }
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
         let parts = self.parts(case.seed);
-        let mut manual = self.samples(&parts.manual)?;
         let (mut generated, mut labels) = (None, None);
-        match case.arm.labels {
-            Labels::Generated => {
-                (generated, labels) = match self.labels(case, recipe, &teachers, &parts, &folder)? {
-                    Done::Ready((samples, record)) => (Some(samples), Some(record)),
-                    Done::Stopped => return Ok(Done::Stopped),
-                    Done::Elsewhere => return Ok(Done::Elsewhere),
-                };
-            }
-            Labels::All => {
-                let all = self.samples(&parts.unlabelled)?;
-                manual.items.extend(all.items);
-                manual.left_out.extend(all.left_out);
-            }
-            Labels::Manual => {}
+        if case.arm.labels == Labels::Generated {
+            (generated, labels) = match self.labels(case, recipe, &teachers, &parts, &folder)? {
+                Done::Ready((samples, record)) => (Some(samples), Some(record)),
+                Done::Stopped => return Ok(Done::Stopped),
+                Done::Elsewhere => return Ok(Done::Elsewhere),
+            };
+        }
+        let mut manual = self.samples(&parts.manual)?;
+        if case.arm.labels == Labels::All {
+            let all = self.samples(&parts.unlabelled)?;
+            manual.items.extend(all.items);
+            manual.left_out.extend(all.left_out);
         }
         self.stage(case, "train");
         let arm = ArmConfig {

@@ -350,6 +350,12 @@ pub(super) mod tests {
         let gain = distilled.gain.unwrap();
         // Seeds 0.053 and 0.059: deviation 0.003·√2, error 0.003; the images' part cancels.
         assert!((gain.ap - 0.056).abs() < 1e-12 && (gain.standard_error - 0.003).abs() < 1e-9, "{gain:?}");
+        // The error is the seeds' alone: Student's t of two.
+        assert!(
+            (gain.interval[1] - gain.ap - 12.71 * 0.003).abs() < 1e-9
+                && (gain.interval[0] + gain.interval[1] - 2.0 * gain.ap).abs() < 1e-12,
+            "{gain:?}"
+        );
         let gap = distilled.gap.unwrap();
         let recovered = 0.056 / 0.101;
         // Of 0.053 − r·0.102 and 0.059 − r·0.100.
@@ -374,7 +380,9 @@ pub(super) mod tests {
         let records = vec![record("lower", 100, 1, 0.5, 0.1, &[0.0, 0.0]), record("distilled", 100, 1, 0.6, 0.1, &[-0.01, 0.01])];
         let row = &Summary::of(&plan(), records).unwrap().equal[1];
         assert_eq!(row.ap_deviation, None);
-        assert!((row.gain.unwrap().standard_error - 0.01 * 2_f64.sqrt()).abs() < 1e-9, "{row:?}");
+        let gain = row.gain.unwrap();
+        assert!((gain.standard_error - 0.01 * 2_f64.sqrt()).abs() < 1e-9, "{row:?}");
+        assert!((gain.interval[1] - gain.ap - 1.96 * gain.standard_error).abs() < 1e-4, "{row:?}");
     }
 
     #[test]
