@@ -4,12 +4,14 @@ use crate::config::{TeacherConfig, TeacherDevice};
 use omnilabel_bundle::{Bundle, Manifest};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::label::{Detection, Label};
+use omnilabel_keypoints::view::View;
 use omnilabel_runtime::{RuntimeError, Teacher, ViewPlan};
 
 /// A loaded model of a known release.
 pub struct Model {
     teacher: Teacher,
-    plan: ViewPlan,
+    /// From all views to a single one.
+    plans: Vec<ViewPlan>,
     counter: u64,
     hash: u64,
 }
@@ -24,6 +26,20 @@ pub fn plan(manifest: &Manifest, config: &TeacherConfig) -> ViewPlan {
         score_floor: manifest.thresholds.floor,
         ..ViewPlan::new(manifest, scales, config.flip)
     }
+}
+
+/// The plan itself, and with fewer and fewer views: the base view with its mirror image, and the base view alone.
+fn reductions(plan: ViewPlan) -> Vec<ViewPlan> {
+    let base = |flip: bool| View { short_side: plan.base_short_side, flip };
+    let few = |views: Vec<View>| ViewPlan { views, box_voting: false, ..plan.clone() };
+    let pair = plan.views.iter().any(|view| view.flip).then(|| few(vec![base(false), base(true)]));
+    let single = few(vec![base(false)]);
+    let mut plans = vec![plan];
+    plans.extend(pair);
+    plans.push(single);
+    // Where there are no more views than that, a step would change nothing.
+    plans.dedup_by_key(|plan| plan.views.len());
+    plans
 }
 
 /// Worker threads: what is asked for, or one for each core.
@@ -79,7 +95,7 @@ impl Model {
     /// The same with a teacher that is loaded already.
     pub fn with_teacher(teacher: Teacher, bundle: &Bundle, counter: u64, config: &TeacherConfig) -> Self {
         let hash = bundle.sha256().iter().take(8).fold(0, |hash, &byte| hash << 8 | u64::from(byte));
-        Self { plan: plan(teacher.manifest(), config), teacher, counter, hash }
+        Self { plans: reductions(plan(teacher.manifest(), config)), teacher, counter, hash }
     }
 
     /// The teacher itself.
@@ -97,12 +113,17 @@ impl Model {
         self.hash
     }
 
-    /// Labels a frame.
+    /// The views of each step from all of them to one.
+    pub fn views(&self) -> Vec<usize> {
+        self.plans.iter().map(|plan| plan.views.len()).collect()
+    }
+
+    /// Labels a frame by all views less `reduction` steps.
     ///
     /// # Errors
     /// See [`RuntimeError`]; a model that gives numbers that are none counts as failed, too.
-    pub fn annotate(&self, frame: &Frame) -> Result<Label, AnnotateError> {
-        let detections = self.teacher.detect(frame, &self.plan)?;
+    pub fn annotate(&self, frame: &Frame, reduction: usize) -> Result<Label, AnnotateError> {
+        let detections = self.teacher.detect(frame, &self.plans[reduction.min(self.plans.len() - 1)])?;
         if !detections.iter().all(is_finite) {
             return Err(AnnotateError::NotFinite);
         }

@@ -1,12 +1,18 @@
 //! `edge.toml`, read once into one typed value and passed in. Unknown keys are errors; `docs/EDGE.md` is the reference.
 
+use crate::camera::gstreamer::Source;
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use omnilabel_keypoints::ensemble::Average;
 use omnilabel_keypoints::wire::{Encoding, topic};
 use omnilabel_link::LinkConfig;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+/// The most cameras of one device.
+pub const MAX_CAMERAS: usize = 64;
 
 /// Why a configuration was refused: names the file, the key and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +31,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The key, dotted.
-        key: &'static str,
+        key: String,
         /// What is wrong, and what was expected.
         message: String,
     },
@@ -47,8 +53,15 @@ pub struct EdgeConfig {
     pub root_key: Option<PathBuf>,
     /// How to reach the broker.
     pub broker: LinkConfig,
-    /// Where frames come from.
-    pub camera: CameraConfig,
+    /// Where frames come from, when it is one camera.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub camera: Option<CameraConfig>,
+    /// Several cameras by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cameras: BTreeMap<String, CameraConfig>,
+    /// Which frames are labelled.
+    #[serde(default)]
+    pub policy: PolicyConfig,
     /// How frames are labelled.
     #[serde(default)]
     pub teacher: TeacherConfig,
@@ -61,13 +74,35 @@ pub struct EdgeConfig {
     /// How a new model is tried.
     #[serde(default)]
     pub update: UpdateConfig,
+    /// The device's own page, metrics and health; none without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web: Option<WebConfig>,
+}
+
+/// `[web]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// A file with the token that is asked for, at least 16 characters. Needed where others than this machine can reach the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// Whether pictures are shown.
+    pub pictures: bool,
+}
+
+impl Default for WebConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8088)), token_file: None, pictures: true }
+    }
 }
 
 fn stable() -> String {
     "stable".to_owned()
 }
 
-/// `[camera]`.
+/// `[camera]`, or `[cameras.NAME]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CameraConfig {
@@ -99,6 +134,153 @@ pub enum CameraConfig {
         #[serde(default = "frame_bytes")]
         max_frame_bytes: usize,
     },
+    /// A network camera, through GStreamer.
+    Rtsp {
+        /// `rtsp://[user:password@]host[:port]/path`.
+        url: String,
+        /// Frames per second at most; others are skipped.
+        #[serde(default = "ten")]
+        fps: f64,
+        /// Without a frame for this long the stream is opened anew.
+        #[serde(default = "ten")]
+        stall_secs: f64,
+        /// How pictures travel.
+        #[serde(default)]
+        transport: Transport,
+        /// What the receiver waits for late packets.
+        #[serde(default = "latency")]
+        latency_ms: u32,
+    },
+    /// A camera of the kernel (USB), through GStreamer.
+    V4l2 {
+        /// `/dev/video0`.
+        device: PathBuf,
+        /// Frames per second at most; others are skipped.
+        #[serde(default = "ten")]
+        fps: f64,
+        /// Without a frame for this long the camera is opened anew.
+        #[serde(default = "ten")]
+        stall_secs: f64,
+    },
+    /// A GStreamer pipeline that ends in raw video: CSI cameras, hardware decoders.
+    Gstreamer {
+        /// As `gst-launch-1.0` takes it.
+        pipeline: String,
+        /// Frames per second at most; others are skipped.
+        #[serde(default = "ten")]
+        fps: f64,
+        /// Without a frame for this long the pipeline is started anew.
+        #[serde(default = "ten")]
+        stall_secs: f64,
+    },
+    /// A video file, through GStreamer.
+    Video {
+        /// The file.
+        path: PathBuf,
+        /// Frames of each second of the video.
+        #[serde(default = "ten")]
+        fps: f64,
+        /// As with a folder.
+        #[serde(default)]
+        stop_at_end: bool,
+    },
+}
+
+/// How an RTSP camera's pictures travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Within the RTSP connection.
+    #[default]
+    Tcp,
+    /// As datagrams.
+    Udp,
+}
+
+impl CameraConfig {
+    /// Whether a frame that nobody has time for may be dropped.
+    pub const fn is_live(&self) -> bool {
+        !matches!(self, Self::Folder { .. } | Self::Video { .. })
+    }
+
+    /// Whether the process ends when this camera has.
+    pub const fn stops_at_end(&self) -> bool {
+        matches!(self, Self::Folder { stop_at_end: true, .. } | Self::Video { stop_at_end: true, .. })
+    }
+
+    /// What stands under `type`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Folder { .. } => "folder",
+            Self::Mjpeg { .. } => "mjpeg",
+            Self::Rtsp { .. } => "rtsp",
+            Self::V4l2 { .. } => "v4l2",
+            Self::Gstreamer { .. } => "gstreamer",
+            Self::Video { .. } => "video",
+        }
+    }
+}
+
+/// `[policy]`: which frames are labelled.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// A frame is skipped when no part of it changed by this much of full scale since the last one that was labelled; 0: none is.
+    pub novelty: f32,
+    /// Labels an hour at most; 0: no limit.
+    pub labels_per_hour: u64,
+    /// Labels a day at most; 0: no limit.
+    pub labels_per_day: u64,
+    /// When live cameras are labelled, `HH:MM-HH:MM`; always when empty.
+    pub hours: Vec<Hours>,
+    /// What is added to UTC for `hours` and for where a day begins.
+    pub utc_offset_minutes: i32,
+}
+
+/// A part of the day, in minutes from its beginning; one that ends before it begins goes over midnight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Hours {
+    /// First minute.
+    pub from: u16,
+    /// The minute after the last.
+    pub to: u16,
+}
+
+impl Hours {
+    /// Whether a minute of the day lies within.
+    pub const fn contains(&self, minute: u16) -> bool {
+        if self.from <= self.to { self.from <= minute && minute < self.to } else { self.from <= minute || minute < self.to }
+    }
+}
+
+impl TryFrom<String> for Hours {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let minute = |text: &str| -> Option<u16> {
+            let (hours, minutes) = text.split_once(':')?;
+            let two = |text: &str| text.parse::<u16>().ok().filter(|_| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit()));
+            let (hours, minutes) = (two(hours)?, two(minutes)?);
+            (minutes < 60 && hours * 60 + minutes <= 24 * 60).then_some(hours * 60 + minutes)
+        };
+        let parts = text.split_once('-').and_then(|(from, to)| Some((minute(from)?, minute(to)?)));
+        match parts {
+            Some((from, to)) if from != to && from < 24 * 60 => Ok(Self { from, to }),
+            _ => Err(format!("{text:?}, expected HH:MM-HH:MM")),
+        }
+    }
+}
+
+impl From<Hours> for String {
+    fn from(hours: Hours) -> Self {
+        let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
+        format!("{}-{}", clock(hours.from), clock(hours.to))
+    }
+}
+
+const fn latency() -> u32 {
+    200
 }
 
 const fn ten() -> f64 {
@@ -138,6 +320,10 @@ pub struct TeacherConfig {
     pub threads: usize,
     /// Where a keypoint R-CNN runs.
     pub device: TeacherDevice,
+    /// Frames that take longer, on average, are labelled by fewer views until they do not; 0: never.
+    pub max_frame_ms: u32,
+    /// Above this temperature of any of the device's sensors, frames are labelled by fewer views; 0: not looked at.
+    pub max_celsius: f32,
     /// A bundle that finds people for a top-down pose model, instead of the detector in the model's own bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detector: Option<PathBuf>,
@@ -152,6 +338,8 @@ impl Default for TeacherConfig {
             box_voting: false,
             threads: 0,
             device: TeacherDevice::Cpu,
+            max_frame_ms: 0,
+            max_celsius: 0.0,
             detector: None,
         }
     }
@@ -180,6 +368,8 @@ pub enum FramePolicy {
     /// Those with an instance that passed τ.
     #[default]
     Kept,
+    /// Those with an instance about which the views disagree.
+    Uncertain,
     /// All.
     All,
 }
@@ -192,13 +382,35 @@ pub struct PublishConfig {
     pub encoding: Encoding,
     /// Which frames travel.
     pub frames: FramePolicy,
-    /// Quality of frames that are not JPEG already, or too large.
+    /// Quality of frames that are not JPEG already, too large, or changed.
     pub jpeg_quality: u8,
+    /// With `frames = "uncertain"`: the mean agreement of the views about a person's keypoints below which it is.
+    pub uncertain_below: f32,
+    /// Frames an hour at most; 0: no limit.
+    pub frames_per_hour: u64,
+    /// Frames a day at most; 0: no limit.
+    pub frames_per_day: u64,
+    /// Faces, as far as their keypoints show them, become a coarse mosaic before a frame leaves the device.
+    pub blur_faces: bool,
+    /// What lies outside of people's boxes becomes grey before a frame leaves the device.
+    pub only_people: bool,
+    /// Announces the device to Home Assistant, which reads JSON.
+    pub home_assistant: bool,
 }
 
 impl Default for PublishConfig {
     fn default() -> Self {
-        Self { encoding: Encoding::Cbor, frames: FramePolicy::Kept, jpeg_quality: 90 }
+        Self {
+            encoding: Encoding::Cbor,
+            frames: FramePolicy::Kept,
+            jpeg_quality: 90,
+            uncertain_below: 0.7,
+            frames_per_hour: 0,
+            frames_per_day: 0,
+            blur_faces: false,
+            only_people: false,
+            home_assistant: false,
+        }
     }
 }
 
@@ -238,18 +450,27 @@ impl EdgeConfig {
     fn resolve(&mut self, folder: &Path) {
         let absolute = |path: &mut PathBuf| *path = folder.join(&*path);
         absolute(&mut self.state_dir);
-        self.root_key.iter_mut().chain(&mut self.teacher.detector).for_each(absolute);
+        let token = self.web.iter_mut().filter_map(|web| web.token_file.as_mut());
+        self.root_key.iter_mut().chain(&mut self.teacher.detector).chain(token).for_each(absolute);
         if let Some(tls) = &mut self.broker.tls {
             [&mut tls.ca, &mut tls.certificate, &mut tls.key].into_iter().for_each(absolute);
         }
-        if let CameraConfig::Folder { path, .. } = &mut self.camera {
-            absolute(path);
+        for camera in self.camera.iter_mut().chain(self.cameras.values_mut()) {
+            if let CameraConfig::Folder { path, .. } | CameraConfig::Video { path, .. } = camera {
+                absolute(path);
+            }
         }
     }
 
+    /// Every camera with its name; the name of a camera alone is empty.
+    pub fn cameras(&self) -> Vec<(&str, &CameraConfig)> {
+        let several = self.cameras.iter().map(|(name, camera)| (name.as_str(), camera));
+        self.camera.iter().map(|camera| ("", camera)).chain(several).collect()
+    }
+
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let ensure = |good: bool, key: &'static str, message: &dyn Fn() -> String| {
-            if good { Ok(()) } else { Err(ConfigError::Value { path: path.to_owned(), key, message: message() }) }
+        let ensure = |good: bool, key: &str, message: &dyn Fn() -> String| {
+            if good { Ok(()) } else { Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), message: message() }) }
         };
         for (key, name) in [("device", &self.device), ("channel", &self.channel), ("broker.site", &self.broker.site)] {
             ensure(topic::id(name).is_ok(), key, &|| format!("is {name:?}, expected 1 to 64 of A-Z a-z 0-9 . _ -"))?;
@@ -258,23 +479,34 @@ impl EdgeConfig {
         ensure(!["blocks", "release"].contains(&self.device.as_str()), "device", &|| "is the name of a topic; choose another".to_owned())?;
         ensure(self.teacher.threads <= 256, "teacher.threads", &|| format!("is {}, expected 0 to 256", self.teacher.threads))?;
         self.broker.check().map_err(|error| ConfigError::File { path: path.to_owned(), message: format!("[broker] {error}") })?;
-        let (fps, stall) = match &self.camera {
-            CameraConfig::Folder { fps, .. } => (*fps, 1.0),
-            CameraConfig::Mjpeg { fps, stall_secs, url, max_frame_bytes } => {
-                crate::camera::http::Target::parse(url).map_err(|message| ConfigError::Value {
-                    path: path.to_owned(),
-                    key: "camera.url",
-                    message,
-                })?;
-                let range = 1024..=64 * 1024 * 1024;
-                ensure(range.contains(max_frame_bytes), "camera.max_frame_bytes", &|| {
-                    format!("is {max_frame_bytes}, expected 1024 to 67108864")
-                })?;
-                (*fps, *stall_secs)
-            }
-        };
-        ensure((0.001..=1000.0).contains(&fps), "camera.fps", &|| format!("is {fps}, expected 0.001 to 1000"))?;
-        ensure((0.1..=3600.0).contains(&stall), "camera.stall_secs", &|| format!("is {stall}, expected 0.1 to 3600"))?;
+        ensure(self.camera.is_some() || !self.cameras.is_empty(), "camera", &|| {
+            "is missing, expected [camera] or [cameras.NAME]".to_owned()
+        })?;
+        ensure(self.camera.is_none() || self.cameras.is_empty(), "camera", &|| "and `cameras` are given, expected one of them".to_owned())?;
+        ensure(self.cameras.len() <= MAX_CAMERAS, "cameras", &|| format!("are {}, expected at most {MAX_CAMERAS}", self.cameras.len()))?;
+        for (name, camera) in self.cameras() {
+            let at = |key: &str| if name.is_empty() { format!("camera.{key}") } else { format!("cameras.{name}.{key}") };
+            ensure(name.is_empty() || topic::id(name).is_ok(), &format!("cameras.{name}"), &|| {
+                "has no good name, expected 1 to 64 of A-Z a-z 0-9 . _ -".to_owned()
+            })?;
+            camera.check(|good, key, message| ensure(good, &at(key), message))?;
+        }
+        let (policy, publish) = (&self.policy, &self.publish);
+        for (key, value) in [("policy.novelty", policy.novelty), ("publish.uncertain_below", publish.uncertain_below)] {
+            ensure((0.0..=1.0).contains(&value), key, &|| format!("is {value}, expected 0 to 1"))?;
+        }
+        ensure(!publish.home_assistant || publish.encoding == Encoding::Json, "publish.home_assistant", &|| {
+            "needs `encoding = \"json\"`: Home Assistant reads no CBOR".to_owned()
+        })?;
+        let offset = policy.utc_offset_minutes;
+        ensure((-1440..=1440).contains(&offset), "policy.utc_offset_minutes", &|| format!("is {offset}, expected -1440 to 1440"))?;
+        let celsius = self.teacher.max_celsius;
+        ensure((0.0..=150.0).contains(&celsius), "teacher.max_celsius", &|| format!("is {celsius}, expected 0 to 150"))?;
+        if let Some(web) = &self.web {
+            ensure(web.listen.ip().is_loopback() || web.token_file.is_some(), "web.token_file", &|| {
+                format!("is missing: {} can be reached by others than this machine", web.listen)
+            })?;
+        }
         let scales = &self.teacher.scales;
         ensure(scales.len() <= 16 && scales.iter().all(|s| (16..=4096).contains(s)), "teacher.scales", &|| {
             format!("is {scales:?}, expected at most 16 short sides of 16 to 4096 px")
@@ -292,6 +524,47 @@ impl EdgeConfig {
     /// The file of the root public key.
     pub fn root_key(&self) -> PathBuf {
         self.root_key.clone().unwrap_or_else(|| self.state_dir.join(crate::slots::ROOT_KEY))
+    }
+}
+
+impl CameraConfig {
+    /// `ensure` is told whether a value is good, its key, and what is wrong with it.
+    fn check(&self, ensure: impl Fn(bool, &str, &dyn Fn() -> String) -> Result<(), ConfigError>) -> Result<(), ConfigError> {
+        let source = |result: Result<Source, String>, key: &str| match result {
+            Ok(_) => Ok(()),
+            Err(message) => ensure(false, key, &|| message.clone()),
+        };
+        let (fps, stall) = match self {
+            Self::Folder { fps, .. } => (*fps, 1.0),
+            Self::Mjpeg { fps, stall_secs, url, max_frame_bytes } => {
+                if let Err(message) = crate::camera::http::Target::parse(url) {
+                    ensure(false, "url", &|| message.clone())?;
+                }
+                let range = 1024..=64 * 1024 * 1024;
+                ensure(range.contains(max_frame_bytes), "max_frame_bytes", &|| format!("is {max_frame_bytes}, expected 1024 to 67108864"))?;
+                (*fps, *stall_secs)
+            }
+            Self::Rtsp { url, fps, stall_secs, transport, latency_ms } => {
+                source(Source::rtsp(url, *transport == Transport::Tcp, *latency_ms), "url")?;
+                ensure(*latency_ms <= 60_000, "latency_ms", &|| format!("is {latency_ms}, expected 0 to 60000"))?;
+                (*fps, *stall_secs)
+            }
+            Self::V4l2 { device, fps, stall_secs } => {
+                source(Source::v4l2(device), "device")?;
+                (*fps, *stall_secs)
+            }
+            Self::Gstreamer { pipeline, fps, stall_secs } => {
+                source(Source::pipeline(pipeline), "pipeline")?;
+                (*fps, *stall_secs)
+            }
+            Self::Video { path, fps, .. } => {
+                source(Source::video(path), "path")?;
+                ensure(fps.fract() == 0.0 || *fps < 1.0, "fps", &|| format!("is {fps}, expected a whole number, or less than 1"))?;
+                (*fps, 1.0)
+            }
+        };
+        ensure((0.001..=1000.0).contains(&fps), "fps", &|| format!("is {fps}, expected 0.001 to 1000"))?;
+        ensure((0.1..=3600.0).contains(&stall), "stall_secs", &|| format!("is {stall}, expected 0.1 to 3600"))
     }
 }
 
@@ -346,7 +619,11 @@ mod tests {
         let config = load(GOOD).unwrap();
         assert_eq!((config.channel.as_str(), config.broker.port, config.publish.frames), ("stable", 1883, FramePolicy::Kept));
         assert_eq!(config.state_dir, Path::new("state"));
-        assert!(matches!(config.camera, CameraConfig::Folder { repeat: true, stop_at_end: false, .. }));
+        assert!(matches!(config.camera, Some(CameraConfig::Folder { repeat: true, stop_at_end: false, .. })));
+        let several = load(&GOOD.replace("[camera]", "[cameras.gate]")).unwrap();
+        assert_eq!(several.cameras().iter().map(|(name, camera)| (*name, camera.kind())).collect::<Vec<_>>(), [("gate", "folder")]);
+        let text = toml::to_string(&several).unwrap();
+        assert!(text.contains("[cameras.gate]") && !text.contains("[camera]"), "{text}");
     }
 
     #[test]
@@ -376,10 +653,45 @@ mod tests {
             (with("[teacher]", "[teacher]\ndevice = \"gpu\""), ["teacher.device", "auto"]),
             (with("loop = true", "fps = 0"), ["`camera.fps`", "0.001 to 1000"]),
             (with("\"localhost\"", "\"10.0.0.7\""), ["[broker]", "allow_plain"]),
-            (with("type = \"folder\"", "type = \"rtsp\""), ["rtsp", "mjpeg"]),
+            (with("type = \"folder\"", "type = \"webcam\""), ["webcam", "mjpeg"]),
+            (with("[camera]", "[cameras.a]\ntype = \"rtsp\"\nurl = \"http://x\"\n[camera]"), ["`camera`", "`cameras`"]),
+            (with("[camera]", "[cameras.\"a/b\"]"), ["cameras.a/b", "A-Z"]),
+            (with("[teacher]", "[policy]\nhours = [\"6-22\"]\n[teacher]"), ["policy.hours", "HH:MM-HH:MM"]),
+            (with("[teacher]", "[web]\nlisten = \"0.0.0.0:80\"\n[teacher]"), ["`web.token_file`", "0.0.0.0:80"]),
+            (with("[teacher]", "[policy]\nnovelty = 2.0\n[teacher]"), ["`policy.novelty`", "0 to 1"]),
+            (with("[teacher]", "[publish]\nhome_assistant = true\n[teacher]"), ["`publish.home_assistant`", "json"]),
+            (with("[teacher]", "[publish]\nuncertain_below = 7\n[teacher]"), ["`publish.uncertain_below`", "0 to 1"]),
             (with("device", "device device"), ["TOML", "device"]),
         ] {
             assert!(error.contains("edge.toml") && names.iter().all(|name| error.contains(name)), "{error} does not say {names:?}");
+        }
+        let head = &GOOD[..GOOD.find("[camera]").unwrap()];
+        for (camera, names) in [
+            ("type = \"rtsp\"", ["url", "missing"]),
+            ("type = \"rtsp\"\nurl = \"http://x\"", ["`cameras.gate.url`", "rtsp://"]),
+            ("type = \"rtsp\"\nurl = \"rtsp://x/a b\"", ["`cameras.gate.url`", "rtsp://"]),
+            ("type = \"rtsp\"\nurl = \"rtsp://x\"\nstall_secs = 0", ["`cameras.gate.stall_secs`", "0.1"]),
+            ("type = \"gstreamer\"\npipeline = \" \"", ["`cameras.gate.pipeline`", "empty"]),
+            ("type = \"gstreamer\"\npipeline = 'filesrc location=\"x'", ["`cameras.gate.pipeline`", "quotation"]),
+            ("type = \"video\"\npath = 'a\"b'", ["`cameras.gate.path`", "quotation"]),
+            ("type = \"video\"\npath = \"a\"\nfps = 2.5", ["`cameras.gate.fps`", "whole"]),
+            ("type = \"v4l2\"\ndevice = \"/dev/video0\"\nwidth = 3", ["cameras.gate.width", "device"]),
+        ] {
+            let error = load(&format!("{head}[cameras.gate]\n{camera}\n")).unwrap_err();
+            assert!(names.iter().all(|name| error.contains(name)), "{error} does not say {names:?}");
+        }
+    }
+
+    #[test]
+    fn hours_go_over_midnight() {
+        let hours = |text: &str| Hours::try_from(text.to_owned());
+        let night = hours("22:30-06:00").unwrap();
+        assert_eq!([0, 359, 360, 1349, 1350, 1439].map(|minute| night.contains(minute)), [true, true, false, false, true, true]);
+        let day = hours("06:00-24:00").unwrap();
+        assert_eq!([0, 359, 360, 1439].map(|minute| day.contains(minute)), [false, false, true, true]);
+        assert_eq!((String::from(night), String::from(day)), ("22:30-06:00".to_owned(), "06:00-24:00".to_owned()));
+        for bad in ["", "6:00-7:00", "06:00-06:00", "06:60-07:00", "24:00-01:00", "06:00-24:01", "06:00", "+6:00-07:00"] {
+            assert!(hours(bad).is_err(), "{bad}");
         }
     }
 }

@@ -78,6 +78,25 @@ impl Slots {
     /// # Errors
     /// When nothing was installed, or no proven slot has a bundle that verifies.
     pub fn open(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle)> {
+        let (slots, bundle, rescued) = Self::find(folder, key)?;
+        if rescued {
+            slots.write()?
+        } else {
+            slots.tidy()?
+        }
+        Ok((slots, bundle))
+    }
+
+    /// [`Slots::open`] that writes nothing: to look at a device that may be at work.
+    ///
+    /// # Errors
+    /// See [`Slots::open`].
+    pub fn look(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle)> {
+        Self::find(folder, key).map(|(slots, bundle, _)| (slots, bundle))
+    }
+
+    /// The slots with the confirmed bundle, and whether neither state could be acted on.
+    fn find(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle, bool)> {
         let read = |name: &str| {
             let path = folder.join(name);
             let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
@@ -99,9 +118,7 @@ impl Slots {
             match Bundle::open(&folder.join(name(state.confirmed))) {
                 Ok(bundle) => {
                     let recovered = if index > 0 { Some(reasons.join("; ")) } else { old.filter(|reason| !reason.contains(OLD)) };
-                    let slots = Self { folder: folder.to_owned(), state: *state, recovered };
-                    slots.tidy()?;
-                    return Ok((slots, bundle));
+                    return Ok((Self { folder: folder.to_owned(), state: *state, recovered }, bundle, false));
                 }
                 Err(error) => reasons.push(format!("the confirmed model does not verify: {error}")),
             }
@@ -121,9 +138,7 @@ impl Slots {
             bail!("{}: no slot has a model that verifies: {}", folder.display(), reasons.join("; "));
         };
         let state = State { confirmed_counter: counter, highest: highest.max(counter), ..State::provisioned(slot) };
-        let slots = Self { folder: folder.to_owned(), state, recovered: Some(reasons.join("; ")) };
-        slots.write()?;
-        Ok((slots, bundle))
+        Ok((Self { folder: folder.to_owned(), state, recovered: Some(reasons.join("; ")) }, bundle, true))
     }
 
     /// Puts the first model and the root key into a fresh state folder.

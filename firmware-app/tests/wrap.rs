@@ -135,7 +135,7 @@ fn a_detector_is_another_bundle_or_lies_inside() {
     assert_eq!(installed.sha256(), Bundle::open(&dir.path().join("inside")).unwrap().sha256());
     let model = Model::load(&installed, 0, &TeacherConfig::default()).unwrap();
     assert_eq!(check_golden(&installed, model.teacher()).unwrap(), Ok(()));
-    let label = model.annotate(&picture()).unwrap();
+    let label = model.annotate(&picture(), 0).unwrap();
     assert_eq!(label.instances.len(), 2);
 
     // Without a detector inside, the configuration names one; without any, the model does not load.
@@ -143,12 +143,12 @@ fn a_detector_is_another_bundle_or_lies_inside() {
     let config = TeacherConfig { detector: Some(dir.path().join("yolo")), ..TeacherConfig::default() };
     let model = Model::load(&outside, 0, &config).unwrap();
     assert_eq!(check_golden(&outside, model.teacher()).unwrap(), Ok(()));
-    assert_eq!(model.annotate(&picture()).unwrap(), label);
+    assert_eq!(model.annotate(&picture(), 0).unwrap(), label);
     let error = Model::load(&outside, 0, &TeacherConfig::default()).err().unwrap().to_string();
     assert!(error.contains("[teacher] detector"), "{error}");
     // A detector that the model does not need does no harm.
     let yolo = Bundle::open(&dir.path().join("yolo")).unwrap();
-    assert_eq!(Model::load(&yolo, 0, &config).unwrap().annotate(&picture()).unwrap().instances.len(), 2);
+    assert_eq!(Model::load(&yolo, 0, &config).unwrap().annotate(&picture(), 0).unwrap().instances.len(), 2);
 }
 
 /// The shipped keypoint R-CNN finds people for a pose model.

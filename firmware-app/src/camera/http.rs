@@ -44,7 +44,8 @@ impl Target {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// Padded base64 (RFC 4648 §4).
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {

@@ -1,18 +1,23 @@
 //! Cameras: where frames come from. A camera never fails for good: what goes wrong is an [`CameraEvent`], and it goes on.
 
 mod folder;
+pub mod gstreamer;
 pub mod http;
 pub mod mjpeg;
 pub mod multipart;
+pub mod ppm;
 mod progress;
+mod retry;
 
 pub use folder::{Folder, images_of};
 pub use mjpeg::Mjpeg;
 pub use progress::Progress;
+pub use retry::Retry;
 
-use crate::config::CameraConfig;
+use crate::config::{CameraConfig, EdgeConfig, Transport};
+use gstreamer::{Pipeline, Source};
 use omnilabel_detect::frame::Frame;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A frame as it came.
@@ -44,6 +49,11 @@ pub enum CameraEvent {
         /// Frames of a recording up to and with this one.
         position: Option<usize>,
     },
+    /// A recording that could not be opened at first was opened.
+    Opened {
+        /// Its frames, or what else tells it from another: see [`Progress::open`].
+        count: usize,
+    },
     /// The stream is away; the camera tries again.
     Lost {
         /// Why.
@@ -74,17 +84,50 @@ pub trait Camera: Send {
     }
 }
 
-/// Opens the camera of a configuration. `progress` is where a folder remembers how far it is, so that a restart goes on.
+/// Opens the camera of a configuration. `progress` is where a folder or a video remembers how far it is, so that a restart goes on.
 ///
 /// # Errors
-/// When a folder cannot be read or has no images.
+/// When a folder or a file cannot be read, or has no images.
 pub fn open(config: &CameraConfig, progress: &Path) -> anyhow::Result<Box<dyn Camera>> {
+    let said = |message: String| anyhow::anyhow!("camera: {message}");
+    let live = |source: Result<Source, String>, fps: f64, stall_secs: f64| -> anyhow::Result<Box<dyn Camera>> {
+        Ok(Box::new(Pipeline::live(source.map_err(said)?, fps, Duration::from_secs_f64(stall_secs))))
+    };
     Ok(match config {
         CameraConfig::Folder { path, fps, repeat, .. } => Box::new(Folder::open(path, *fps, *repeat, Some(progress))?),
         CameraConfig::Mjpeg { url, fps, stall_secs, max_frame_bytes } => {
             Box::new(Mjpeg::new(url, *fps, Duration::from_secs_f64(*stall_secs), *max_frame_bytes)?)
         }
+        CameraConfig::Rtsp { url, fps, stall_secs, transport, latency_ms } => {
+            return live(Source::rtsp(url, *transport == Transport::Tcp, *latency_ms), *fps, *stall_secs);
+        }
+        CameraConfig::V4l2 { device, fps, stall_secs } => return live(Source::v4l2(device), *fps, *stall_secs),
+        CameraConfig::Gstreamer { pipeline, fps, stall_secs } => return live(Source::pipeline(pipeline), *fps, *stall_secs),
+        CameraConfig::Video { path, fps, .. } => Box::new(Pipeline::video(path, Source::video(path).map_err(said)?, *fps, Some(progress))?),
     })
+}
+
+/// Where a camera notes how far it is; `name` is empty for a camera alone.
+pub fn progress_file(config: &EdgeConfig, name: &str) -> PathBuf {
+    config.state_dir.join(if name.is_empty() { "camera.progress".to_owned() } else { format!("camera.{name}.progress") })
+}
+
+/// Opens every camera of a configuration. A camera alone has to be there; one of several is tried again while the others work.
+///
+/// # Errors
+/// See [`open`], of a camera alone.
+pub fn open_all(config: &EdgeConfig) -> anyhow::Result<Vec<Box<dyn Camera>>> {
+    let cameras = config.cameras();
+    let alone = cameras.len() == 1;
+    let open = |(name, camera): (&str, &CameraConfig)| -> anyhow::Result<Box<dyn Camera>> {
+        let progress = progress_file(config, name);
+        if alone {
+            return open(camera, &progress);
+        }
+        let (live, camera) = (camera.is_live(), camera.clone());
+        Ok(Box::new(Retry::new(live, Box::new(move || open(&camera, &progress)))))
+    };
+    cameras.into_iter().map(open).collect()
 }
 
 /// Unix milliseconds; 0 before 1970.

@@ -12,8 +12,8 @@ pub struct Progress {
     noted: usize,
     /// Every frame up to here is done with.
     passed: usize,
-    /// Positions of the labels that are appended and not known to be committed.
-    waiting: VecDeque<usize>,
+    /// Positions of the labels that are appended and not known to be committed, with their sequences.
+    waiting: VecDeque<(usize, u64)>,
 }
 
 impl Progress {
@@ -24,25 +24,30 @@ impl Progress {
         Self { file: file.to_owned(), count, noted, passed: noted, waiting: VecDeque::new() }
     }
 
+    /// What it was opened with.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// Frames that are done with.
     pub fn position(&self) -> usize {
         self.passed
     }
 
-    /// The label of the frame at `position` was appended to the outbox.
-    pub fn appended(&mut self, position: usize) {
-        self.waiting.push_back(position);
+    /// The label of the frame at `position` was appended to the outbox as `sequence`.
+    pub fn appended(&mut self, position: usize, sequence: u64) {
+        self.waiting.push_back((position, sequence));
     }
 
     /// The frame at `position` has no label: it is done with when the ones before it are.
     pub fn without_label(&mut self, position: usize) {
-        *self.waiting.back_mut().unwrap_or(&mut self.passed) = position;
+        *self.waiting.back_mut().map_or(&mut self.passed, |(last, _)| last) = position;
     }
 
-    /// The newest `uncommitted` labels are not committed, the others are.
-    pub fn settle(&mut self, uncommitted: usize) {
-        let committed = self.waiting.len().saturating_sub(uncommitted);
-        self.passed = self.waiting.drain(..committed).next_back().unwrap_or(self.passed);
+    /// Labels below `sequence` are committed, the others are not.
+    pub fn settle(&mut self, sequence: u64) {
+        let committed = self.waiting.partition_point(|&(_, label)| label < sequence);
+        self.passed = self.waiting.drain(..committed).next_back().map_or(self.passed, |(position, _)| position);
         if self.passed == self.noted {
             return;
         }
@@ -74,14 +79,15 @@ mod tests {
             assert_eq!(Progress::open(&file, 9).position(), expected);
         };
         check(&|p| p.without_label(1), 0);
-        check(&|p| p.settle(0), 1);
-        check(&|p| (2..=4).for_each(|at| p.appended(at)), 1);
+        check(&|p| p.settle(20), 1);
+        // Other cameras' labels take sequences, too.
+        check(&|p| (2..=4).for_each(|at| p.appended(at, 20 + 2 * at as u64)), 1);
         check(&|p| p.without_label(5), 1);
-        check(&|p| p.settle(3), 1);
-        check(&|p| p.settle(1), 3);
-        check(&|p| p.appended(6), 3);
-        check(&|p| p.settle(1), 5);
-        check(&|p| p.settle(0), 6);
+        check(&|p| p.settle(24), 1);
+        check(&|p| p.settle(28), 3);
+        check(&|p| p.appended(6, 31), 3);
+        check(&|p| p.settle(31), 5);
+        check(&|p| p.settle(32), 6);
         assert_eq!(Progress::open(&file, 10).position(), 0, "another folder begins at its first frame");
         std::fs::write(&file, "10 9").unwrap();
         assert_eq!(Progress::open(&file, 9).position(), 0);

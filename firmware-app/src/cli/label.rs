@@ -172,6 +172,7 @@ pub(super) fn run(args: &LabelArgs) -> anyhow::Result<()> {
             DeviceArg::Auto => TeacherDevice::Auto,
         },
         detector: args.detector.clone(),
+        ..TeacherConfig::default()
     };
     let mut plan = annotate::plan(bundle.manifest(), &config);
     plan.score_floor = args.min_score.unwrap_or(0.0);

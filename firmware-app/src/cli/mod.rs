@@ -1,6 +1,7 @@
 //! The command line: `run(std::env::args_os())` is what the binary does, so that `omnilabel` can start itself as this role.
 
 mod boxes;
+mod doctor;
 mod draw;
 mod label;
 mod wrap;
@@ -27,6 +28,8 @@ enum Command {
     Run(ConfigArgs),
     /// Checks a configuration and prints it with every default filled in.
     CheckConfig(ConfigArgs),
+    /// Tells what is wrong with a device, and what to do about it.
+    Doctor(ConfigArgs),
     /// Labels a folder of images and writes COCO results.
     Label(label::LabelArgs),
     /// The models of a device.
@@ -86,6 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             omnilabel_console::say!("{}", text.trim_end());
             Ok(())
         }
+        Command::Doctor(args) => doctor::run(&args),
         Command::Label(args) => label::run(&args),
         Command::Model { command: ModelCommand::Wrap(args) } => wrap::run(&args),
         Command::Model { command: ModelCommand::Install { bundle, data_dir, root_key } } => {

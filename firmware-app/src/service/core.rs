@@ -1,20 +1,24 @@
 //! The one loop: it owns the outbox, the slots and the counts, takes events and sends messages.
 
 use crate::annotate::Model;
-use crate::camera::{CameraEvent, Progress};
-use crate::config::{CameraConfig, EdgeConfig};
-use crate::outbox::{Disk, Outbox, Sender};
+use crate::camera::{CameraEvent, Progress, now_ms, progress_file};
+use crate::config::EdgeConfig;
+use crate::outbox::{Disk, Outbox, Sender, replace_file};
+use crate::policy::{Quota, Skip, local_ms};
 use crate::publish::{self, Histogram, Topics};
-use crate::service::engine::{Command, Labelled};
+use crate::service::board::{Board, CameraState, Seen, State, Step};
+use crate::service::engine::{Command, Labelled, Skipped};
 use crate::service::trial::Report;
 use crate::service::{Event, Loader, Outgoing, Summary};
 use crate::slots::Slots;
 use crate::update::Fetch;
 use ed25519_dalek::VerifyingKey;
+use omnilabel_keypoints::label::Label;
 use omnilabel_keypoints::wire::topic::Kind;
-use omnilabel_keypoints::wire::{AckMsg, Encoding, Message, StatusMsg, VERSION};
+use omnilabel_keypoints::wire::{AckMsg, Encoding, LabelMsg, Message, StatusMsg, VERSION};
 use omnilabel_link::Incoming;
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -27,6 +31,14 @@ const GROUP: usize = 64;
 const GROUP_AGE: Duration = Duration::from_millis(250);
 /// Counts are reported this often when they change.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
+/// How often what is shown of the device is brought up to date.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// How often quotas are noted when they change.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+/// What a restart has to know of the quota of frames …
+const FRAMES_QUOTA: &str = "frames.quota";
+/// … and of labels.
+pub(super) const LABELS_QUOTA: &str = "labels.quota";
 /// Room that is left in the outgoing queue for messages that are not labels.
 const SPARE: usize = 8;
 
@@ -53,26 +65,66 @@ pub(super) struct Core {
     connected: bool,
     counts: Summary,
     histogram: Histogram,
-    /// Mean time of the confirmed model for a frame, seconds.
+    /// Mean time of the confirmed model for a view of a frame, seconds.
     pub(super) mean_secs: Option<f64>,
     pub(super) last_frame: Instant,
     oldest_uncommitted: Option<Instant>,
     status_sent: Option<(Instant, StatusMsg)>,
     histogram_sent: Option<(Instant, u64)>,
-    progress: Option<Progress>,
+    /// Of each camera, where it notes how far it is.
+    progress: Vec<Option<Progress>>,
+    pub(super) cameras: Vec<CameraState>,
+    skipped: Skips,
+    frames_quota: Quota,
+    labels_quota: Option<Quota>,
+    /// When which quotas were noted.
+    noted: (Instant, Option<Quota>, Quota),
+    /// Where it is shown what the device does.
+    board: Arc<Board>,
+    shown: Option<Instant>,
+    pub(super) link: LinkState,
+    views: usize,
     /// Frames in their order that wait for room in the outbox, beginning with a label that could not be written.
     held: VecDeque<Held>,
     held_tried: Instant,
     /// Tells the engine to take no more frames.
     hold: Arc<AtomicBool>,
-    ended: bool,
 }
 
 /// A frame behind a label that could not be written.
 struct Held {
     /// The label; none for a frame that gets none.
     label: Option<Box<Labelled>>,
+    camera: usize,
     position: Option<usize>,
+}
+
+/// Frames that were not labelled, by reason.
+#[derive(Default)]
+struct Skips {
+    near_duplicate: u64,
+    quota: u64,
+    schedule: u64,
+}
+
+/// A quota as a restart finds it.
+pub(super) fn read_quota(path: &Path) -> Quota {
+    std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
+/// Notes a quota for a restart.
+fn note_quota(path: &Path, quota: Quota) {
+    let written = serde_json::to_vec(&quota).map_err(std::io::Error::from).and_then(|bytes| replace_file(path, &bytes));
+    if let Err(error) = written {
+        tracing::warn!(%error, file = %path.display(), "a quota cannot be noted");
+    }
+}
+
+/// The connection to the broker.
+#[derive(Clone, Debug)]
+pub(super) struct LinkState {
+    pub(super) since: Instant,
+    pub(super) reason: String,
 }
 
 impl Core {
@@ -88,8 +140,11 @@ impl Core {
         outgoing: mpsc::Sender<Outgoing>,
         commands: SyncSender<Command>,
         events: mpsc::Sender<Event>,
-        progress: Option<Progress>,
+        progress: Vec<Option<Progress>>,
+        board: Arc<Board>,
     ) -> Self {
+        let cameras = config.cameras().iter().map(|(name, camera)| CameraState::new(name, camera)).collect();
+        let frames_quota = read_quota(&config.state_dir.join(FRAMES_QUOTA));
         let histogram = Histogram::new(confirmed.counter());
         let report = Report::new(slots.recovered());
         Self {
@@ -117,10 +172,18 @@ impl Core {
             status_sent: None,
             histogram_sent: None,
             progress,
+            cameras,
+            skipped: Skips::default(),
+            frames_quota,
+            labels_quota: None,
+            noted: (Instant::now(), None, frames_quota),
+            board,
+            shown: None,
+            link: LinkState { since: Instant::now(), reason: "not connected yet".to_owned() },
+            views: 0,
             held: VecDeque::new(),
             held_tried: Instant::now(),
             hold: Arc::default(),
-            ended: false,
         }
     }
 
@@ -150,29 +213,49 @@ impl Core {
             Event::Link(Incoming::Connected) => {
                 tracing::info!("connected to the broker");
                 self.connected = true;
+                self.link = LinkState { since: Instant::now(), reason: String::new() };
                 self.sender.restart();
                 self.fetch.iter_mut().for_each(Fetch::restart);
                 self.status_sent = None;
                 self.histogram_sent = None;
                 self.report.is_new = true;
+                if self.config.publish.home_assistant {
+                    let (topic, payload) = crate::discovery::message(&self.config, &self.topics);
+                    self.put(Outgoing::Publish { topic, payload, retain: true });
+                }
             }
             Event::Link(Incoming::Disconnected { reason, retry_in }) => {
                 tracing::warn!(reason, ?retry_in, pending = self.outbox.pending(), "no broker; labels wait in the outbox");
+                if self.connected {
+                    self.link.since = Instant::now();
+                }
                 self.connected = false;
+                self.link.reason = reason;
             }
             Event::Link(Incoming::Message { topic, payload, .. }) => self.message(&topic, &payload),
             Event::Labelled(labelled) => self.labelled(*labelled),
-            Event::Camera(CameraEvent::Bad { reason, position }) => {
+            Event::Skipped(skipped) => self.skipped(&skipped),
+            Event::Camera(camera, CameraEvent::Bad { reason, position }) => {
                 self.counts.bad_frames += 1;
+                self.camera(camera, |state| state.bad(&reason));
                 tracing::warn!(reason, "a frame could not be read");
-                self.without_label(position);
+                self.without_label(camera, position);
             }
-            Event::Camera(CameraEvent::Lost { reason, retry_in }) => tracing::warn!(reason, ?retry_in, "the camera is away"),
-            Event::Camera(CameraEvent::End) => {
+            Event::Camera(camera, CameraEvent::Lost { reason, retry_in }) => {
+                tracing::warn!(reason, ?retry_in, "the camera is away");
+                self.camera(camera, |state| state.away(&reason));
+            }
+            Event::Camera(camera, CameraEvent::Opened { count }) => {
+                let file = self.cameras.get(camera).map(|state| progress_file(&self.config, &state.name));
+                if let (Some(file), Some(progress)) = (file, self.progress.get_mut(camera)) {
+                    *progress = Some(Progress::open(&file, count));
+                }
+            }
+            Event::Camera(camera, CameraEvent::End) => {
                 tracing::info!(frames = self.counts.frames, "the camera's last frame is labelled");
-                self.ended = true;
+                self.camera(camera, CameraState::end);
             }
-            Event::Camera(CameraEvent::Shot(_)) | Event::Tick | Event::Shutdown => {}
+            Event::Camera(_, CameraEvent::Shot(_)) | Event::Tick | Event::Shutdown => {}
             Event::Tested(tested) => self.tested(*tested),
         }
     }
@@ -213,30 +296,76 @@ impl Core {
         if labelled.replay {
             return;
         }
-        let position = labelled.shot.position;
+        let (camera, position) = (labelled.camera, labelled.shot.position);
+        self.views = labelled.views;
+        self.labels_quota = labelled.quota.or(self.labels_quota);
         match &labelled.result {
             Ok(label) => {
                 self.counts.frames += 1;
                 self.histogram.add(label, labelled.model.0);
+                self.camera(camera, |state| state.labelled(labelled.shot.frame.size));
+                self.board.labelled(labelled.took);
+                if self.board.is_watched() {
+                    let seen = Seen::new(&labelled.shot, label, labelled.took);
+                    self.board.show(camera, seen);
+                }
             }
             Err(reason) => {
                 self.counts.bad_frames += 1;
+                self.camera(camera, |state| state.bad(reason));
                 tracing::error!(reason, "a frame could not be labelled");
-                return self.without_label(position);
+                return self.without_label(camera, position);
             }
         }
         if self.held.is_empty() && self.store(&labelled) {
             return;
         }
-        self.held.push_back(Held { label: Some(Box::new(labelled)), position });
+        self.held.push_back(Held { label: Some(Box::new(labelled)), camera, position });
+    }
+
+    fn camera(&mut self, camera: usize, change: impl FnOnce(&mut CameraState)) {
+        self.cameras.get_mut(camera).map(change);
+    }
+
+    fn skipped(&mut self, skipped: &Skipped) {
+        // The camera is well, and a model on probation is not judged by a quiet scene.
+        self.camera(skipped.camera, CameraState::seen);
+        *match skipped.why {
+            Skip::NearDuplicate => &mut self.skipped.near_duplicate,
+            Skip::Quota => &mut self.skipped.quota,
+            Skip::Schedule => &mut self.skipped.schedule,
+        } += 1;
+        self.without_label(skipped.camera, skipped.position);
+    }
+
+    /// The frame that travels with a label, within the quota.
+    fn picture(&mut self, labelled: &Labelled, label: &Label) -> Vec<u8> {
+        let publish = &self.config.publish;
+        let now = local_ms(now_ms(), self.config.policy.utc_offset_minutes);
+        if !publish::wants_picture(label, publish) || !self.frames_quota.has_room(publish.frames_per_hour, publish.frames_per_day, now) {
+            return Vec::new();
+        }
+        let jpeg = publish::picture(&labelled.shot, label, self.confirmed.teacher().skeleton(), publish);
+        if !jpeg.is_empty() {
+            self.frames_quota.count();
+        }
+        jpeg
     }
 
     /// Writes a label to the outbox; false when there is no room for it now.
     fn store(&mut self, labelled: &Labelled) -> bool {
         let Ok(label) = &labelled.result else { return true };
-        let jpeg = publish::picture(&labelled.shot, label, &self.config.publish);
-        let key = self.outbox.next_key();
-        let message = publish::label_message(label, key, &labelled.shot, labelled.model, !jpeg.is_empty());
+        let jpeg = self.picture(labelled, label);
+        let (key, shot, model) = (self.outbox.next_key(), &labelled.shot, labelled.model);
+        let camera = self.cameras.get(labelled.camera).map_or("", |camera| camera.name.as_str());
+        let message = LabelMsg {
+            jpeg: !jpeg.is_empty(),
+            // Names are checked when the configuration is read.
+            camera: camera.try_into().unwrap_or_default(),
+            changes: if jpeg.is_empty() { 0 } else { publish::changes(&self.config.publish) },
+            views: labelled.views.min(usize::from(u16::MAX)) as u16,
+            ..LabelMsg::quantise(label, key, shot.id, shot.captured_ms, model.0, model.1)
+        };
         let appended = match publish::encode(&message, self.config.publish.encoding) {
             Ok(bytes) => {
                 self.outbox.append(labelled.shot.id, bytes, jpeg).map(|_| ()).map_err(|error| (error.is_transient(), error.to_string()))
@@ -246,8 +375,8 @@ impl Core {
         match appended {
             Ok(()) => {
                 self.oldest_uncommitted.get_or_insert_with(Instant::now);
-                if let (Some(progress), Some(position)) = (&mut self.progress, labelled.shot.position) {
-                    progress.appended(position);
+                if let (Some(Some(progress)), Some(position)) = (self.progress.get_mut(labelled.camera), labelled.shot.position) {
+                    progress.appended(position, key.sequence);
                 }
                 // Beginning a segment commits the one before.
                 self.note_progress();
@@ -262,7 +391,7 @@ impl Core {
             Err((false, error)) => {
                 self.counts.dropped += 1;
                 tracing::error!(error, dropped = self.counts.dropped, "a label cannot be written and is dropped");
-                self.pass(labelled.shot.position);
+                self.pass(labelled.camera, labelled.shot.position);
             }
         }
         true
@@ -274,7 +403,7 @@ impl Core {
             match &held.label {
                 Some(label) if !self.store(label) => return self.held.push_front(held),
                 Some(_) => {}
-                None => self.pass(held.position),
+                None => self.pass(held.camera, held.position),
             }
         }
         if self.hold.swap(false, Ordering::Relaxed) {
@@ -283,26 +412,25 @@ impl Core {
     }
 
     /// A frame gets no label.
-    fn without_label(&mut self, position: Option<usize>) {
+    fn without_label(&mut self, camera: usize, position: Option<usize>) {
         if self.held.is_empty() {
-            self.pass(position);
+            self.pass(camera, position);
         } else {
-            self.held.push_back(Held { label: None, position });
+            self.held.push_back(Held { label: None, camera, position });
         }
     }
 
     /// A frame without a label is noted as passed with the next commit.
-    fn pass(&mut self, position: Option<usize>) {
-        if let (Some(progress), Some(position)) = (&mut self.progress, position) {
+    fn pass(&mut self, camera: usize, position: Option<usize>) {
+        if let (Some(Some(progress)), Some(position)) = (self.progress.get_mut(camera), position) {
             progress.without_label(position);
             self.oldest_uncommitted.get_or_insert_with(Instant::now);
         }
     }
 
     fn note_progress(&mut self) {
-        if let Some(progress) = &mut self.progress {
-            progress.settle(self.outbox.uncommitted());
-        }
+        let committed = self.outbox.next_key().sequence - self.outbox.uncommitted() as u64;
+        self.progress.iter_mut().flatten().for_each(|progress| progress.settle(committed));
     }
 
     /// Everything that is due.
@@ -324,6 +452,52 @@ impl Core {
             }
         }
         self.probation_without_frames(now);
+        if now.duration_since(self.noted.0) >= NOTE_EVERY {
+            self.note_quotas(now);
+        }
+        if self.shown.is_none_or(|at| now.duration_since(at) >= SHOW_EVERY) {
+            self.shown = Some(now);
+            self.board.set(self.state(now));
+        }
+    }
+
+    fn note_quotas(&mut self, now: Instant) {
+        let publish = &self.config.publish;
+        let (_, labels, frames) = self.noted;
+        if let Some(quota) = self.labels_quota.filter(|_| self.labels_quota != labels) {
+            note_quota(&self.config.state_dir.join(LABELS_QUOTA), quota);
+        }
+        if (publish.frames_per_hour > 0 || publish.frames_per_day > 0) && self.frames_quota != frames {
+            note_quota(&self.config.state_dir.join(FRAMES_QUOTA), self.frames_quota);
+        }
+        self.noted = (now, self.labels_quota, self.frames_quota);
+    }
+
+    /// What is shown of the device.
+    fn state(&self, now: Instant) -> State {
+        let slots = self.slots.state();
+        let manifest = self.confirmed.teacher().manifest();
+        let (refused, reason) = self.report.refusal();
+        State {
+            broker: Step { well: self.connected, since: self.link.since, reason: self.link.reason.clone() },
+            status: self.status(true),
+            near_duplicate: self.skipped.near_duplicate,
+            quota: self.skipped.quota,
+            schedule: self.skipped.schedule,
+            dropped: self.counts.dropped,
+            uncommitted: self.outbox.uncommitted() as u64,
+            bytes: self.outbox.bytes(),
+            held: !self.held.is_empty(),
+            model: manifest.name.clone(),
+            hash: self.confirmed.hash(),
+            phase: slots.phase,
+            refused,
+            reason: reason.to_owned(),
+            views: self.views,
+            cameras: self.cameras.clone(),
+            thresholds: manifest.thresholds,
+            at: now,
+        }
     }
 
     fn commit(&mut self, now: Instant) {
@@ -414,8 +588,9 @@ impl Core {
 
     /// Whether the camera ended, was to end the process, and everything is acknowledged.
     fn is_done(&self) -> bool {
-        let stop = matches!(self.config.camera, CameraConfig::Folder { stop_at_end: true, .. });
-        stop && self.ended && self.held.is_empty() && self.outbox.uncommitted() == 0 && self.outbox.pending() == 0 && !self.trial_is_open()
+        let stop = self.config.cameras().iter().all(|(_, camera)| camera.stops_at_end());
+        let ended = self.cameras.iter().all(CameraState::has_ended);
+        stop && ended && self.held.is_empty() && self.outbox.uncommitted() == 0 && self.outbox.pending() == 0 && !self.trial_is_open()
     }
 
     fn finish(mut self) -> Summary {
@@ -430,6 +605,8 @@ impl Core {
             tracing::error!(%error, "the outbox could not be closed");
         }
         self.note_progress();
+        self.note_quotas(Instant::now());
+        super::supervisor::stopping();
         if self.connected {
             let histogram = self.histogram.message().clone();
             if histogram.frames > 0 {

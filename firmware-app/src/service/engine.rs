@@ -1,19 +1,20 @@
-//! Two threads: the camera's, which only waits for frames, and the engine's, which labels them. Models are swapped between frames.
+//! The cameras' threads, which only wait for frames, and the engine's, which labels them. Models are swapped between frames.
 
 use crate::annotate::Model;
-use crate::camera::{Camera, CameraEvent, Shot};
+use crate::camera::{Camera, CameraEvent, Shot, now_ms};
+use crate::policy::{Policy, Quota, Skip};
 use crate::service::Event;
+use crate::service::load::{Load, hottest};
+use crate::service::mailbox::{Mailboxes, Put, Taken};
 use omnilabel_keypoints::label::Label;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
 
-/// Frames between camera and engine. When it is full, a live frame is dropped and counted, a recorded one waits.
-pub(super) const SHOTS: usize = 2;
 /// Frames that are kept to try a new model on when none come.
 pub(super) const KEPT_FRAMES: usize = 4;
 /// How often the engine looks for commands while no frame comes.
@@ -29,110 +30,168 @@ pub(super) enum Command {
 
 /// A frame that went through the model.
 pub(crate) struct Labelled {
+    pub(super) camera: usize,
     pub(super) shot: Box<Shot>,
     /// Counter and hash of the model.
     pub(super) model: (u64, u64),
+    /// How many views were averaged.
+    pub(super) views: usize,
     pub(super) result: Result<Label, String>,
     pub(super) took: Duration,
     /// A frame that was labelled before: counts for the probation alone.
     pub(super) replay: bool,
+    /// What is used of the quota of labels, where there is one.
+    pub(super) quota: Option<Quota>,
 }
 
-/// Runs the camera until its end, or until the engine is gone.
-pub(super) fn watch(mut camera: Box<dyn Camera>, shots: &SyncSender<CameraEvent>, skipped: &AtomicU64) {
+/// A frame that is not labelled.
+pub(crate) struct Skipped {
+    pub(super) camera: usize,
+    pub(super) why: Skip,
+    pub(super) position: Option<usize>,
+}
+
+/// Runs a camera until its end, or until the engine is gone.
+pub(super) fn watch(index: usize, mut camera: Box<dyn Camera>, boxes: &Mailboxes, busy: &AtomicU64) {
+    let live = camera.is_live();
     loop {
         let event = camera.next();
         let end = event == CameraEvent::End;
-        let gone = if camera.is_live() && matches!(event, CameraEvent::Shot(_)) {
-            match shots.try_send(event) {
-                Ok(()) => false,
-                Err(TrySendError::Full(_)) => {
-                    skipped.fetch_add(1, Ordering::Relaxed);
-                    false
-                }
-                Err(TrySendError::Disconnected(_)) => true,
+        match boxes.put(index, event, live) {
+            Put::Waits => {}
+            Put::Replaced => {
+                busy.fetch_add(1, Ordering::Relaxed);
             }
-        } else {
-            shots.send(event).is_err()
-        };
-        if end || gone {
-            return;
+            Put::EngineGone => return,
+        }
+        if end {
+            return boxes.close(index);
         }
     }
 }
 
-/// Labels frames until the service is gone; takes none while `hold` is set. `last` are frames of before, to try a new model on.
-pub(super) fn run(
-    mut model: Arc<Model>,
-    mut last: VecDeque<Box<Shot>>,
-    shots: &Receiver<CameraEvent>,
-    commands: &Receiver<Command>,
-    events: &Sender<Event>,
-    hold: &AtomicBool,
-) {
-    let mut camera_open = true;
-    loop {
-        let mut replay = false;
+/// What the engine works with.
+pub(super) struct Engine {
+    pub(super) model: Arc<Model>,
+    /// Frames of before, to try a new model on.
+    pub(super) last: VecDeque<Box<Shot>>,
+    pub(super) boxes: Arc<Mailboxes>,
+    /// Whether each camera is live.
+    pub(super) live: Vec<bool>,
+    pub(super) policy: Policy,
+    pub(super) load: Load,
+    pub(super) commands: Receiver<Command>,
+    pub(super) events: Sender<Event>,
+    /// Set while the outbox can take no label: no frame is taken.
+    pub(super) hold: Arc<AtomicBool>,
+    /// Milliseconds of the process at which the engine was last seen at work.
+    pub(super) pulse: Arc<AtomicU64>,
+    pub(super) since: Instant,
+}
+
+impl Engine {
+    /// Labels frames until the service is gone.
+    pub(super) fn run(mut self) {
+        let mut cameras_open = true;
         loop {
-            // Without a camera the engine waits for commands alone.
-            let command = if camera_open {
-                commands.try_recv().map_err(|error| error == std::sync::mpsc::TryRecvError::Disconnected)
-            } else {
-                commands.recv_timeout(LOOK).map_err(|error| error == RecvTimeoutError::Disconnected)
-            };
-            match command {
-                Ok(Command::Swap(next)) => model = next,
-                // One at a time: without a camera they may come faster than this loop would end otherwise.
-                Ok(Command::Replay) => {
-                    replay = true;
-                    break;
-                }
-                Err(true) => return,
-                Err(false) => break,
+            self.beat();
+            match self.command(cameras_open) {
+                Ok(true) if !self.replay() => break,
+                Ok(_) => {}
+                Err(()) => break,
             }
-        }
-        if replay && let Some(shot) = last.pop_front() {
-            let event = label(&model, shot.clone(), true);
-            last.push_back(shot);
-            if events.blocking_send(event).is_err() {
-                return;
-            }
-        }
-        if !camera_open {
-            continue;
-        }
-        if hold.load(Ordering::Relaxed) {
-            std::thread::sleep(LOOK);
-            continue;
-        }
-        let event = match shots.recv_timeout(LOOK) {
-            Ok(CameraEvent::Shot(shot)) => {
-                if last.len() >= KEPT_FRAMES {
-                    last.pop_front();
-                }
-                last.push_back(shot.clone());
-                label(&model, shot, false)
-            }
-            Ok(event) => Event::Camera(event),
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => {
-                camera_open = false;
+            if !cameras_open {
                 continue;
             }
-        };
-        if events.blocking_send(event).is_err() {
-            return;
+            if self.hold.load(Ordering::Relaxed) {
+                std::thread::sleep(LOOK);
+                continue;
+            }
+            let event = match self.boxes.take(LOOK) {
+                Taken::Event(camera, CameraEvent::Shot(shot)) => self.frame(camera, shot),
+                Taken::Event(camera, event) => Event::Camera(camera, event),
+                Taken::Nothing => continue,
+                Taken::Closed => {
+                    cameras_open = false;
+                    continue;
+                }
+            };
+            if self.events.blocking_send(event).is_err() {
+                break;
+            }
+        }
+        self.boxes.engine_gone();
+    }
+
+    fn beat(&self) {
+        self.pulse.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Carries out what it is told; whether a frame of before is to be labelled. An error when nobody is there to tell.
+    fn command(&mut self, cameras_open: bool) -> Result<bool, ()> {
+        loop {
+            // Without a camera the engine waits for commands alone.
+            let command = if cameras_open {
+                self.commands.try_recv().map_err(|error| error == std::sync::mpsc::TryRecvError::Disconnected)
+            } else {
+                self.commands.recv_timeout(LOOK).map_err(|error| error == RecvTimeoutError::Disconnected)
+            };
+            match command {
+                Ok(Command::Swap(next)) => self.model = next,
+                // One at a time: without a camera they may come faster than this loop would end otherwise.
+                Ok(Command::Replay) => return Ok(true),
+                Err(true) => return Err(()),
+                Err(false) => return Ok(false),
+            }
         }
     }
-}
 
-fn label(model: &Model, shot: Box<Shot>, replay: bool) -> Event {
-    let start = Instant::now();
-    // A model on trial may do anything; the device goes on.
-    let result = std::panic::catch_unwind(AssertUnwindSafe(|| model.annotate(&shot.frame)));
-    let result = match result {
-        Ok(result) => result.map_err(|error| format!("{}: {error}", shot.name)),
-        Err(_) => Err(format!("{}: the model panicked", shot.name)),
-    };
-    Event::Labelled(Box::new(Labelled { shot, model: (model.counter(), model.hash()), result, took: start.elapsed(), replay }))
+    /// Labels a frame of before; false when nobody is there to be told.
+    fn replay(&mut self) -> bool {
+        let Some(shot) = self.last.pop_front() else { return true };
+        let event = Event::Labelled(Box::new(self.label(0, shot.clone(), true)));
+        self.last.push_back(shot);
+        self.events.blocking_send(event).is_ok()
+    }
+
+    fn frame(&mut self, camera: usize, shot: Box<Shot>) -> Event {
+        let live = self.live.get(camera).copied().unwrap_or(true);
+        if let Err(why) = self.policy.admit(camera, live, &shot.frame, now_ms()) {
+            return Event::Skipped(Skipped { camera, why, position: shot.position });
+        }
+        if self.last.len() >= KEPT_FRAMES {
+            self.last.pop_front();
+        }
+        self.last.push_back(shot.clone());
+        self.load.look(Instant::now(), hottest);
+        let labelled = self.label(camera, shot, false);
+        if let Some(changed) = self.load.took(labelled.took.as_secs_f64(), &self.model.views()) {
+            let (from, to, why) = (changed.from, changed.to, changed.why);
+            tracing::warn!(from, to, why, "frames get another number of views");
+        }
+        Event::Labelled(Box::new(labelled))
+    }
+
+    fn label(&self, camera: usize, shot: Box<Shot>, replay: bool) -> Labelled {
+        let start = Instant::now();
+        let (model, reduction) = (&self.model, self.load.reduction());
+        // A model on trial may do anything; the device goes on.
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| model.annotate(&shot.frame, reduction)));
+        let result = match result {
+            Ok(result) => result.map_err(|error| format!("{}: {error}", shot.name)),
+            Err(_) => Err(format!("{}: the model panicked", shot.name)),
+        };
+        let views = model.views();
+        let views = views.get(reduction).or(views.last()).copied().unwrap_or(1);
+        Labelled {
+            camera,
+            shot,
+            model: (model.counter(), model.hash()),
+            views,
+            result,
+            took: start.elapsed(),
+            replay,
+            quota: self.policy.quota(),
+        }
+    }
 }

@@ -1,15 +1,19 @@
 //! The appliance: threads and tasks around one loop (`core::Core`) that handles closed events.
 //!
 //! ```text
-//! camera thread ─▶ engine thread ─▶ events ─▶ core thread ─▶ outgoing ─▶ publisher task ─▶ link
-//!                        ▲                     ▲   │                                        │
-//!                        └──────── commands ───┼───┘            link reader task ◀──────────┘
-//!                                              └──────────────────────┘
+//! camera threads ─▶ engine thread ─▶ events ─▶ core thread ─▶ outgoing ─▶ publisher task ─▶ link
+//!                        ▲                      ▲   │    │                                   │
+//!                        └──────── commands ────┼───┘    └─▶ board ─▶ page, metrics, watchdog │
+//!                                               └────────────────────── link reader task ◀───┘
 //! ```
 //! The core never waits for the network: it sends only while `outgoing` has room, and what it cannot send stays in the outbox.
 
+pub(crate) mod board;
 mod core;
 mod engine;
+mod load;
+mod mailbox;
+mod supervisor;
 mod trial;
 
 #[cfg(test)]
@@ -19,7 +23,10 @@ use crate::annotate::Model;
 use crate::camera::CameraEvent;
 use crate::config::EdgeConfig;
 use crate::outbox::{Disk, Limits, Outbox};
+use crate::policy::Policy;
 use crate::publish::Topics;
+use crate::service::board::Board;
+use crate::service::mailbox::Mailboxes;
 use crate::slots::Slots;
 use anyhow::Context;
 use omnilabel_bundle::Bundle;
@@ -29,7 +36,6 @@ use omnilabel_link::{Incoming, Link, Will};
 use omnilabel_runtime::check_golden;
 use serde::Serialize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -48,8 +54,10 @@ pub(crate) enum Event {
     Link(Incoming),
     /// From the engine: a frame went through the model.
     Labelled(Box<engine::Labelled>),
-    /// From the camera: anything but a frame.
-    Camera(CameraEvent),
+    /// From the engine: a frame that the policy passes over.
+    Skipped(engine::Skipped),
+    /// From a camera: anything but a frame.
+    Camera(usize, CameraEvent),
     /// The bundle on trial was assembled, loaded and tried on its golden frames.
     Tested(Box<trial::Tested>),
     /// Time passes.
@@ -121,7 +129,11 @@ impl Loader for Tract {
 /// When the device cannot start: no model, no key, no camera folder, no state folder.
 pub async fn run(config: EdgeConfig, stop: watch::Receiver<bool>) -> anyhow::Result<Summary> {
     let loader = Arc::new(Tract(config.teacher.clone()));
-    run_with(config, loader, stop).await
+    // Loading a model on a GPU for the first time compiles kernels.
+    let patience = tokio::spawn(supervisor::starting());
+    let result = run_with(config, loader, stop).await;
+    patience.abort();
+    result
 }
 
 /// [`run`] with another way to load models.
@@ -142,7 +154,11 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     if recovery.lost > 0 || !recovery.set_aside.is_empty() {
         tracing::error!(lost = recovery.lost, set_aside = ?recovery.set_aside, "the outbox was damaged; what was readable is kept");
     }
-    let camera = crate::camera::open(&config.camera, &state_dir.join("camera.progress"))?;
+    let cameras = crate::camera::open_all(&config)?;
+    let web = match &config.web {
+        Some(web) => Some(crate::web::bind(web).await?),
+        None => None,
+    };
 
     let topics = Topics::new(&config.broker, &config.device);
     let offline = StatusMsg { version: VERSION, online: false, ..StatusMsg::default() };
@@ -153,22 +169,40 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
 
     let (events, inbox) = mpsc::channel(EVENTS);
     let (outgoing, outbound) = mpsc::channel(OUTGOING);
-    let (shots, taken) = std::sync::mpsc::sync_channel(engine::SHOTS);
     let (commands, told) = std::sync::mpsc::sync_channel(8);
     let (connected, online) = watch::channel(false);
-    let skipped = Arc::new(AtomicU64::new(0));
+    let board = Arc::new(Board::new(cameras.len()));
+    let site = web.map(|(listener, token)| {
+        let (board, skeleton) = (Arc::clone(&board), model.teacher().skeleton().clone());
+        tokio::spawn(crate::web::serve(listener, token, board, config.clone(), skeleton))
+    });
 
-    let (events_in, confirmed, progress) = (events.clone(), Arc::clone(&model), camera.progress());
-    let core = core::Core::new(config, topics, outbox, slots, key, loader, confirmed, outgoing, commands, events_in, progress);
-    let hold = core.hold();
-    std::thread::Builder::new().name("engine".into()).spawn({
-        let (events, past) = (events.clone(), camera.past(engine::KEPT_FRAMES));
-        move || engine::run(model, past.into(), &taken, &told, &events, &hold)
-    })?;
-    std::thread::Builder::new().name("camera".into()).spawn({
-        let skipped = Arc::clone(&skipped);
-        move || engine::watch(camera, &shots, &skipped)
-    })?;
+    let (events_in, confirmed) = (events.clone(), Arc::clone(&model));
+    let progress = cameras.iter().map(|camera| camera.progress()).collect();
+    let policy = Policy::new(config.policy.clone(), cameras.len(), core::read_quota(&config.state_dir.join(core::LABELS_QUOTA)));
+    let load = load::Load::new(&config.teacher);
+    let shown = Arc::clone(&board);
+    let core = core::Core::new(config, topics, outbox, slots, key, loader, confirmed, outgoing, commands, events_in, progress, shown);
+    let boxes = Arc::new(Mailboxes::new(cameras.len()));
+    let engine = engine::Engine {
+        model,
+        last: cameras.iter().flat_map(|camera| camera.past(engine::KEPT_FRAMES)).take(engine::KEPT_FRAMES).collect(),
+        boxes: Arc::clone(&boxes),
+        live: cameras.iter().map(|camera| camera.is_live()).collect(),
+        policy,
+        load,
+        commands: told,
+        events: events.clone(),
+        hold: core.hold(),
+        pulse: Arc::clone(&board.pulse),
+        since: board.since,
+    };
+    std::thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
+    for (index, camera) in cameras.into_iter().enumerate() {
+        let (boxes, busy) = (Arc::clone(&boxes), Arc::clone(&board.busy));
+        std::thread::Builder::new().name(format!("camera-{index}")).spawn(move || engine::watch(index, camera, &boxes, &busy))?;
+    }
+    let supervisor = tokio::spawn(supervisor::tell(Arc::clone(&board)));
     let reader = tokio::spawn(read(incoming, events.clone(), connected));
     let publisher = tokio::spawn(publish(link.clone(), outbound, online));
     let clock = tokio::spawn(async move {
@@ -196,7 +230,9 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     link.close().await;
     reader.abort();
     clock.abort();
-    Ok(Summary { skipped_frames: skipped.load(Ordering::Relaxed), ..summary })
+    supervisor.abort();
+    site.inspect(tokio::task::JoinHandle::abort);
+    Ok(Summary { skipped_frames: board.busy(), ..summary })
 }
 
 /// One process to a state folder; released when the file is closed.

@@ -4,7 +4,7 @@
 mod onnx;
 
 use super::*;
-use crate::config::{CameraConfig, FramePolicy, OutboxConfig, PublishConfig, TeacherConfig, UpdateConfig};
+use crate::config::{CameraConfig, FramePolicy, OutboxConfig, PolicyConfig, PublishConfig, TeacherConfig, UpdateConfig, WebConfig};
 use crate::testing::{bundle, key, model, release, release_in_blocks, sign};
 use omnilabel_bundle::{CropSpec, Refine, Values};
 use omnilabel_detect::frame::Frame;
@@ -128,6 +128,21 @@ impl Centre {
         }
     }
 
+    /// Works until a device's run ends.
+    async fn beside<T>(&mut self, mut run: tokio::task::JoinHandle<T>) -> T {
+        let work = async {
+            loop {
+                tokio::select! {
+                    done = &mut run => return done.unwrap(),
+                    Some(message) = self.incoming.recv() => if let Incoming::Message { topic, payload, .. } = message {
+                        self.take(&topic, &payload).await;
+                    },
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, work).await.expect("the device ends")
+    }
+
     /// Works until `done` is true of it.
     async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let start = Instant::now();
@@ -233,7 +248,10 @@ impl Device {
             channel: "stable".into(),
             root_key: None,
             broker: broker.link(),
-            camera: CameraConfig::Folder { path: frames, fps, repeat: false, stop_at_end },
+            camera: Some(CameraConfig::Folder { path: frames, fps, repeat: false, stop_at_end }),
+            cameras: BTreeMap::new(),
+            policy: PolicyConfig::default(),
+            web: None,
             teacher: TeacherConfig::default(),
             outbox: OutboxConfig::default(),
             publish: PublishConfig { frames: FramePolicy::All, ..PublishConfig::default() },
@@ -476,4 +494,188 @@ async fn a_wrapped_model_comes_as_a_release_with_its_detector() {
     let (slots, model) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
     assert_eq!(slots.state().confirmed_counter, 3);
     assert_eq!(model.detector().unwrap().unwrap().sha256(), finder.sha256());
+}
+
+/// A folder of `images` frames that all differ.
+fn frames(folder: &Path, images: usize) {
+    std::fs::create_dir_all(folder).unwrap();
+    for index in 0..images {
+        let rgb = (0..48 * 32).flat_map(|pixel| [if pixel / 16 == index { 255 } else { 0 }; 3]).collect();
+        let frame = Frame { size: Size { width: 48, height: 32 }, rgb };
+        std::fs::write(folder.join(format!("{:04}.jpg", index + 1)), frame.to_jpeg(90)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_cameras_are_labelled_and_one_that_is_not_there_stops_no_other() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 0, 1.0, true);
+    let at = |name: &str| device.folder.path().join(name);
+    let camera = |name: &str| CameraConfig::Folder { path: at(name), fps: 500.0, repeat: false, stop_at_end: true };
+    frames(&at("gate"), 30);
+    frames(&at("yard"), 7);
+    std::fs::write(at("yard/0003.jpg"), b"\xff\xd8 torn").unwrap();
+    let cameras = ["gate", "late", "yard"].map(|name| (name.to_owned(), camera(name)));
+    (device.config.camera, device.config.cameras) = (None, cameras.into());
+    let mut centre = Centre::open(&broker).await;
+    let (_stop, run) = device.start();
+    let of =
+        |c: &Centre, camera: &str| c.labels.values().filter(|label| label.camera == camera).map(|label| label.frame).collect::<Vec<_>>();
+    centre.until("the labels of two cameras", |c| of(c, "gate").len() == 30 && of(c, "yard").len() == 6).await;
+    assert!(!run.is_finished(), "the third camera's frames may still come");
+    frames(&at("late"), 3);
+    centre.until("the labels of the third", |c| of(c, "late").len() == 3).await;
+    let summary = centre.beside(run).await.unwrap();
+    assert_eq!((summary.frames, summary.bad_frames, summary.committed, summary.pending), (39, 1, 39, 0));
+    assert_eq!(of(&centre, "yard"), [1, 2, 4, 5, 6, 7]);
+    assert!(centre.labels.values().all(|label| label.views == 2 && label.changes == 0));
+    // Each camera goes on where it was: there is nothing left to do.
+    let again = centre.beside(device.start().1).await.unwrap();
+    assert_eq!((again.frames, again.committed), (0, 39));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_passes_over_frames_and_a_restart_knows_the_quotas() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 0, 500.0, true);
+    let folder = device.folder.path().join("frames");
+    frames(&folder, 20);
+    // The second half repeats the frame before it.
+    for index in (2..=20).step_by(2) {
+        std::fs::copy(folder.join(format!("{:04}.jpg", index - 1)), folder.join(format!("{index:04}.jpg"))).unwrap();
+    }
+    device.config.policy = PolicyConfig { novelty: 0.1, labels_per_day: 6, ..PolicyConfig::default() };
+    device.config.publish = PublishConfig { frames: FramePolicy::All, frames_per_day: 2, only_people: true, ..PublishConfig::default() };
+    let mut centre = Centre::open(&broker).await;
+    let summary = centre.beside(device.start().1).await.unwrap();
+    assert_eq!((summary.frames, summary.committed), (6, 6));
+    assert_eq!(centre.labels.values().map(|label| label.frame).collect::<Vec<_>>(), [1, 3, 5, 7, 9, 11]);
+    let changed = centre.labels.values().map(|label| (label.jpeg, label.changes)).collect::<Vec<_>>();
+    let only_people = omnilabel_keypoints::wire::ONLY_PEOPLE;
+    assert_eq!(changed, [(true, only_people), (true, only_people), (false, 0), (false, 0), (false, 0), (false, 0)]);
+    // Another folder, on the same day.
+    frames(&device.folder.path().join("more"), 4);
+    device.config.camera =
+        Some(CameraConfig::Folder { path: device.folder.path().join("more"), fps: 500.0, repeat: false, stop_at_end: true });
+    let more = centre.beside(device.start().1).await.unwrap();
+    assert_eq!(more.frames, 0, "the day's labels are made");
+    device.config.policy.labels_per_day = 7;
+    std::fs::remove_file(device.config.state_dir.join("camera.progress")).unwrap();
+    let more = centre.beside(device.start().1).await.unwrap();
+    assert_eq!((more.frames, more.committed), (1, 7));
+}
+
+/// Status and body of what the page's server answers.
+async fn get(port: u16, path: &str, headers: &str) -> (u16, Vec<u8>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
+    socket.write_all(format!("GET {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+    assert!(head.to_lowercase().contains("content-security-policy: default-src 'none'"), "{head}");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), answer[end + 4..].to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_what_the_device_does_to_who_may_know() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 0, 50.0, false);
+    frames(&device.folder.path().join("frames"), 40);
+    device.config.camera =
+        Some(CameraConfig::Folder { path: device.folder.path().join("frames"), fps: 50.0, repeat: true, stop_at_end: false });
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    device.config.web = Some(WebConfig { listen, ..WebConfig::default() });
+    let (stop, run) = device.start();
+    let start = Instant::now();
+    let value = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    let state = loop {
+        assert!(start.elapsed() < DEADLINE, "no label is shown");
+        // The page may not be there yet.
+        if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            let (status, body) = get(port, "/api/state", "").await;
+            if status == 200 && value(&body)["outbox"]["committed"].as_u64() > Some(5) {
+                break value(&body);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(
+        (&state["device"], &state["cameras"][0]["name"], &state["cameras"][0]["state"]),
+        (&"cam-1".into(), &"camera".into(), &"live".into())
+    );
+    assert_eq!((state["cameras"][0]["width"].as_u64(), state["model"]["phase"].as_str()), (Some(48), Some("idle")));
+    assert_eq!(state["skeleton"]["names"].as_array().unwrap().len(), state["thresholds"]["keypoint"].as_array().unwrap().len());
+    let label = loop {
+        assert!(start.elapsed() < DEADLINE, "no frame is shown");
+        match get(port, "/api/cameras/camera/label", "").await {
+            (200, body) => break value(&body),
+            (status, _) => assert_eq!(status, 404),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!((label["width"].as_u64(), label["height"].as_u64()), (Some(48), Some(32)));
+    let (status, jpeg) = get(port, "/api/cameras/camera/frame", "").await;
+    assert_eq!((status, Frame::decode("shown", &jpeg).unwrap().size), (200, Size { width: 48, height: 32 }));
+    assert_eq!(get(port, "/api/cameras/camera/frame?id=99999", "").await.0, 404);
+    assert_eq!(get(port, "/api/cameras/other/label", "").await.0, 404);
+    assert_eq!(get(port, "/api/cameras/camera/frame?id=x", "").await.0, 400);
+    assert_eq!(get(port, "/healthz", "").await, (200, b"ok\n".to_vec()));
+    assert_eq!(get(port, "/", "Host: evil.example\r\n").await.0, 403, "a name that leads here is not this machine's");
+    assert!(String::from_utf8(get(port, "/", "").await.1).unwrap().contains("<script>"));
+    let metrics = String::from_utf8(get(port, "/metrics", "").await.1).unwrap();
+    for line in
+        ["omnilabel_frames_skipped_total{reason=\"quota\"} 0", "omnilabel_camera_up{camera=\"camera\"} 1", "omnilabel_broker_connected 1"]
+    {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    let seconds = metrics.lines().find_map(|line| line.strip_prefix("omnilabel_frame_seconds_count ")).unwrap();
+    assert!(seconds.parse::<u64>().unwrap() > 5);
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+    assert!(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err(), "the page ends with the device");
+
+    let token = device.folder.path().join("token");
+    std::fs::write(&token, "too short\n").unwrap();
+    let guarded = WebConfig { listen, token_file: Some(token.clone()), pictures: false };
+    device.config.web = Some(guarded);
+    let said = format!("{:#}", device.start().1.await.unwrap().unwrap_err());
+    assert!(said.contains("web.token_file") && said.contains("16"), "{said}");
+    std::fs::write(&token, "0123456789abcdef0123\n").unwrap();
+    // A folder that is not there: the page says that the camera is away.
+    let cameras = ["a", "b"].map(|name| {
+        let path = device.folder.path().join(if name == "a" { "frames" } else { "nowhere" });
+        (name.to_owned(), CameraConfig::Folder { path, fps: 50.0, repeat: true, stop_at_end: false })
+    });
+    (device.config.camera, device.config.cameras) = (None, cameras.into());
+    let (stop, run) = device.start();
+    let known = "Authorization: Bearer 0123456789abcdef0123\r\n";
+    let start = Instant::now();
+    while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() || get(port, "/api/state", known).await.0 != 200 {
+        assert!(start.elapsed() < DEADLINE, "no state is shown");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for path in ["/api/state", "/metrics", "/api/cameras/a/label", "/api/cameras/a/frame"] {
+        assert_eq!(get(port, path, "").await.0, 401, "{path}");
+        assert_eq!(get(port, path, "Authorization: Bearer 0123456789abcdef0124\r\n").await.0, 401, "{path}");
+    }
+    assert_eq!(get(port, "/", "Host: cam-1.example\r\n").await.0, 200, "the page asks for the token itself");
+    assert_eq!(get(port, "/api/cameras/a/frame", known).await.0, 404, "no pictures are shown");
+    let ill = loop {
+        assert!(start.elapsed() < DEADLINE, "nobody misses camera b");
+        match get(port, "/healthz", "").await {
+            (503, body) => break String::from_utf8(body).unwrap(),
+            (status, _) => assert_eq!(status, 200),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(!ill.contains("nowhere"), "who has no token learns no path: {ill}");
+    let state = value(&get(port, "/api/state", known).await.1);
+    let b = &state["cameras"][1];
+    assert!(b["state"] == "away" && b["reason"].as_str().unwrap().contains("nowhere"), "{b}");
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
 }

@@ -40,6 +40,11 @@ impl Report {
         Self { refused: None, reason, is_new: true }
     }
 
+    /// The last refused release, and why.
+    pub(super) fn refusal(&self) -> (Option<u64>, &str) {
+        (self.refused, &self.reason)
+    }
+
     fn refuse(&mut self, counter: Option<u64>, reason: String) {
         tracing::error!(counter, reason, "a release is refused");
         self.is_new = true;
@@ -275,7 +280,9 @@ impl Core {
 
     /// Health: what a labelled frame says about the model that made it.
     pub(super) fn judge(&mut self, labelled: &Labelled) {
-        let secs = labelled.took.as_secs_f64();
+        // With fewer views a frame takes less time, whichever model labels it.
+        let views = labelled.views.max(1) as f64;
+        let secs = labelled.took.as_secs_f64() / views;
         if labelled.model.0 == self.confirmed.counter() {
             if labelled.result.is_ok() {
                 self.mean_secs = Some(self.mean_secs.map_or(secs, |mean| 0.9 * mean + 0.1 * secs));
@@ -286,11 +293,11 @@ impl Core {
         if labelled.model.0 != counter {
             return;
         }
-        let limit = self.mean_secs.map_or(f64::INFINITY, |mean| mean * self.config.update.max_slowdown).max(SLOW.as_secs_f64());
+        let limit = self.mean_secs.map_or(f64::INFINITY, |mean| mean * views * self.config.update.max_slowdown).max(SLOW.as_secs_f64());
         match &labelled.result {
             Err(reason) => self.step(trial::Event::Failed(Reason::Health), reason),
-            Ok(_) if secs > limit => {
-                let detail = format!("a frame took {secs:.2} s, at most {limit:.2} s are allowed");
+            Ok(_) if secs * views > limit => {
+                let detail = format!("a frame took {:.2} s, at most {limit:.2} s are allowed", secs * views);
                 self.step(trial::Event::Failed(Reason::Health), &detail);
             }
             Ok(_) => self.step(trial::Event::HealthyFrame, ""),

@@ -3,6 +3,11 @@
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+mod recent;
+pub use recent::{Line, recent};
 
 /// An error with its causes in one line, each of them once.
 ///
@@ -50,7 +55,8 @@ pub fn say_line(line: std::fmt::Arguments<'_>) {
 pub fn log(default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let coloured = coloured(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(coloured).with_writer(std::io::stderr).try_init();
+    let written = tracing_subscriber::fmt::layer().with_ansi(coloured).with_writer(std::io::stderr);
+    let _ = tracing_subscriber::registry().with(filter).with(written).with(recent::Recent).try_init();
 }
 
 /// Whether letters have colours; an empty `NO_COLOR` counts as none.

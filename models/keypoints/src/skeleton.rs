@@ -99,6 +99,10 @@ fn are_mirrored(a: &str, b: &str) -> bool {
     }
 }
 
+/// Words of names of keypoints that lie on a head and show whose it is or where it ends.
+const FACIAL: [&str; 14] =
+    ["nose", "eye", "ear", "mouth", "lip", "chin", "jaw", "cheek", "brow", "eyebrow", "pupil", "forehead", "face", "head"];
+
 /// One table of what a skeleton is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Skeleton {
@@ -182,6 +186,17 @@ impl Skeleton {
     /// The name of keypoint `index`.
     pub fn name(&self, index: usize) -> &str {
         &self.names[index]
+    }
+
+    /// Whether keypoint `index` lies on the face or the head, by its name.
+    pub fn is_facial(&self, index: usize) -> bool {
+        let name = self.name(index);
+        let plain = |word: &str| {
+            let side = |side: &str| word.split_at_checked(side.len()).filter(|(head, _)| head.eq_ignore_ascii_case(side));
+            let tail = side("left").or_else(|| side("right")).map_or(word, |(_, tail)| tail);
+            FACIAL.iter().any(|facial| facial.eq_ignore_ascii_case(tail))
+        };
+        name.split(['_', '-', ' ', '.']).any(plain)
     }
 
     /// All names in order.

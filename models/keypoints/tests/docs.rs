@@ -44,7 +44,13 @@ fn label() -> LabelMsg {
     let thresholds = Thresholds { instance: 0.5, keypoint: 0.1, floor: 0.05 };
     let label = Label::from_detections(Size { width: 640, height: 480 }, &detections, thresholds);
     let key = LabelKey { epoch: 0x1122_3344_5566_7788, sequence: 42 };
-    LabelMsg { jpeg: true, ..LabelMsg::quantise(&label, key, 1001, 1_767_225_600_000, 3, 0xB0C4_71D5_93EE_0A12) }
+    LabelMsg {
+        jpeg: true,
+        camera: "gate".try_into().unwrap(),
+        changes: FACES_BLURRED,
+        views: 6,
+        ..LabelMsg::quantise(&label, key, 1001, 1_767_225_600_000, 3, 0xB0C4_71D5_93EE_0A12)
+    }
 }
 
 fn manifest() -> ReleaseManifest {
@@ -118,7 +124,7 @@ fn the_examples_are_what_the_code_writes() {
     compare("releaseManifest.json", &serde_json::to_vec(&manifest()).unwrap());
     let label = encode(&label(), Encoding::Cbor);
     let header = encode(&FrameHeader { version: 1, epoch: 0x1122_3344_5566_7788, sequence: 42, frame: 1001 }, Encoding::Cbor);
-    assert!(label.len() == 178 && header.len() == 24, "WIRE.md names these sizes: {} and {}", label.len(), header.len());
+    assert!(label.len() == 191 && header.len() == 24, "WIRE.md names these sizes: {} and {}", label.len(), header.len());
 }
 
 #[test]

@@ -291,3 +291,13 @@ fn agreement_is_the_oks_kernel() {
     assert_eq!(agreement(&[at(f32::NAN)], at(0.0), 0.1, 1.0), 0.0);
     assert_eq!(agreement(&[at(3.0)], at(3.0), 0.1, 0.0), 1.0);
 }
+
+#[test]
+fn keypoints_of_the_head_are_known_by_their_names() {
+    let facial = |names: &[&str]| {
+        let skeleton = Skeleton::new(names, &[], None, None).unwrap();
+        (0..names.len()).map(|index| skeleton.is_facial(index)).collect::<Vec<_>>()
+    };
+    assert_eq!(facial(&["nose", "left_eye", "RightEar", "Head", "head_top", "l_brow"]), [true; 6]);
+    assert_eq!(facial(&["neck", "rear_paw", "left_hip", "forearm", "headlight", "left"]), [false; 6]);
+}

@@ -74,7 +74,7 @@ proptest! {
             instance.keypoints.iter_mut().flat_map(|k| [&mut k.0, &mut k.1]).for_each(inside);
         }
         let again = LabelMsg::quantise(&message.label(), message.key(), message.frame, message.captured_ms, message.model, message.model_hash);
-        prop_assert_eq!(LabelMsg { jpeg: message.jpeg, ..again }, message);
+        prop_assert_eq!(LabelMsg { jpeg: message.jpeg, camera: message.camera.clone(), changes: message.changes, views: message.views, ..again }, message);
     }
 
     #[test]

@@ -50,11 +50,12 @@ impl Exporter {
         Ok(Self { root, dataset, category_id, thresholds, ignore_from, hash: Sha256::new(), skipped: 0 })
     }
 
-    /// Adds one label with its picture; `name` becomes the file's name without extension.
+    /// Adds one label with its picture; `name` becomes the file's name without extension. Where `faces_blurred`, the picture does not
+    /// show what keypoints of the face and the head look like: they are left unlabelled.
     ///
     /// # Errors
     /// What the system says.
-    pub fn add(&mut self, name: &str, label: &Label, jpeg: &[u8]) -> anyhow::Result<()> {
+    pub fn add(&mut self, name: &str, label: &Label, faces_blurred: bool, jpeg: &[u8]) -> anyhow::Result<()> {
         match Frame::decode(name, jpeg) {
             Ok(frame) if frame.size == label.size => {}
             Ok(frame) => {
@@ -83,11 +84,12 @@ impl Exporter {
             if detection.score >= self.thresholds.instance {
                 let mut keypoints = Vec::with_capacity(3 * detection.keypoints.len());
                 let mut labelled = 0;
-                for hard in harden(detection, self.thresholds.keypoint) {
+                for (index, hard) in harden(detection, self.thresholds.keypoint).into_iter().enumerate() {
+                    let hidden = faces_blurred && index < self.dataset.skeleton.len() && self.dataset.skeleton.is_facial(index);
                     // A keypoint outside the picture can only come from a broken or hostile device.
                     let (w, h) = (label.size.width as f32, label.size.height as f32);
                     let inside = (0.0..=w).contains(&hard.point.x) && (0.0..=h).contains(&hard.point.y);
-                    if hard.visibility == Visibility::Unlabelled || !inside {
+                    if hard.visibility == Visibility::Unlabelled || !inside || hidden {
                         keypoints.extend([0.0; 3]);
                     } else {
                         labelled += 1;
@@ -137,4 +139,38 @@ impl Exporter {
 /// Fsyncs a folder, so that a rename in it survives power loss.
 pub(crate) fn sync_dir(path: &Path) -> anyhow::Result<()> {
     std::fs::File::open(path).and_then(|d| d.sync_all()).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use omnilabel_keypoints::geometry::{Point, Size};
+    use omnilabel_keypoints::label::{Detection, Instance, Keypoint};
+    use omnilabel_keypoints::skeleton::Skeleton;
+
+    #[test]
+    fn keypoints_of_blurred_faces_are_not_trained_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let skeleton = Skeleton::coco17();
+        let manual = Dataset { root: folder.path().to_owned(), skeleton: skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
+        let thresholds = Thresholds { instance: 0.5, keypoint: 0.2, floor: 0.05 };
+        let mut exporter = Exporter::new(&folder.path().join("out"), &manual, thresholds, 0.4).unwrap();
+        let keypoint = |index: usize| Keypoint { point: Point { x: 4.0 + index as f32, y: 9.0 }, probability: 0.9, ..Keypoint::default() };
+        let rect = Rect::new(2.0, 2.0, 30.0, 28.0);
+        let detection = Detection { rect, score: 0.9, keypoints: (0..17).map(keypoint).collect() };
+        let label = Label {
+            size: Size { width: 32, height: 32 },
+            instances: [Instance { detection, kept: true }].into_iter().collect(),
+            overflow: 0,
+        };
+        let jpeg = Frame { size: label.size, rgb: vec![90; 32 * 32 * 3] }.to_jpeg(90);
+        for (name, blurred) in [("clear", false), ("blurred", true)] {
+            exporter.add(name, &label, blurred, &jpeg).unwrap();
+        }
+        let labelled = |index: usize| exporter.dataset.annotations[index].keypoints.chunks(3).map(|k| k[2] > 0.0).collect::<Vec<_>>();
+        assert_eq!(labelled(0), [true; 17]);
+        let body: Vec<bool> = skeleton.names().map(|name| !["nose", "eye", "ear"].iter().any(|part| name.ends_with(part))).collect();
+        assert_eq!(labelled(1), body);
+        assert_eq!(exporter.dataset.annotations.iter().map(|a| a.num_keypoints).collect::<Vec<_>>(), [17, 12]);
+    }
 }

@@ -20,7 +20,7 @@ use ed25519_dalek::SigningKey;
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::Thresholds;
-use omnilabel_keypoints::wire::{LabelMsg, Message};
+use omnilabel_keypoints::wire::{FACES_BLURRED, LabelMsg, Message};
 use omnilabel_rcnn::RcnnError;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -348,7 +348,7 @@ impl Rounds {
             let jpeg = self.store.jpeg(&selected.device, selected.key).await?;
             let message = LabelMsg::decode(&selected.payload).context("a stored label")?;
             let name = format!("{}_{:016x}_{}", selected.device, selected.key.epoch, selected.key.sequence);
-            tokio::task::block_in_place(|| exporter.add(&name, &message.label(), &jpeg))?;
+            tokio::task::block_in_place(|| exporter.add(&name, &message.label(), message.changes & FACES_BLURRED != 0, &jpeg))?;
         }
         let exported = tokio::task::block_in_place(|| exporter.finish())?;
         ensure!(exported.images > 0, "none of the labels has a picture that can be decoded");

@@ -125,6 +125,11 @@ impl WireInstance {
     }
 }
 
+/// A bit of [`LabelMsg::changes`]: faces are a coarse mosaic, as far as their keypoints show them.
+pub const FACES_BLURRED: u8 = 1;
+/// A bit of [`LabelMsg::changes`]: what lies outside of people's boxes is grey.
+pub const ONLY_PEOPLE: u8 = 2;
+
 /// `…/labels`: the label of one frame.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LabelMsg {
@@ -161,6 +166,15 @@ pub struct LabelMsg {
     /// Whether the frame follows on `…/frames`: the label counts as stored only when that is stored, too.
     #[serde(rename = "j", default)]
     pub jpeg: bool,
+    /// Which camera of the device, when it has several.
+    #[serde(rename = "n", default)]
+    pub camera: String<{ super::MAX_ID }>,
+    /// What was done to the frame before it left the device: [`FACES_BLURRED`] and [`ONLY_PEOPLE`].
+    #[serde(rename = "x", default)]
+    pub changes: u8,
+    /// How many views were averaged; 0: not known.
+    #[serde(rename = "u", default)]
+    pub views: u16,
     /// Instances by falling score.
     #[serde(rename = "i")]
     pub instances: Vec<WireInstance, MAX_INSTANCES>,
@@ -181,6 +195,9 @@ impl LabelMsg {
             height: label.size.height,
             overflow: label.overflow,
             jpeg: false,
+            camera: String::new(),
+            changes: 0,
+            views: 0,
             instances: label.instances.iter().map(WireInstance::quantise).collect(),
         }
     }

@@ -9,7 +9,8 @@ mod messages;
 pub mod topic;
 
 pub use messages::{
-    AckMsg, BlockRequest, FrameHeader, HistogramMsg, LabelKey, LabelMsg, ModelMsg, ReleaseMsg, StatusMsg, WireInstance, WireKeypoint,
+    AckMsg, BlockRequest, FACES_BLURRED, FrameHeader, HistogramMsg, LabelKey, LabelMsg, ModelMsg, ONLY_PEOPLE, ReleaseMsg, StatusMsg,
+    WireInstance, WireKeypoint,
 };
 
 use heapless::String;
@@ -86,7 +87,12 @@ pub trait Message: Sized + Serialize + for<'de> Deserialize<'de> {
     /// [`WireError::Malformed`], [`WireError::Version`].
     fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
-        let message: Self = if json { json::from_slice(bytes) } else { cbor::from_slice(bytes) }.map_err(WireError::Malformed)?;
-        if message.version() > VERSION { Err(WireError::Version(message.version())) } else { Ok(message) }
+        let message = if json { json::from_slice::<Self>(bytes) } else { cbor::from_slice::<Self>(bytes) };
+        // One match: messages are large, and every copy of one lies on the stack of a microcontroller.
+        match message {
+            Ok(message) if message.version() > VERSION => Err(WireError::Version(message.version())),
+            Ok(message) => Ok(message),
+            Err(at) => Err(WireError::Malformed(at)),
+        }
     }
 }

@@ -49,7 +49,7 @@ fn keypoint(r: &mut Rng) -> WireKeypoint {
 }
 
 impl Sample for LabelMsg {
-    const OPTIONAL: &'static [&'static str] = &["t", "m", "h", "o", "j", "k"];
+    const OPTIONAL: &'static [&'static str] = &["t", "m", "h", "o", "j", "n", "x", "u", "k"];
     fn sample(r: &mut Rng) -> Self {
         let (people, keypoints) = (r.below(5), r.below(20));
         Self {
@@ -64,6 +64,9 @@ impl Sample for LabelMsg {
             height: r.number() as u32,
             overflow: r.number() as u32,
             jpeg: r.bool(),
+            camera: ["", "gate", "yard-2.north"][r.below(3)].try_into().unwrap(),
+            changes: r.next() as u8,
+            views: r.next() as u16,
             instances: (0..people)
                 .map(|_| WireInstance {
                     rect: core::array::from_fn(|_| r.number() as i32),
@@ -77,7 +80,18 @@ impl Sample for LabelMsg {
     fn required_only(self) -> Self {
         let mut instances = self.instances;
         instances.iter_mut().for_each(|i| i.kept = false);
-        Self { captured_ms: 0, model: 0, model_hash: 0, overflow: 0, jpeg: false, instances, ..self }
+        Self {
+            captured_ms: 0,
+            model: 0,
+            model_hash: 0,
+            overflow: 0,
+            jpeg: false,
+            camera: Default::default(),
+            changes: 0,
+            views: 0,
+            instances,
+            ..self
+        }
     }
     fn extreme() -> Self {
         let instance = WireInstance {
@@ -99,6 +113,9 @@ impl Sample for LabelMsg {
             height: u32::MAX,
             overflow: u32::MAX,
             jpeg: false,
+            camera: "n".repeat(MAX_ID).as_str().try_into().unwrap(),
+            changes: u8::MAX,
+            views: u16::MAX,
             instances: (0..20).map(|_| instance.clone()).collect(),
         }
     }
