@@ -1,6 +1,6 @@
 //! The embedded broker (rumqttd), for one machine: MQTT 5 without TLS, so it listens on loopback only.
 //!
-//! It keeps retained messages in memory alone and has no access control; a fleet uses mosquitto (`deploy/mosquitto`). Its segments are small,
+//! It keeps retained messages in memory alone and has no access control; a fleet uses mosquitto (`docs/SITE.md`). Its segments are small,
 //! because what they hold stays in memory until they are full.
 
 use anyhow::{Context, bail};
@@ -20,7 +20,7 @@ const MAX_PAYLOAD: usize = 2 << 20;
 pub fn run(listen: SocketAddr) -> anyhow::Result<()> {
     if !listen.ip().is_loopback() {
         bail!(
-            "--listen {listen}: the embedded broker has neither TLS nor access control and listens on loopback only; for other addresses see deploy/mosquitto"
+            "--listen {listen}: the embedded broker has neither TLS nor access control and listens on loopback only; for other addresses see docs/SITE.md"
         );
     }
     // rumqttd reports a port in use only in its log.

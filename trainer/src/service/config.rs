@@ -257,6 +257,11 @@ impl ServiceConfig {
         if let Some(init) = &mut config.model.init {
             *init = folder.join(&*init);
         }
+        if let Some(tls) = &mut config.broker.tls {
+            for file in [&mut tls.ca, &mut tls.certificate, &mut tls.key] {
+                *file = folder.join(&*file);
+            }
+        }
         config.validate(path)?;
         Ok(config)
     }
