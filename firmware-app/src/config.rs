@@ -208,6 +208,17 @@ impl CameraConfig {
         matches!(self, Self::Folder { stop_at_end: true, .. } | Self::Video { stop_at_end: true, .. })
     }
 
+    /// How long a live camera may be silent.
+    pub const fn stall_secs(&self) -> Option<f64> {
+        match self {
+            Self::Mjpeg { stall_secs, .. }
+            | Self::Rtsp { stall_secs, .. }
+            | Self::V4l2 { stall_secs, .. }
+            | Self::Gstreamer { stall_secs, .. } => Some(*stall_secs),
+            Self::Folder { .. } | Self::Video { .. } => None,
+        }
+    }
+
     /// What stands under `type`.
     pub const fn kind(&self) -> &'static str {
         match self {

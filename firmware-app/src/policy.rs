@@ -4,6 +4,9 @@ use crate::config::PolicyConfig;
 use omnilabel_detect::frame::Frame;
 use serde::{Deserialize, Serialize};
 
+/// 2026-01-01: a clock that says less was never set.
+const CLOCK_IS_SET_MS: u64 = 1_767_225_600_000;
+
 /// Why a frame is not labelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -83,7 +86,9 @@ impl Policy {
     pub fn admit(&mut self, camera: usize, live: bool, frame: &Frame, unix_ms: u64) -> Result<(), Skip> {
         let local = local_ms(unix_ms, self.config.utc_offset_minutes);
         let minute = (local / 60_000 % 1440) as u16;
-        if live && !self.config.hours.is_empty() && !self.config.hours.iter().any(|hours| hours.contains(minute)) {
+        // A clock that was never set says nothing about the hour.
+        let clock = unix_ms >= CLOCK_IS_SET_MS;
+        if live && clock && !self.config.hours.is_empty() && !self.config.hours.iter().any(|hours| hours.contains(minute)) {
             return Err(Skip::Schedule);
         }
         if !self.quota.has_room(self.config.labels_per_hour, self.config.labels_per_day, local) {
@@ -194,7 +199,7 @@ mod tests {
             ..PolicyConfig::default()
         };
         let frame = picture(0, 0, 0);
-        let minutes = |minutes: u64| 1_000 * 86_400_000 + minutes * 60_000;
+        let minutes = |minutes: u64| 21_000 * 86_400_000 + minutes * 60_000;
         let mut policy = Policy::new(config.clone(), 1, Quota::default());
         let mut check = |live, minute, expect: Result<(), Skip>| assert_eq!(policy.admit(0, live, &frame, minutes(minute)), expect);
         check(true, 0, Ok(()));

@@ -85,9 +85,10 @@ pub fn changes(config: &PublishConfig) -> u8 {
     [(config.blur_faces, FACES_BLURRED), (config.only_people, ONLY_PEOPLE)].iter().map(|&(on, bit)| if on { bit } else { 0 }).sum()
 }
 
-/// A frame as it may be shown: as it is, changed, or not at all where faces are to be blurred and the skeleton has no keypoints of them.
+/// A frame as it may be shown: as it is, changed, or not at all where faces are to be blurred and cannot be found: the skeleton has no
+/// keypoints of them, or the label has no room for everybody who was.
 pub fn changed<'f>(frame: &'f Frame, label: &Label, skeleton: &Skeleton, config: &PublishConfig) -> Option<Cow<'f, Frame>> {
-    if config.blur_faces && !privacy::knows_faces(skeleton) {
+    if config.blur_faces && (label.overflow > 0 || !privacy::knows_faces(skeleton)) {
         return None;
     }
     let mut frame = Cow::Borrowed(frame);
@@ -233,6 +234,8 @@ mod tests {
         let both = PublishConfig { blur_faces: true, only_people: true, ..all.clone() };
         assert!(noise(&open(&both), faces[0]) < 30.0 && noise(&open(&both), between) < 3.0);
         assert_eq!([&all, &both].map(changes), [0, FACES_BLURRED | ONLY_PEOPLE]);
+        let crowd = Label { overflow: 1, ..label.clone() };
+        assert!(picture(&shot, &crowd, &Skeleton::coco17(), &both).is_empty(), "somebody's face is not in the label");
         let headless = Skeleton::new(&["left_hand", "right_hand"], &[], None, None).unwrap();
         assert!(picture(&shot, &label, &headless, &both).is_empty(), "without a face's keypoints no frame leaves the device");
     }

@@ -11,7 +11,6 @@ use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::trial::Phase;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,7 +26,6 @@ const MIN_TOKEN: usize = 16;
 struct Site {
     board: Arc<Board>,
     config: EdgeConfig,
-    skeleton: Skeleton,
     /// SHA-256 of the token: the time of a comparison then tells nothing.
     token: Option<[u8; 32]>,
     policy: HeaderValue,
@@ -54,14 +52,8 @@ pub(crate) async fn bind(config: &WebConfig) -> anyhow::Result<(tokio::net::TcpL
 }
 
 /// Serves until the task is dropped.
-pub(crate) async fn serve(
-    listener: tokio::net::TcpListener,
-    token: Option<[u8; 32]>,
-    board: Arc<Board>,
-    config: EdgeConfig,
-    skeleton: Skeleton,
-) {
-    let site = Arc::new(Site { board, config, skeleton, token, policy: content_security_policy(PAGE) });
+pub(crate) async fn serve(listener: tokio::net::TcpListener, token: Option<[u8; 32]>, board: Arc<Board>, config: EdgeConfig) {
+    let site = Arc::new(Site { board, config, token, policy: content_security_policy(PAGE) });
     let app = Router::new()
         .route("/", get(page))
         .route("/healthz", get(health))
@@ -176,7 +168,7 @@ fn describe(site: &Site, state: &State) -> Value {
         Phase::Testing { counter, .. } => ("testing", Some(counter)),
         Phase::Probation { counter, .. } => ("probation", Some(counter)),
     };
-    let skeleton = &site.skeleton;
+    let skeleton = &state.skeleton;
     let side = |index: usize| match usize::from(skeleton.flip()[index]) {
         other if other == index => "centre",
         _ if skeleton.name(index).to_ascii_lowercase().contains("left") || skeleton.name(index).starts_with("l_") => "left",
@@ -199,6 +191,7 @@ fn describe(site: &Site, state: &State) -> Value {
         "model": {
             "name": state.model, "counter": status.model, "hash": format!("{:016x}", state.hash), "phase": phase, "trial": trial,
             "refused": state.refused, "reason": state.reason, "views": state.views,
+            "frame_ms": state.frame_secs.map(|secs| 1000.0 * secs),
         },
         "cameras": cameras.collect::<Vec<_>>(),
         "skeleton": {
@@ -248,7 +241,7 @@ async fn frame(Shared(site): Shared<Arc<Site>>, Path(name): Path<String>, Query(
     let Some(seen) = seen(&site, &name).filter(|seen| which.id.is_none_or(|id| id == seen.id)) else { return gone() };
     // What does not leave the device in clear is not shown in clear.
     let jpeg = tokio::task::spawn_blocking(move || {
-        let frame = crate::publish::changed(&seen.frame, &seen.label, &site.skeleton, &site.config.publish);
+        let frame = crate::publish::changed(&seen.frame, &seen.label, &seen.skeleton, &site.config.publish);
         frame.map(|frame| frame.to_jpeg(80))
     });
     match jpeg.await {

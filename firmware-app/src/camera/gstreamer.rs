@@ -28,6 +28,8 @@ pub struct Source {
     pub name: String,
     /// The pipeline up to raw video, as `gst-launch-1.0` takes it.
     pub pipeline: String,
+    /// What must not be told: user, password and query of a URL.
+    pub secrets: Vec<String>,
 }
 
 impl Source {
@@ -40,11 +42,13 @@ impl Source {
         let Some(rest) = rest.filter(|rest| !rest.is_empty() && is_plain(rest)) else {
             return Err("is not a URL of the form rtsp://[user:password@]host[:port]/path".to_owned());
         };
-        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        // Passwords stand before the host, or in the query.
+        let (user, place) = rest.rsplit_once('@').unwrap_or(("", rest));
+        let (place, query) = place.find(['?', ';']).map_or((place, ""), |at| place.split_at(at));
         let protocols = if tcp { "tcp" } else { "udp" };
         Ok(Self {
-            name: format!("rtsp://{host}{path}"),
+            name: format!("rtsp://{place}"),
+            secrets: [user, query].iter().filter(|text| !text.is_empty()).map(|text| (*text).to_owned()).collect(),
             pipeline: format!(
                 "rtspsrc location=\"{url}\" protocols={protocols} latency={latency_ms} ! application/x-rtp,media=video ! decodebin"
             ),
@@ -56,7 +60,8 @@ impl Source {
     /// # Errors
     /// When the path cannot stand in a pipeline.
     pub fn v4l2(device: &Path) -> Result<Self, String> {
-        Ok(Self { name: device.display().to_string(), pipeline: format!("v4l2src device={} ! decodebin", quoted(device)?) })
+        let pipeline = format!("v4l2src device={} ! decodebin", quoted(device)?);
+        Ok(Self { name: device.display().to_string(), pipeline, secrets: Vec::new() })
     }
 
     /// A video file.
@@ -64,7 +69,8 @@ impl Source {
     /// # Errors
     /// When the path cannot stand in a pipeline.
     pub fn video(path: &Path) -> Result<Self, String> {
-        Ok(Self { name: path.display().to_string(), pipeline: format!("filesrc location={} ! decodebin", quoted(path)?) })
+        let pipeline = format!("filesrc location={} ! decodebin", quoted(path)?);
+        Ok(Self { name: path.display().to_string(), pipeline, secrets: Vec::new() })
     }
 
     /// A pipeline as it is. Its name is its first element.
@@ -74,7 +80,14 @@ impl Source {
     pub fn pipeline(text: &str) -> Result<Self, String> {
         let words = words(text).ok_or_else(|| "ends within quotation marks".to_owned())?;
         let first = words.first().ok_or_else(|| "is empty, expected GStreamer elements that end in raw video".to_owned())?;
-        Ok(Self { name: format!("pipeline {first}"), pipeline: text.to_owned() })
+        // Between `://` and `@` stands who somebody is.
+        let between = text.split("://").skip(1).filter_map(|rest| Some(rest.split(['"', ' ', '/']).next()?.rsplit_once('@')?.0.to_owned()));
+        Ok(Self { name: format!("pipeline {first}"), pipeline: text.to_owned(), secrets: between.collect() })
+    }
+
+    /// A text without what must not be told.
+    fn discreet(&self, text: &str) -> String {
+        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "…"))
     }
 }
 
@@ -139,6 +152,8 @@ struct Recorded {
     bytes: usize,
     /// Frames that were given, or are done with.
     position: usize,
+    /// Where the pipeline was killed or crashed last.
+    crashed_at: Option<usize>,
 }
 
 impl Pipeline {
@@ -158,7 +173,7 @@ impl Pipeline {
         if position > 0 {
             tracing::info!(position, "the video goes on where it was");
         }
-        let recorded = Recorded { progress: progress.map(Path::to_owned), bytes, position };
+        let recorded = Recorded { progress: progress.map(Path::to_owned), bytes, position, crashed_at: None };
         // A file does not stall, but the first frame of a large one takes its time.
         Ok(Self::new(source, fps, Duration::from_secs(60), Some(recorded)))
     }
@@ -217,7 +232,7 @@ impl Pipeline {
                 }
             }
         });
-        Ok(Running { child, frames: taken, said, listener: Some(listener), since: Instant::now() })
+        Ok(Running { child: Some(child), frames: taken, said, listener: Some(listener), since: Instant::now() })
     }
 
     fn lost(&mut self, reason: &str) -> CameraEvent {
@@ -226,7 +241,7 @@ impl Pipeline {
         }
         let retry_in = self.backoff.next_delay();
         self.wait = Some(retry_in);
-        CameraEvent::Lost { reason: format!("{}: {reason}", self.source.name), retry_in }
+        CameraEvent::Lost { reason: self.source.discreet(&format!("{}: {reason}", self.source.name)), retry_in }
     }
 
     fn shot(&mut self, frame: Frame) -> CameraEvent {
@@ -240,10 +255,15 @@ impl Pipeline {
     /// The end of a pipeline's pictures: of a video that is done, or of one that broke off.
     fn ended(&mut self, error: Option<PpmError>) -> CameraEvent {
         let Some(mut running) = self.running.take() else { return CameraEvent::End };
-        let why = running.end(error);
+        let (why, crashed) = running.end(error);
         self.running = Some(running);
-        match (&self.recorded, why) {
+        match (&mut self.recorded, why) {
             (Some(_), None) => CameraEvent::End,
+            // What was killed goes on where it was; what dies twice at the same frame will again.
+            (Some(recorded), Some(reason)) if crashed && recorded.crashed_at != Some(recorded.position) => {
+                recorded.crashed_at = Some(recorded.position);
+                self.lost(&reason)
+            }
             (Some(recorded), Some(reason)) => {
                 self.done = true;
                 CameraEvent::Bad { reason: format!("{}: {reason}", self.source.name), position: Some(recorded.position) }
@@ -266,7 +286,7 @@ impl Camera for Pipeline {
                 Some(running) => running,
                 None => match self.start() {
                     Ok(running) => {
-                        running.skip(self.recorded.as_ref().map_or(0, |recorded| recorded.position));
+                        running.skip(self.recorded.as_ref().map_or(0, |recorded| recorded.position), self.stall);
                         self.running.insert(running)
                     }
                     Err(reason) => return self.lost(&reason),
@@ -304,7 +324,8 @@ impl Camera for Pipeline {
 
 /// A pipeline that runs.
 struct Running {
-    child: Child,
+    /// There until it is dropped.
+    child: Option<Child>,
     frames: Receiver<Result<Frame, PpmError>>,
     said: Arc<Mutex<Vec<u8>>>,
     listener: Option<std::thread::JoinHandle<()>>,
@@ -313,42 +334,59 @@ struct Running {
 
 impl Running {
     /// Frames of a video that are done with.
-    fn skip(&self, count: usize) {
+    fn skip(&self, count: usize, stall: Duration) {
         for _ in 0..count {
-            if !matches!(self.frames.recv(), Ok(Ok(_))) {
+            if !matches!(self.frames.recv_timeout(stall), Ok(Ok(_))) {
                 return;
             }
         }
     }
 
-    /// Waits for the end; why it was none of a video that is done.
-    fn end(&mut self, error: Option<PpmError>) -> Option<String> {
-        if error.is_some() {
-            // It may well go on writing.
-            let _ = self.child.kill();
+    /// Waits for the end; why it was none of a video that is done, and whether a signal ended it.
+    fn end(&mut self, error: Option<PpmError>) -> (Option<String>, bool) {
+        let Some(child) = &mut self.child else { return (Some(format!("{PROGRAM} is gone")), false) };
+        // After half a frame it has ended, or goes on writing.
+        let ended = error.is_none() || (0..50).any(|_| matches!(child.try_wait(), Ok(Some(_))) || pause());
+        if !ended {
+            let _ = child.kill();
         }
-        let status = self.child.wait();
+        let status = child.wait();
         // Its standard error ends with it.
         self.listener.take().map(std::thread::JoinHandle::join);
         let said = String::from_utf8_lossy(&self.said.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
-        let what = complaint(&said);
-        match (what, error, status) {
+        let crashed = ended && status.as_ref().is_ok_and(|status| status.code().is_none());
+        let why = match (complaint(&said), error, status) {
             // gst-launch ends well when a stream breaks off, but has said so.
             (Some(what), ..) => Some(what),
             (None, Some(error), _) => Some(error.to_string()),
             (None, None, Ok(status)) if status.success() => None,
             (None, None, Ok(status)) => Some(format!("{PROGRAM} ended with {status}")),
             (None, None, Err(error)) => Some(error.to_string()),
-        }
+        };
+        (why, crashed)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
         // A pipeline that hangs does not end by itself. Errors mean that it is gone.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = child.kill();
+        for _ in 0..100 {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // One that a driver holds does not even die: somebody else waits for it.
+        std::thread::spawn(move || child.wait());
     }
+}
+
+/// A moment; false.
+fn pause() -> bool {
+    std::thread::sleep(Duration::from_millis(10));
+    false
 }
 
 /// The first error of a pipeline's standard error in one line: what happened, and what the system said.

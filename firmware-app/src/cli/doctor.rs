@@ -277,7 +277,10 @@ fn broker(doctor: &mut Doctor, config: &EdgeConfig, runs: bool) {
                     while let Some(event) = incoming.recv().await {
                         match event {
                             Incoming::Connected => return true,
-                            Incoming::Disconnected { reason, .. } => why = reason,
+                            Incoming::Disconnected { reason, .. } => {
+                                why = reason;
+                                return false;
+                            }
                             Incoming::Message { .. } => {}
                         }
                     }

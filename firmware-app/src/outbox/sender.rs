@@ -21,7 +21,7 @@ struct Sent {
 }
 
 /// What is on its way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sender {
     sent: BTreeMap<u64, Sent>,
     cursor: u64,
@@ -48,6 +48,12 @@ impl Sender {
         self.cursor = sequence;
         self.sent.insert(sequence, Sent { due: now + RESEND_FIRST, at: now, wait: RESEND_FIRST });
         Some(sequence)
+    }
+
+    /// The collector said again what it has, and had nothing new: it came back, and what was sent meanwhile found nobody. It is sent again,
+    /// as a gap is.
+    pub fn nothing_new(&mut self) {
+        self.sent.values_mut().for_each(|sent| sent.due = sent.due.min(sent.at + RESEND_GAP));
     }
 
     /// Forgets what is not pending any more; what lies below `highest_stored` and is still pending is a gap.

@@ -492,6 +492,10 @@ fn the_sender_sends_in_order_keeps_its_window_and_repeats() {
     assert_eq!(sender.next(start, |after| next(&left, after)), Some(SEND_WINDOW as u64 + 1));
     let later = start + Duration::from_secs(4);
     assert_eq!(sender.next(later, |after| next(&left, after)), Some(3), "the gap is sent again before its full time");
+    let mut waits = sender.clone();
+    while waits.next(later, |after| next(&left, after)).is_some() {}
+    waits.nothing_new();
+    assert_eq!(waits.next(later, |after| next(&left, after)), Some(11), "a collector that came back has not seen it");
     let much_later = start + Duration::from_secs(16);
     assert_eq!(sender.next(much_later, |after| next(&left, after)), Some(11));
     sender.restart();

@@ -6,6 +6,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::label::{Label, Thresholds};
+use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::trial::Phase;
 use omnilabel_keypoints::wire::StatusMsg;
 use std::collections::VecDeque;
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 const WATCHED: Duration = Duration::from_secs(10);
 /// Labels per second are counted over this time.
 const RATE: Duration = Duration::from_secs(5);
+/// What a camera may be late beside what its configuration allows it.
+const OVERDUE: Duration = Duration::from_secs(30);
 /// A core that has not written for this long hangs.
 const CORE_HANGS: Duration = Duration::from_secs(30);
 /// An engine that works on one frame for this long hangs.
@@ -45,12 +48,23 @@ pub(crate) struct CameraState {
     pub(crate) last: Option<Instant>,
     pub(crate) reason: String,
     pub(crate) size: Option<Size>,
+    /// A live camera without a frame for this long is ill, whatever it says of itself.
+    patience: Option<Duration>,
+    since: Instant,
 }
 
 impl CameraState {
     pub(super) fn new(name: &str, camera: &CameraConfig) -> Self {
         let (name, reason) = (name.to_owned(), String::new());
-        Self { name, kind: camera.kind(), state: "waiting", frames: 0, bad: 0, last: None, reason, size: None }
+        let patience = camera.stall_secs().map(|secs| Duration::from_secs_f64(3.0 * secs) + OVERDUE);
+        let since = Instant::now();
+        Self { name, kind: camera.kind(), state: "waiting", frames: 0, bad: 0, last: None, reason, size: None, patience, since }
+    }
+
+    /// How long it says nothing although it should.
+    fn overdue(&self) -> Option<Duration> {
+        let silent = self.last.unwrap_or(self.since).elapsed();
+        (self.state != "ended" && self.patience.is_some_and(|patience| silent > patience)).then_some(silent)
     }
 
     /// A frame came, whatever became of it.
@@ -103,6 +117,10 @@ pub(crate) struct State {
     pub(crate) refused: Option<u64>,
     pub(crate) reason: String,
     pub(crate) views: usize,
+    /// What a frame takes by so many views, on average.
+    pub(crate) frame_secs: Option<f64>,
+    /// Of the confirmed model.
+    pub(crate) skeleton: Skeleton,
     pub(crate) cameras: Vec<CameraState>,
     pub(crate) thresholds: Thresholds,
     pub(crate) at: Instant,
@@ -115,12 +133,15 @@ pub(crate) struct Seen {
     pub(crate) captured_ms: u64,
     pub(crate) took: Duration,
     pub(crate) label: Label,
+    /// Of the model that made the label.
+    pub(crate) skeleton: Skeleton,
     pub(crate) frame: Frame,
 }
 
 impl Seen {
-    pub(super) fn new(shot: &Shot, label: &Label, took: Duration) -> Self {
-        Self { id: shot.id, captured_ms: shot.captured_ms, took, label: label.clone(), frame: shot.frame.clone() }
+    pub(super) fn new(shot: &Shot, label: &Label, skeleton: &Skeleton, took: Duration) -> Self {
+        let (label, skeleton, frame) = (label.clone(), skeleton.clone(), shot.frame.clone());
+        Self { id: shot.id, captured_ms: shot.captured_ms, took, label, skeleton, frame }
     }
 }
 
@@ -237,9 +258,14 @@ impl Board {
             return ills;
         };
         ills.extend(state.held.then(|| "the outbox cannot be written: labels and cameras wait".to_owned()));
-        for camera in state.cameras.iter().filter(|camera| camera.state == "away") {
+        for camera in &state.cameras {
             let name = if camera.name.is_empty() { String::new() } else { format!(" {}", camera.name) };
-            ills.push(format!("camera{name} is away: {}", camera.reason));
+            match camera.overdue() {
+                _ if camera.state == "away" => ills.push(format!("camera{name} is away: {}", camera.reason)),
+                // While labels wait, so do cameras.
+                Some(silent) if !state.held => ills.push(format!("camera{name} says nothing for {} s", silent.as_secs())),
+                _ => {}
+            }
         }
         ills
     }

@@ -277,7 +277,12 @@ impl Core {
     fn acknowledged(&mut self, ack: &AckMsg) {
         let collector = self.outbox.collector();
         match self.outbox.ack(ack) {
-            Ok(count) => tracing::debug!(count, watermark = ack.watermark, pending = self.outbox.pending(), "acknowledged"),
+            Ok(count) => {
+                if count == 0 && ack.epoch == self.outbox.next_key().epoch {
+                    self.sender.nothing_new();
+                }
+                tracing::debug!(count, watermark = ack.watermark, pending = self.outbox.pending(), "acknowledged");
+            }
             Err(error) => tracing::error!(%error, "an acknowledged segment stays for now"),
         }
         if collector != 0 && collector != self.outbox.collector() {
@@ -306,7 +311,7 @@ impl Core {
                 self.camera(camera, |state| state.labelled(labelled.shot.frame.size));
                 self.board.labelled(labelled.took);
                 if self.board.is_watched() {
-                    let seen = Seen::new(&labelled.shot, label, labelled.took);
+                    let seen = Seen::new(&labelled.shot, label, labelled.by.teacher().skeleton(), labelled.took);
                     self.board.show(camera, seen);
                 }
             }
@@ -345,11 +350,7 @@ impl Core {
         if !publish::wants_picture(label, publish) || !self.frames_quota.has_room(publish.frames_per_hour, publish.frames_per_day, now) {
             return Vec::new();
         }
-        let jpeg = publish::picture(&labelled.shot, label, self.confirmed.teacher().skeleton(), publish);
-        if !jpeg.is_empty() {
-            self.frames_quota.count();
-        }
-        jpeg
+        publish::picture(&labelled.shot, label, labelled.by.teacher().skeleton(), publish)
     }
 
     /// Writes a label to the outbox; false when there is no room for it now.
@@ -366,6 +367,7 @@ impl Core {
             views: labelled.views.min(usize::from(u16::MAX)) as u16,
             ..LabelMsg::quantise(label, key, shot.id, shot.captured_ms, model.0, model.1)
         };
+        let pictured = message.jpeg;
         let appended = match publish::encode(&message, self.config.publish.encoding) {
             Ok(bytes) => {
                 self.outbox.append(labelled.shot.id, bytes, jpeg).map(|_| ()).map_err(|error| (error.is_transient(), error.to_string()))
@@ -374,6 +376,9 @@ impl Core {
         };
         match appended {
             Ok(()) => {
+                if pictured {
+                    self.frames_quota.count();
+                }
                 self.oldest_uncommitted.get_or_insert_with(Instant::now);
                 if let (Some(Some(progress)), Some(position)) = (self.progress.get_mut(labelled.camera), labelled.shot.position) {
                     progress.appended(position, key.sequence);
@@ -494,6 +499,8 @@ impl Core {
             refused,
             reason: reason.to_owned(),
             views: self.views,
+            frame_secs: self.mean_secs.map(|secs| secs * self.views.max(1) as f64),
+            skeleton: self.confirmed.teacher().skeleton().clone(),
             cameras: self.cameras.clone(),
             thresholds: manifest.thresholds,
             at: now,

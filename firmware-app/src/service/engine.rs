@@ -17,6 +17,8 @@ use tokio::sync::mpsc::Sender;
 
 /// Frames that are kept to try a new model on when none come.
 pub(super) const KEPT_FRAMES: usize = 4;
+/// A camera whose program panicked is asked again after this.
+const PANICKED: Duration = Duration::from_secs(5);
 /// How often the engine looks for commands while no frame comes.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -32,6 +34,8 @@ pub(super) enum Command {
 pub(crate) struct Labelled {
     pub(super) camera: usize,
     pub(super) shot: Box<Shot>,
+    /// Who made the label.
+    pub(super) by: Arc<Model>,
     /// Counter and hash of the model.
     pub(super) model: (u64, u64),
     /// How many views were averaged.
@@ -55,7 +59,11 @@ pub(crate) struct Skipped {
 pub(super) fn watch(index: usize, mut camera: Box<dyn Camera>, boxes: &Mailboxes, busy: &AtomicU64) {
     let live = camera.is_live();
     loop {
-        let event = camera.next();
+        // What decodes bytes from outside may do anything; the camera goes on.
+        let event = std::panic::catch_unwind(AssertUnwindSafe(|| camera.next())).unwrap_or_else(|_| {
+            std::thread::sleep(PANICKED);
+            CameraEvent::Lost { reason: "the camera's program panicked".to_owned(), retry_in: PANICKED }
+        });
         let end = event == CameraEvent::End;
         match boxes.put(index, event, live) {
             Put::Waits => {}
@@ -156,6 +164,10 @@ impl Engine {
 
     fn frame(&mut self, camera: usize, shot: Box<Shot>) -> Event {
         let live = self.live.get(camera).copied().unwrap_or(true);
+        if self.last.is_empty() {
+            // Something to try a new model on, although nothing may be labelled for hours.
+            self.last.push_back(shot.clone());
+        }
         if let Err(why) = self.policy.admit(camera, live, &shot.frame, now_ms()) {
             return Event::Skipped(Skipped { camera, why, position: shot.position });
         }
@@ -184,6 +196,7 @@ impl Engine {
         let views = model.views();
         let views = views.get(reduction).or(views.last()).copied().unwrap_or(1);
         Labelled {
+            by: Arc::clone(model),
             camera,
             shot,
             model: (model.counter(), model.hash()),

@@ -129,11 +129,7 @@ impl Loader for Tract {
 /// When the device cannot start: no model, no key, no camera folder, no state folder.
 pub async fn run(config: EdgeConfig, stop: watch::Receiver<bool>) -> anyhow::Result<Summary> {
     let loader = Arc::new(Tract(config.teacher.clone()));
-    // Loading a model on a GPU for the first time compiles kernels.
-    let patience = tokio::spawn(supervisor::starting());
-    let result = run_with(config, loader, stop).await;
-    patience.abort();
-    result
+    run_with(config, loader, stop).await
 }
 
 /// [`run`] with another way to load models.
@@ -141,6 +137,9 @@ pub async fn run(config: EdgeConfig, stop: watch::Receiver<bool>) -> anyhow::Res
 /// # Errors
 /// See [`run`].
 pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: watch::Receiver<bool>) -> anyhow::Result<Summary> {
+    // Loading a model on a GPU for the first time compiles kernels. Ends when it is dropped.
+    let mut patience = tokio::task::JoinSet::new();
+    patience.spawn(supervisor::starting());
     let state_dir = config.state_dir.clone();
     let _lock = lock(&state_dir)?;
     let key = crate::update::read_public_key(&config.root_key())?;
@@ -172,10 +171,7 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let (commands, told) = std::sync::mpsc::sync_channel(8);
     let (connected, online) = watch::channel(false);
     let board = Arc::new(Board::new(cameras.len()));
-    let site = web.map(|(listener, token)| {
-        let (board, skeleton) = (Arc::clone(&board), model.teacher().skeleton().clone());
-        tokio::spawn(crate::web::serve(listener, token, board, config.clone(), skeleton))
-    });
+    let site = web.map(|(listener, token)| tokio::spawn(crate::web::serve(listener, token, Arc::clone(&board), config.clone())));
 
     let (events_in, confirmed) = (events.clone(), Arc::clone(&model));
     let progress = cameras.iter().map(|camera| camera.progress()).collect();
@@ -202,6 +198,7 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
         let (boxes, busy) = (Arc::clone(&boxes), Arc::clone(&board.busy));
         std::thread::Builder::new().name(format!("camera-{index}")).spawn(move || engine::watch(index, camera, &boxes, &busy))?;
     }
+    drop(patience);
     let supervisor = tokio::spawn(supervisor::tell(Arc::clone(&board)));
     let reader = tokio::spawn(read(incoming, events.clone(), connected));
     let publisher = tokio::spawn(publish(link.clone(), outbound, online));
@@ -231,7 +228,11 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     reader.abort();
     clock.abort();
     supervisor.abort();
-    site.inspect(tokio::task::JoinHandle::abort);
+    if let Some(site) = site {
+        site.abort();
+        // Its address is free again when the device has ended.
+        let _ = site.await;
+    }
     Ok(Summary { skipped_frames: board.busy(), ..summary })
 }
 

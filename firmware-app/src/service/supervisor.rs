@@ -16,9 +16,12 @@ fn tell_all(states: &[NotifyState<'_>]) {
     }
 }
 
-/// While the device starts: it is not ready, and not dead. Runs until it is aborted.
+/// A start is given this many times more time, and no more: what hangs for ever is started anew.
+const PATIENT_TIMES: u32 = 20;
+
+/// While the device starts: it is not ready, and not dead.
 pub(super) async fn starting() {
-    loop {
+    for _ in 0..PATIENT_TIMES {
         tell_all(&[NotifyState::ExtendTimeoutUsec((2 * PATIENCE).as_micros() as u32)]);
         tokio::time::sleep(PATIENCE).await;
     }

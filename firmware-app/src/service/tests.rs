@@ -579,6 +579,18 @@ async fn get(port: u16, path: &str, headers: &str) -> (u16, Vec<u8>) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), answer[end + 4..].to_vec())
 }
 
+/// What a page holds after some seconds in a real browser.
+fn browsed(url: &str) -> Option<String> {
+    let profile = tempfile::tempdir().unwrap();
+    let mut command = Command::new("chromium");
+    command.args(["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom", url]);
+    let out = command.arg(format!("--user-data-dir={}", profile.path().display())).output().ok()?;
+    let dom = String::from_utf8_lossy(&out.stdout).into_owned();
+    // The program's own words are no proof that it said them.
+    let (before, rest) = dom.split_once("<script>")?;
+    Some(before.to_owned() + rest.split_once("</script>")?.1)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_what_the_device_does_to_who_may_know() {
     let Some(broker) = Broker::start() else { return };
@@ -626,6 +638,14 @@ async fn the_page_shows_what_the_device_does_to_who_may_know() {
     assert_eq!(get(port, "/healthz", "").await, (200, b"ok\n".to_vec()));
     assert_eq!(get(port, "/", "Host: evil.example\r\n").await.0, 403, "a name that leads here is not this machine's");
     assert!(String::from_utf8(get(port, "/", "").await.1).unwrap().contains("<script>"));
+    let url = format!("http://127.0.0.1:{port}/");
+    match tokio::task::spawn_blocking(move || browsed(&url)).await.unwrap() {
+        None => eprintln!("skipped: chromium is not installed"),
+        Some(page) => {
+            let expected = ["cam-1", "Labelling", "connected to broker"];
+            assert!(expected.iter().all(|text| page.contains(text)), "the page shows {page}");
+        }
+    }
     let metrics = String::from_utf8(get(port, "/metrics", "").await.1).unwrap();
     for line in
         ["omnilabel_frames_skipped_total{reason=\"quota\"} 0", "omnilabel_camera_up{camera=\"camera\"} 1", "omnilabel_broker_connected 1"]
