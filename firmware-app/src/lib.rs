@@ -19,6 +19,7 @@
 pub mod annotate;
 pub mod camera;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod discovery;
 pub mod outbox;

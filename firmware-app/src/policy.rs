@@ -1,11 +1,9 @@
 //! Which frames are labelled, and how many frames leave the device: schedule, quotas, novelty. It is told the time and knows no file.
 
+use crate::clock;
 use crate::config::PolicyConfig;
 use omnilabel_detect::frame::Frame;
 use serde::{Deserialize, Serialize};
-
-/// 2026-01-01: a clock that says less was never set.
-const CLOCK_IS_SET_MS: u64 = 1_767_225_600_000;
 
 /// Why a frame is not labelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -87,7 +85,7 @@ impl Policy {
         let local = local_ms(unix_ms, self.config.utc_offset_minutes);
         let minute = (local / 60_000 % 1440) as u16;
         // A clock that was never set says nothing about the hour.
-        let clock = unix_ms >= CLOCK_IS_SET_MS;
+        let clock = unix_ms >= clock::SET_MS;
         if live && clock && !self.config.hours.is_empty() && !self.config.hours.iter().any(|hours| hours.contains(minute)) {
             return Err(Skip::Schedule);
         }

@@ -1,6 +1,8 @@
 //! The device's own page, metrics and health: read-only, on loopback unless the configuration says otherwise, and then for those who
 //! know the token.
 
+mod limit;
+
 use crate::config::{EdgeConfig, WebConfig};
 use crate::service::board::{Board, Seen, State};
 use anyhow::{Context, bail};
@@ -11,6 +13,8 @@ use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use omnilabel_keypoints::trial::Phase;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -63,7 +67,7 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, token: Option<[u8; 
         .route("/api/cameras/{name}/frame", get(frame))
         .layer(from_fn_with_state(Arc::clone(&site), guard))
         .with_state(site);
-    if let Err(error) = axum::serve(listener, app).await {
+    if let Err(error) = axum::serve(limit::Limited::new(listener), app).await {
         tracing::error!(%error, "the web page ended");
     }
 }
@@ -72,7 +76,7 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, token: Option<[u8; 
 fn content_security_policy(page: &str) -> HeaderValue {
     let hash = |tag: &str| {
         let text = page.split_once(&format!("<{tag}>")).and_then(|(_, rest)| rest.split_once(&format!("</{tag}>")));
-        crate::camera::http::base64(&Sha256::digest(text.map_or("", |(text, _)| text)))
+        BASE64.encode(Sha256::digest(text.map_or("", |(text, _)| text)))
     };
     let text = format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src 'self' blob: data:; connect-src 'self'; \
@@ -154,10 +158,9 @@ fn json_response(value: &Value) -> Response {
 fn describe(site: &Site, state: &State) -> Value {
     let (time_ms, uptime_secs) = site.board.clock();
     let age = |at: Instant| at.elapsed().as_secs_f64();
-    let name = |name: &str| if name.is_empty() { "camera".to_owned() } else { name.to_owned() };
     let cameras = state.cameras.iter().map(|camera| {
         json!({
-            "name": name(&camera.name), "kind": camera.kind, "state": camera.state, "frames": camera.frames, "bad": camera.bad,
+            "name": camera.title(), "kind": camera.kind, "state": camera.condition.name(), "frames": camera.frames, "bad": camera.bad,
             "age_secs": camera.last.map(age), "reason": camera.reason,
             "width": camera.size.map_or(0, |size| size.width), "height": camera.size.map_or(0, |size| size.height),
         })
@@ -205,8 +208,7 @@ fn describe(site: &Site, state: &State) -> Value {
 
 /// The last labelled frame of the camera that a path names.
 fn seen(site: &Site, name: &str) -> Option<Arc<Seen>> {
-    let cameras = site.config.cameras();
-    let index = cameras.iter().position(|(camera, _)| *camera == name || camera.is_empty() && name == "camera")?;
+    let index = site.board.state()?.cameras.iter().position(|camera| camera.title() == name)?;
     site.board.look(index)
 }
 

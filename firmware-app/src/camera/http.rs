@@ -1,6 +1,8 @@
 //! The little of HTTP/1.1 that a camera's stream needs: one GET over a socket whose every read has a deadline, so that a stream that
 //! stalls without closing is noticed. (HTTP clients bound the whole response or nothing.)
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -39,23 +41,9 @@ impl Target {
         let colon = if host.ends_with(']') { None } else { host.rfind(':') };
         let (host, port) = colon.map_or((host, "80"), |at| (&host[..at], &host[at + 1..]));
         let (Ok(port), false) = (port.parse(), host.is_empty() || port == "0") else { return refuse() };
-        let authorization = user.map(|user| format!("Basic {}", base64(user.as_bytes())));
+        let authorization = user.map(|user| format!("Basic {}", BASE64.encode(user)));
         Ok(Self { host: host.to_owned(), port, path: path.to_owned(), authorization })
     }
-}
-
-/// Padded base64 (RFC 4648 §4).
-pub(crate) fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
-        for digit in 0..4 {
-            let index = (word >> (18 - 6 * digit)) as usize & 63;
-            text.push(if digit <= chunk.len() { char::from(DIGITS[index]) } else { '=' });
-        }
-    }
-    text
 }
 
 /// An open response.

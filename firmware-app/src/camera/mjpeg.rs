@@ -2,7 +2,8 @@
 
 use super::http::{self, Response, Target};
 use super::multipart::{Multipart, boundary};
-use super::{Camera, CameraEvent, now_ms, shot};
+use super::{Camera, CameraEvent, shot};
+use crate::clock::now_ms;
 use omnilabel_link::Backoff;
 use std::io::Read;
 use std::time::{Duration, Instant};

@@ -14,8 +14,9 @@ pub use mjpeg::Mjpeg;
 pub use progress::Progress;
 pub use retry::Retry;
 
-use crate::config::{CameraConfig, EdgeConfig, Transport};
-use gstreamer::{Pipeline, Source};
+use crate::clock::now_ms;
+use crate::config::{CameraConfig, EdgeConfig};
+use gstreamer::Pipeline;
 use omnilabel_detect::frame::Frame;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -89,21 +90,22 @@ pub trait Camera: Send {
 /// # Errors
 /// When a folder or a file cannot be read, or has no images.
 pub fn open(config: &CameraConfig, progress: &Path) -> anyhow::Result<Box<dyn Camera>> {
-    let said = |message: String| anyhow::anyhow!("camera: {message}");
-    let live = |source: Result<Source, String>, fps: f64, stall_secs: f64| -> anyhow::Result<Box<dyn Camera>> {
-        Ok(Box::new(Pipeline::live(source.map_err(said)?, fps, Duration::from_secs_f64(stall_secs))))
+    let source = || match config.source() {
+        Some((key, Err(message))) => anyhow::bail!("camera: `{key}` {message}"),
+        Some((_, Ok(source))) => Ok(source),
+        None => anyhow::bail!("camera: {} needs no GStreamer", config.kind()),
     };
     Ok(match config {
         CameraConfig::Folder { path, fps, repeat, .. } => Box::new(Folder::open(path, *fps, *repeat, Some(progress))?),
         CameraConfig::Mjpeg { url, fps, stall_secs, max_frame_bytes } => {
             Box::new(Mjpeg::new(url, *fps, Duration::from_secs_f64(*stall_secs), *max_frame_bytes)?)
         }
-        CameraConfig::Rtsp { url, fps, stall_secs, transport, latency_ms } => {
-            return live(Source::rtsp(url, *transport == Transport::Tcp, *latency_ms), *fps, *stall_secs);
+        CameraConfig::Rtsp { fps, stall_secs, .. }
+        | CameraConfig::V4l2 { fps, stall_secs, .. }
+        | CameraConfig::Gstreamer { fps, stall_secs, .. } => {
+            Box::new(Pipeline::live(source()?, *fps, Duration::from_secs_f64(*stall_secs)))
         }
-        CameraConfig::V4l2 { device, fps, stall_secs } => return live(Source::v4l2(device), *fps, *stall_secs),
-        CameraConfig::Gstreamer { pipeline, fps, stall_secs } => return live(Source::pipeline(pipeline), *fps, *stall_secs),
-        CameraConfig::Video { path, fps, .. } => Box::new(Pipeline::video(path, Source::video(path).map_err(said)?, *fps, Some(progress))?),
+        CameraConfig::Video { path, fps, .. } => Box::new(Pipeline::video(path, source()?, *fps, Some(progress))?),
     })
 }
 
@@ -128,11 +130,6 @@ pub fn open_all(config: &EdgeConfig) -> anyhow::Result<Vec<Box<dyn Camera>>> {
         Ok(Box::new(Retry::new(live, Box::new(move || open(&camera, &progress)))))
     };
     cameras.into_iter().map(open).collect()
-}
-
-/// Unix milliseconds; 0 before 1970.
-pub(crate) fn now_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
 
 /// Decodes what came as a JPEG or PNG.

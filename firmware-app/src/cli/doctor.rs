@@ -3,6 +3,7 @@
 use super::ConfigArgs;
 use crate::annotate::Model;
 use crate::camera::{self, CameraEvent, gstreamer};
+use crate::clock;
 use crate::config::{CameraConfig, EdgeConfig};
 use crate::slots::Slots;
 use anyhow::bail;
@@ -11,12 +12,10 @@ use omnilabel_link::{Incoming, Link};
 use omnilabel_runtime::check_golden;
 use serde::Serialize;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How long the broker and each camera may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// 2026-01-01: this program did not exist before.
-const MADE_SECS: u64 = 1_767_225_600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,8 +110,9 @@ fn examine(doctor: &mut Doctor, config: &EdgeConfig) {
 }
 
 fn clock(doctor: &mut Doctor) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    if now < MADE_SECS {
+    let now_ms = clock::now_ms();
+    let now = now_ms / 1000;
+    if now_ms < clock::SET_MS {
         let advice = "set it, or let it be set over the network (timedatectl set-ntp true): certificates and labels need the time";
         doctor.bad("clock", format!("the clock says {now} s since 1970, before this program was made"), advice);
     } else {

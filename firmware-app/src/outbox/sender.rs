@@ -25,6 +25,8 @@ struct Sent {
 pub struct Sender {
     sent: BTreeMap<u64, Sent>,
     cursor: u64,
+    /// When the collector spoke last.
+    heard: Option<Instant>,
 }
 
 impl Sender {
@@ -50,10 +52,14 @@ impl Sender {
         Some(sequence)
     }
 
-    /// The collector said again what it has, and had nothing new: it came back, and what was sent meanwhile found nobody. It is sent again,
-    /// as a gap is.
-    pub fn nothing_new(&mut self) {
-        self.sent.values_mut().for_each(|sent| sent.due = sent.due.min(sent.at + RESEND_GAP));
+    /// The collector said something. When it said nothing for long, it was away, and what was sent meanwhile may have found nobody: that
+    /// is sent again as a gap is. A collector that speaks all the time and is only slow gets nothing twice for it.
+    pub fn heard(&mut self, now: Instant) {
+        let silent = self.heard.is_none_or(|heard| now.duration_since(heard) >= RESEND_FIRST);
+        self.heard = Some(now);
+        if silent {
+            self.sent.values_mut().for_each(|sent| sent.due = sent.due.min(sent.at + RESEND_GAP));
+        }
     }
 
     /// Forgets what is not pending any more; what lies below `highest_stored` and is still pending is a gap.

@@ -492,12 +492,32 @@ fn the_sender_sends_in_order_keeps_its_window_and_repeats() {
     assert_eq!(sender.next(start, |after| next(&left, after)), Some(SEND_WINDOW as u64 + 1));
     let later = start + Duration::from_secs(4);
     assert_eq!(sender.next(later, |after| next(&left, after)), Some(3), "the gap is sent again before its full time");
-    let mut waits = sender.clone();
-    while waits.next(later, |after| next(&left, after)).is_some() {}
-    waits.nothing_new();
-    assert_eq!(waits.next(later, |after| next(&left, after)), Some(11), "a collector that came back has not seen it");
     let much_later = start + Duration::from_secs(16);
     assert_eq!(sender.next(much_later, |after| next(&left, after)), Some(11));
     sender.restart();
     assert_eq!(sender.next(much_later, |after| next(&left, after)), Some(3));
+}
+
+#[test]
+fn a_collector_that_comes_back_gets_at_once_what_it_missed_and_a_slow_one_gets_nothing_twice() {
+    use std::time::{Duration, Instant};
+    let start = Instant::now();
+    let at = |secs: u64| start + Duration::from_secs(secs);
+    let pending: BTreeSet<u64> = (1..=10).collect();
+    let next = |after: u64| pending.range(after + 1..).next().copied();
+    let mut sender = Sender::default();
+    let drain = |sender: &mut Sender, now: Instant| std::iter::from_fn(|| sender.next(now, next)).count();
+    sender.heard(at(0));
+    assert_eq!(drain(&mut sender, at(0)), 10);
+    // It speaks every second, of other things: what is on its way stays on its way for its whole time.
+    for second in 1..15 {
+        sender.heard(at(second));
+        assert_eq!(drain(&mut sender, at(second)), 0, "second {second}");
+    }
+    assert_eq!(drain(&mut sender, at(15)), 10, "then it is sent again, and waits for twice as long");
+    // It was silent since second 14 and is back: whatever it acknowledges, the rest is due.
+    assert_eq!(drain(&mut sender, at(40)), 0);
+    sender.heard(at(40));
+    assert_eq!(drain(&mut sender, at(40)), 10);
+    assert_eq!(drain(&mut sender, at(41)), 0, "once");
 }

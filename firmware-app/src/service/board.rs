@@ -1,10 +1,10 @@
 //! What is shown of the device: the core writes it, the page, the metrics and the watchdog read it. Nobody waits for anybody here.
 
-use crate::camera::{Shot, now_ms};
-use crate::config::CameraConfig;
+use crate::camera::Shot;
+use crate::clock::now_ms;
+pub(crate) use crate::service::condition::{CameraState, Condition};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use omnilabel_detect::frame::Frame;
-use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::label::{Label, Thresholds};
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::trial::Phase;
@@ -18,8 +18,6 @@ use std::time::{Duration, Instant};
 const WATCHED: Duration = Duration::from_secs(10);
 /// Labels per second are counted over this time.
 const RATE: Duration = Duration::from_secs(5);
-/// What a camera may be late beside what its configuration allows it.
-const OVERDUE: Duration = Duration::from_secs(30);
 /// A core that has not written for this long hangs.
 const CORE_HANGS: Duration = Duration::from_secs(30);
 /// An engine that works on one frame for this long hangs.
@@ -33,69 +31,6 @@ pub(crate) struct Step {
     pub(crate) well: bool,
     pub(crate) since: Instant,
     pub(crate) reason: String,
-}
-
-/// A camera as it is seen from here.
-#[derive(Clone, Debug)]
-pub(crate) struct CameraState {
-    /// Empty for a camera alone.
-    pub(crate) name: String,
-    pub(crate) kind: &'static str,
-    /// `waiting`, `live`, `away` or `ended`.
-    pub(crate) state: &'static str,
-    pub(crate) frames: u64,
-    pub(crate) bad: u64,
-    pub(crate) last: Option<Instant>,
-    pub(crate) reason: String,
-    pub(crate) size: Option<Size>,
-    /// A live camera without a frame for this long is ill, whatever it says of itself.
-    patience: Option<Duration>,
-    since: Instant,
-}
-
-impl CameraState {
-    pub(super) fn new(name: &str, camera: &CameraConfig) -> Self {
-        let (name, reason) = (name.to_owned(), String::new());
-        let patience = camera.stall_secs().map(|secs| Duration::from_secs_f64(3.0 * secs) + OVERDUE);
-        let since = Instant::now();
-        Self { name, kind: camera.kind(), state: "waiting", frames: 0, bad: 0, last: None, reason, size: None, patience, since }
-    }
-
-    /// How long it says nothing although it should.
-    fn overdue(&self) -> Option<Duration> {
-        let silent = self.last.unwrap_or(self.since).elapsed();
-        (self.state != "ended" && self.patience.is_some_and(|patience| silent > patience)).then_some(silent)
-    }
-
-    /// A frame came, whatever became of it.
-    pub(super) fn seen(&mut self) {
-        (self.state, self.last) = ("live", Some(Instant::now()));
-        self.reason.clear();
-    }
-
-    pub(super) fn labelled(&mut self, size: Size) {
-        self.seen();
-        self.frames += 1;
-        self.size = Some(size);
-    }
-
-    pub(super) fn bad(&mut self, reason: &str) {
-        self.bad += 1;
-        reason.clone_into(&mut self.reason);
-    }
-
-    pub(super) fn away(&mut self, reason: &str) {
-        self.state = "away";
-        reason.clone_into(&mut self.reason);
-    }
-
-    pub(super) fn end(&mut self) {
-        self.state = "ended";
-    }
-
-    pub(super) fn has_ended(&self) -> bool {
-        self.state == "ended"
-    }
 }
 
 /// The device at one moment.
@@ -155,8 +90,10 @@ pub(crate) struct Board {
     watched_ms: AtomicU64,
     /// When the engine was last at work, ms since `since`.
     pub(super) pulse: Arc<AtomicU64>,
+    /// When each camera said something last, ms since `since`, whatever the engine had time for.
+    spoke: Vec<AtomicU64>,
     /// Live frames that made room for newer ones.
-    pub(super) busy: Arc<AtomicU64>,
+    pub(super) busy: AtomicU64,
     recorder: PrometheusRecorder,
     metrics: PrometheusHandle,
 }
@@ -182,7 +119,8 @@ impl Board {
             seen: Mutex::new(vec![None; cameras]),
             watched_ms: AtomicU64::new(0),
             pulse: Arc::default(),
-            busy: Arc::default(),
+            spoke: (0..cameras).map(|_| AtomicU64::new(0)).collect(),
+            busy: AtomicU64::new(0),
             metrics: recorder.handle(),
             recorder,
         }
@@ -213,6 +151,18 @@ impl Board {
             (Some((from, first)), Some((to, last))) if to > from => (last - first) as f64 / to.duration_since(*from).as_secs_f64(),
             _ => 0.0,
         }
+    }
+
+    /// A camera said something.
+    pub(super) fn spoke(&self, camera: usize) {
+        if let Some(spoke) = self.spoke.get(camera) {
+            spoke.store(self.ms(), Ordering::Relaxed);
+        }
+    }
+
+    /// Sorts what was recorded into its buckets. Until then it is kept one by one.
+    pub(super) fn upkeep(&self) {
+        self.metrics.run_upkeep();
     }
 
     pub(super) fn labelled(&self, took: Duration) {
@@ -258,13 +208,14 @@ impl Board {
             return ills;
         };
         ills.extend(state.held.then(|| "the outbox cannot be written: labels and cameras wait".to_owned()));
-        for camera in &state.cameras {
-            let name = if camera.name.is_empty() { String::new() } else { format!(" {}", camera.name) };
-            match camera.overdue() {
-                _ if camera.state == "away" => ills.push(format!("camera{name} is away: {}", camera.reason)),
+        for (camera, spoke) in state.cameras.iter().zip(&self.spoke) {
+            let silent = Duration::from_millis(self.ms().saturating_sub(spoke.load(Ordering::Relaxed)));
+            let what = if camera.name.is_empty() { "camera".to_owned() } else { format!("camera {}", camera.name) };
+            if camera.condition == Condition::Away {
+                ills.push(format!("{what} is away: {}", camera.reason));
+            } else if camera.is_overdue(silent) && !state.held {
                 // While labels wait, so do cameras.
-                Some(silent) if !state.held => ills.push(format!("camera{name} says nothing for {} s", silent.as_secs())),
-                _ => {}
+                ills.push(format!("{what} says nothing for {} s", silent.as_secs()));
             }
         }
         ills
@@ -294,8 +245,8 @@ impl Board {
             gauge("omnilabel_views", state.views as f64);
             gauge("omnilabel_uptime_seconds", self.since.elapsed().as_secs_f64());
             for camera in &state.cameras {
-                let name = || if camera.name.is_empty() { "camera".to_owned() } else { camera.name.clone() };
-                metrics::gauge!("omnilabel_camera_up", "camera" => name()).set(f64::from(u8::from(camera.state == "live")));
+                let name = || camera.title().to_owned();
+                metrics::gauge!("omnilabel_camera_up", "camera" => name()).set(f64::from(u8::from(camera.condition == Condition::Live)));
                 metrics::counter!("omnilabel_camera_frames_total", "camera" => name()).absolute(camera.frames);
                 metrics::counter!("omnilabel_camera_bad_total", "camera" => name()).absolute(camera.bad);
                 if let Some(last) = camera.last {
@@ -315,5 +266,96 @@ impl Board {
     /// Unix milliseconds and seconds since the start.
     pub(crate) fn clock(&self) -> (u64, u64) {
         (now_ms(), self.since.elapsed().as_secs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CameraConfig;
+
+    const MJPEG: CameraConfig = CameraConfig::Mjpeg { url: String::new(), fps: 1.0, stall_secs: 10.0, max_frame_bytes: 1024 };
+
+    /// A device that started this long ago, with one camera, all well.
+    fn board(ago: Duration) -> (Board, State) {
+        let mut board = Board::new(1);
+        board.since -= ago;
+        board.pulse.store(board.ms(), Ordering::Relaxed);
+        board.spoke(0);
+        let state = State {
+            broker: Step { well: false, since: board.since, reason: "no route to host".to_owned() },
+            status: StatusMsg::default(),
+            near_duplicate: 0,
+            quota: 0,
+            schedule: 0,
+            dropped: 0,
+            uncommitted: 0,
+            bytes: 0,
+            held: false,
+            model: String::new(),
+            hash: 0,
+            phase: Phase::Idle,
+            refused: None,
+            reason: String::new(),
+            views: 1,
+            frame_secs: None,
+            skeleton: Skeleton::coco17(),
+            cameras: vec![CameraState::new("gate", &MJPEG)],
+            thresholds: Thresholds { instance: 0.5, keypoint: 0.2, floor: 0.05 },
+            at: Instant::now(),
+        };
+        board.set(state.clone());
+        (board, state)
+    }
+
+    #[test]
+    fn what_an_operator_should_look_after_is_told_and_a_missing_broker_is_not() {
+        let (board, state) = board(Duration::from_secs(1000));
+        let none: [&str; 0] = [];
+        assert_eq!(board.ills(), none);
+        // Three times its stall time and half a minute.
+        board.spoke[0].store(board.ms() - 59_000, Ordering::Relaxed);
+        assert_eq!(board.ills(), none);
+        board.spoke[0].store(board.ms() - 61_000, Ordering::Relaxed);
+        assert_eq!(board.ills(), ["camera gate says nothing for 61 s"]);
+        // While the disk is full cameras wait: they are not ill.
+        board.set(State { held: true, ..state.clone() });
+        assert_eq!(board.ills(), ["the outbox cannot be written: labels and cameras wait"]);
+        let mut away = state.clone();
+        away.cameras[0].away("no route to host");
+        board.set(away);
+        assert_eq!(board.ills(), ["camera gate is away: no route to host"]);
+        let mut ended = state;
+        ended.cameras[0].end();
+        board.set(ended);
+        assert_eq!(board.ills(), none);
+    }
+
+    #[test]
+    fn what_hangs_is_told_by_its_silence() {
+        let (board, state) = board(Duration::from_secs(1000));
+        assert_eq!(board.hangs(), None);
+        board.pulse.store(board.ms() - 181_000, Ordering::Relaxed);
+        assert_eq!(board.hangs(), Some("the engine hangs"));
+        board.set(State { at: Instant::now() - Duration::from_secs(31), ..state });
+        assert_eq!(board.hangs(), Some("the core hangs"));
+    }
+
+    #[test]
+    fn times_of_frames_are_counted_whenever_they_are_asked_for() {
+        let (board, _) = board(Duration::from_secs(1));
+        for _ in 0..3 {
+            board.labelled(Duration::from_millis(30));
+            board.upkeep();
+        }
+        board.labelled(Duration::from_secs(3));
+        let text = board.metrics();
+        for line in [
+            "omnilabel_frame_seconds_bucket{le=\"0.05\"} 3",
+            "omnilabel_frame_seconds_bucket{le=\"5\"} 4",
+            "omnilabel_frame_seconds_count 4",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 }

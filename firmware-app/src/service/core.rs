@@ -1,26 +1,26 @@
 //! The one loop: it owns the outbox, the slots and the counts, takes events and sends messages.
 
 use crate::annotate::Model;
-use crate::camera::{CameraEvent, Progress, now_ms, progress_file};
+use crate::camera::{CameraEvent, Progress, progress_file};
 use crate::config::EdgeConfig;
-use crate::outbox::{Disk, Outbox, Sender, replace_file};
-use crate::policy::{Quota, Skip, local_ms};
+use crate::outbox::{Disk, Outbox, Sender};
+use crate::policy::Quota;
 use crate::publish::{self, Histogram, Topics};
-use crate::service::board::{Board, CameraState, Seen, State, Step};
-use crate::service::engine::{Command, Labelled, Skipped};
+use crate::service::board::{Board, CameraState, State, Step};
+use crate::service::engine::Command;
+use crate::service::keep::Held;
+use crate::service::quotas::{FRAMES_QUOTA, NOTE_EVERY, read_quota};
 use crate::service::trial::Report;
 use crate::service::{Event, Loader, Outgoing, Summary};
 use crate::slots::Slots;
 use crate::update::Fetch;
 use ed25519_dalek::VerifyingKey;
-use omnilabel_keypoints::label::Label;
 use omnilabel_keypoints::wire::topic::Kind;
-use omnilabel_keypoints::wire::{AckMsg, Encoding, LabelMsg, Message, StatusMsg, VERSION};
+use omnilabel_keypoints::wire::{AckMsg, Encoding, Message, StatusMsg, VERSION};
 use omnilabel_link::Incoming;
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -33,12 +33,7 @@ const GROUP_AGE: Duration = Duration::from_millis(250);
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// How often what is shown of the device is brought up to date.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
-/// How often quotas are noted when they change.
-const NOTE_EVERY: Duration = Duration::from_secs(5);
-/// What a restart has to know of the quota of frames …
-const FRAMES_QUOTA: &str = "frames.quota";
-/// … and of labels.
-pub(super) const LABELS_QUOTA: &str = "labels.quota";
+
 /// Room that is left in the outgoing queue for messages that are not labels.
 const SPARE: usize = 8;
 
@@ -47,7 +42,7 @@ pub(super) struct Core {
     pub(super) config: EdgeConfig,
     pub(super) topics: Topics,
     pub(super) outbox: Outbox<Disk>,
-    sender: Sender,
+    pub(super) sender: Sender,
     pub(super) slots: Slots,
     pub(super) key: VerifyingKey,
     pub(super) loader: Arc<dyn Loader>,
@@ -61,70 +56,42 @@ pub(super) struct Core {
     pub(super) report: Report,
     pub(super) commands: SyncSender<Command>,
     pub(super) events: mpsc::Sender<Event>,
-    outgoing: mpsc::Sender<Outgoing>,
-    connected: bool,
-    counts: Summary,
-    histogram: Histogram,
+    pub(super) outgoing: mpsc::Sender<Outgoing>,
+    pub(super) counts: Summary,
+    pub(super) histogram: Histogram,
     /// Mean time of the confirmed model for a view of a frame, seconds.
     pub(super) mean_secs: Option<f64>,
     pub(super) last_frame: Instant,
-    oldest_uncommitted: Option<Instant>,
-    status_sent: Option<(Instant, StatusMsg)>,
-    histogram_sent: Option<(Instant, u64)>,
+    pub(super) oldest_uncommitted: Option<Instant>,
+    pub(super) status_sent: Option<(Instant, StatusMsg)>,
+    pub(super) histogram_sent: Option<(Instant, u64)>,
     /// Of each camera, where it notes how far it is.
-    progress: Vec<Option<Progress>>,
+    pub(super) progress: Vec<Option<Progress>>,
     pub(super) cameras: Vec<CameraState>,
-    skipped: Skips,
-    frames_quota: Quota,
-    labels_quota: Option<Quota>,
+    pub(super) skipped: Skips,
+    pub(super) frames_quota: Quota,
+    pub(super) labels_quota: Option<Quota>,
     /// When which quotas were noted.
-    noted: (Instant, Option<Quota>, Quota),
+    pub(super) noted: (Instant, Option<Quota>, Quota),
     /// Where it is shown what the device does.
-    board: Arc<Board>,
-    shown: Option<Instant>,
-    pub(super) link: LinkState,
-    views: usize,
+    pub(super) board: Arc<Board>,
+    pub(super) shown: Option<Instant>,
+    /// The connection to the broker.
+    pub(super) link: Step,
+    pub(super) views: usize,
     /// Frames in their order that wait for room in the outbox, beginning with a label that could not be written.
-    held: VecDeque<Held>,
-    held_tried: Instant,
+    pub(super) held: VecDeque<Held>,
+    pub(super) held_tried: Instant,
     /// Tells the engine to take no more frames.
-    hold: Arc<AtomicBool>,
-}
-
-/// A frame behind a label that could not be written.
-struct Held {
-    /// The label; none for a frame that gets none.
-    label: Option<Box<Labelled>>,
-    camera: usize,
-    position: Option<usize>,
+    pub(super) hold: Arc<AtomicBool>,
 }
 
 /// Frames that were not labelled, by reason.
 #[derive(Default)]
-struct Skips {
-    near_duplicate: u64,
-    quota: u64,
-    schedule: u64,
-}
-
-/// A quota as a restart finds it.
-pub(super) fn read_quota(path: &Path) -> Quota {
-    std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
-}
-
-/// Notes a quota for a restart.
-fn note_quota(path: &Path, quota: Quota) {
-    let written = serde_json::to_vec(&quota).map_err(std::io::Error::from).and_then(|bytes| replace_file(path, &bytes));
-    if let Err(error) = written {
-        tracing::warn!(%error, file = %path.display(), "a quota cannot be noted");
-    }
-}
-
-/// The connection to the broker.
-#[derive(Clone, Debug)]
-pub(super) struct LinkState {
-    pub(super) since: Instant,
-    pub(super) reason: String,
+pub(super) struct Skips {
+    pub(super) near_duplicate: u64,
+    pub(super) quota: u64,
+    pub(super) schedule: u64,
 }
 
 impl Core {
@@ -163,7 +130,6 @@ impl Core {
             commands,
             events,
             outgoing,
-            connected: false,
             counts: Summary::default(),
             histogram,
             mean_secs: None,
@@ -179,7 +145,7 @@ impl Core {
             noted: (Instant::now(), None, frames_quota),
             board,
             shown: None,
-            link: LinkState { since: Instant::now(), reason: "not connected yet".to_owned() },
+            link: Step { well: false, since: Instant::now(), reason: "not connected yet".to_owned() },
             views: 0,
             held: VecDeque::new(),
             held_tried: Instant::now(),
@@ -212,8 +178,7 @@ impl Core {
         match event {
             Event::Link(Incoming::Connected) => {
                 tracing::info!("connected to the broker");
-                self.connected = true;
-                self.link = LinkState { since: Instant::now(), reason: String::new() };
+                self.link = Step { well: true, since: Instant::now(), reason: String::new() };
                 self.sender.restart();
                 self.fetch.iter_mut().for_each(Fetch::restart);
                 self.status_sent = None;
@@ -226,11 +191,10 @@ impl Core {
             }
             Event::Link(Incoming::Disconnected { reason, retry_in }) => {
                 tracing::warn!(reason, ?retry_in, pending = self.outbox.pending(), "no broker; labels wait in the outbox");
-                if self.connected {
+                if self.link.well {
                     self.link.since = Instant::now();
                 }
-                self.connected = false;
-                self.link.reason = reason;
+                (self.link.well, self.link.reason) = (false, reason);
             }
             Event::Link(Incoming::Message { topic, payload, .. }) => self.message(&topic, &payload),
             Event::Labelled(labelled) => self.labelled(*labelled),
@@ -277,12 +241,7 @@ impl Core {
     fn acknowledged(&mut self, ack: &AckMsg) {
         let collector = self.outbox.collector();
         match self.outbox.ack(ack) {
-            Ok(count) => {
-                if count == 0 && ack.epoch == self.outbox.next_key().epoch {
-                    self.sender.nothing_new();
-                }
-                tracing::debug!(count, watermark = ack.watermark, pending = self.outbox.pending(), "acknowledged");
-            }
+            Ok(count) => tracing::debug!(count, watermark = ack.watermark, pending = self.outbox.pending(), "acknowledged"),
             Err(error) => tracing::error!(%error, "an acknowledged segment stays for now"),
         }
         if collector != 0 && collector != self.outbox.collector() {
@@ -290,152 +249,10 @@ impl Core {
             self.sender.restart();
         }
         if ack.epoch == self.outbox.next_key().epoch {
+            self.sender.heard(Instant::now());
             let highest = ack.stored.iter().map(|&(_, to)| to).fold(ack.watermark, u64::max);
             self.sender.acknowledged(highest, |sequence| self.outbox.is_pending(sequence));
         }
-    }
-
-    fn labelled(&mut self, labelled: Labelled) {
-        self.last_frame = Instant::now();
-        self.judge(&labelled);
-        if labelled.replay {
-            return;
-        }
-        let (camera, position) = (labelled.camera, labelled.shot.position);
-        self.views = labelled.views;
-        self.labels_quota = labelled.quota.or(self.labels_quota);
-        match &labelled.result {
-            Ok(label) => {
-                self.counts.frames += 1;
-                self.histogram.add(label, labelled.model.0);
-                self.camera(camera, |state| state.labelled(labelled.shot.frame.size));
-                self.board.labelled(labelled.took);
-                if self.board.is_watched() {
-                    let seen = Seen::new(&labelled.shot, label, labelled.by.teacher().skeleton(), labelled.took);
-                    self.board.show(camera, seen);
-                }
-            }
-            Err(reason) => {
-                self.counts.bad_frames += 1;
-                self.camera(camera, |state| state.bad(reason));
-                tracing::error!(reason, "a frame could not be labelled");
-                return self.without_label(camera, position);
-            }
-        }
-        if self.held.is_empty() && self.store(&labelled) {
-            return;
-        }
-        self.held.push_back(Held { label: Some(Box::new(labelled)), camera, position });
-    }
-
-    fn camera(&mut self, camera: usize, change: impl FnOnce(&mut CameraState)) {
-        self.cameras.get_mut(camera).map(change);
-    }
-
-    fn skipped(&mut self, skipped: &Skipped) {
-        // The camera is well, and a model on probation is not judged by a quiet scene.
-        self.camera(skipped.camera, CameraState::seen);
-        *match skipped.why {
-            Skip::NearDuplicate => &mut self.skipped.near_duplicate,
-            Skip::Quota => &mut self.skipped.quota,
-            Skip::Schedule => &mut self.skipped.schedule,
-        } += 1;
-        self.without_label(skipped.camera, skipped.position);
-    }
-
-    /// The frame that travels with a label, within the quota.
-    fn picture(&mut self, labelled: &Labelled, label: &Label) -> Vec<u8> {
-        let publish = &self.config.publish;
-        let now = local_ms(now_ms(), self.config.policy.utc_offset_minutes);
-        if !publish::wants_picture(label, publish) || !self.frames_quota.has_room(publish.frames_per_hour, publish.frames_per_day, now) {
-            return Vec::new();
-        }
-        publish::picture(&labelled.shot, label, labelled.by.teacher().skeleton(), publish)
-    }
-
-    /// Writes a label to the outbox; false when there is no room for it now.
-    fn store(&mut self, labelled: &Labelled) -> bool {
-        let Ok(label) = &labelled.result else { return true };
-        let jpeg = self.picture(labelled, label);
-        let (key, shot, model) = (self.outbox.next_key(), &labelled.shot, labelled.model);
-        let camera = self.cameras.get(labelled.camera).map_or("", |camera| camera.name.as_str());
-        let message = LabelMsg {
-            jpeg: !jpeg.is_empty(),
-            // Names are checked when the configuration is read.
-            camera: camera.try_into().unwrap_or_default(),
-            changes: if jpeg.is_empty() { 0 } else { publish::changes(&self.config.publish) },
-            views: labelled.views.min(usize::from(u16::MAX)) as u16,
-            ..LabelMsg::quantise(label, key, shot.id, shot.captured_ms, model.0, model.1)
-        };
-        let pictured = message.jpeg;
-        let appended = match publish::encode(&message, self.config.publish.encoding) {
-            Ok(bytes) => {
-                self.outbox.append(labelled.shot.id, bytes, jpeg).map(|_| ()).map_err(|error| (error.is_transient(), error.to_string()))
-            }
-            Err(error) => Err((false, error.to_string())),
-        };
-        match appended {
-            Ok(()) => {
-                if pictured {
-                    self.frames_quota.count();
-                }
-                self.oldest_uncommitted.get_or_insert_with(Instant::now);
-                if let (Some(Some(progress)), Some(position)) = (self.progress.get_mut(labelled.camera), labelled.shot.position) {
-                    progress.appended(position, key.sequence);
-                }
-                // Beginning a segment commits the one before.
-                self.note_progress();
-            }
-            Err((true, error)) => {
-                if !self.hold.swap(true, Ordering::Relaxed) {
-                    tracing::error!(error, "a label waits for room in the outbox, and with it the camera");
-                }
-                self.held_tried = Instant::now();
-                return false;
-            }
-            Err((false, error)) => {
-                self.counts.dropped += 1;
-                tracing::error!(error, dropped = self.counts.dropped, "a label cannot be written and is dropped");
-                self.pass(labelled.camera, labelled.shot.position);
-            }
-        }
-        true
-    }
-
-    /// Writes what waits, in its order, as far as there is room.
-    fn store_held(&mut self) {
-        while let Some(held) = self.held.pop_front() {
-            match &held.label {
-                Some(label) if !self.store(label) => return self.held.push_front(held),
-                Some(_) => {}
-                None => self.pass(held.camera, held.position),
-            }
-        }
-        if self.hold.swap(false, Ordering::Relaxed) {
-            tracing::info!("the outbox has room again");
-        }
-    }
-
-    /// A frame gets no label.
-    fn without_label(&mut self, camera: usize, position: Option<usize>) {
-        if self.held.is_empty() {
-            self.pass(camera, position);
-        } else {
-            self.held.push_back(Held { label: None, camera, position });
-        }
-    }
-
-    /// A frame without a label is noted as passed with the next commit.
-    fn pass(&mut self, camera: usize, position: Option<usize>) {
-        if let (Some(Some(progress)), Some(position)) = (self.progress.get_mut(camera), position) {
-            progress.without_label(position);
-            self.oldest_uncommitted.get_or_insert_with(Instant::now);
-        }
-    }
-
-    fn note_progress(&mut self) {
-        let committed = self.outbox.next_key().sequence - self.outbox.uncommitted() as u64;
-        self.progress.iter_mut().flatten().for_each(|progress| progress.settle(committed));
     }
 
     /// Everything that is due.
@@ -447,7 +264,7 @@ impl Core {
         if self.outbox.uncommitted() >= GROUP || self.oldest_uncommitted.is_some_and(|at| now.duration_since(at) >= GROUP_AGE) {
             self.commit(now);
         }
-        if self.connected {
+        if self.link.well {
             self.send_labels(now);
             self.send_reports(now);
             let request = self.fetch.as_mut().and_then(|fetch| fetch.request(now));
@@ -466,25 +283,13 @@ impl Core {
         }
     }
 
-    fn note_quotas(&mut self, now: Instant) {
-        let publish = &self.config.publish;
-        let (_, labels, frames) = self.noted;
-        if let Some(quota) = self.labels_quota.filter(|_| self.labels_quota != labels) {
-            note_quota(&self.config.state_dir.join(LABELS_QUOTA), quota);
-        }
-        if (publish.frames_per_hour > 0 || publish.frames_per_day > 0) && self.frames_quota != frames {
-            note_quota(&self.config.state_dir.join(FRAMES_QUOTA), self.frames_quota);
-        }
-        self.noted = (now, self.labels_quota, self.frames_quota);
-    }
-
     /// What is shown of the device.
     fn state(&self, now: Instant) -> State {
         let slots = self.slots.state();
         let manifest = self.confirmed.teacher().manifest();
         let (refused, reason) = self.report.refusal();
         State {
-            broker: Step { well: self.connected, since: self.link.since, reason: self.link.reason.clone() },
+            broker: self.link.clone(),
             status: self.status(true),
             near_duplicate: self.skipped.near_duplicate,
             quota: self.skipped.quota,
@@ -505,19 +310,6 @@ impl Core {
             thresholds: manifest.thresholds,
             at: now,
         }
-    }
-
-    fn commit(&mut self, now: Instant) {
-        // After an error it is tried again after the same time.
-        self.oldest_uncommitted = Some(now);
-        match self.outbox.commit() {
-            Ok(_) => self.oldest_uncommitted = None,
-            Err(error) => tracing::error!(%error, "labels are not committed yet"),
-        }
-        if self.outbox.uncommitted() == 0 {
-            self.oldest_uncommitted = None;
-        }
-        self.note_progress();
     }
 
     fn send_labels(&mut self, now: Instant) {
@@ -614,7 +406,7 @@ impl Core {
         self.note_progress();
         self.note_quotas(Instant::now());
         super::supervisor::stopping();
-        if self.connected {
+        if self.link.well {
             let histogram = self.histogram.message().clone();
             if histogram.frames > 0 {
                 self.send(self.topics.of(Kind::Histogram), &histogram, self.config.publish.encoding, false);

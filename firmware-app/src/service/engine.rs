@@ -1,12 +1,15 @@
 //! The cameras' threads, which only wait for frames, and the engine's, which labels them. Models are swapped between frames.
 
 use crate::annotate::Model;
-use crate::camera::{Camera, CameraEvent, Shot, now_ms};
+use crate::camera::{Camera, CameraEvent, Shot};
+use crate::clock::now_ms;
 use crate::policy::{Policy, Quota, Skip};
 use crate::service::Event;
+use crate::service::board::Board;
 use crate::service::load::{Load, hottest};
 use crate::service::mailbox::{Mailboxes, Put, Taken};
 use omnilabel_keypoints::label::Label;
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -44,6 +47,8 @@ pub(crate) struct Labelled {
     pub(super) took: Duration,
     /// A frame that was labelled before: counts for the probation alone.
     pub(super) replay: bool,
+    /// The frame as it travels, once it was made.
+    pub(super) picture: OnceCell<Vec<u8>>,
     /// What is used of the quota of labels, where there is one.
     pub(super) quota: Option<Quota>,
 }
@@ -56,25 +61,45 @@ pub(crate) struct Skipped {
 }
 
 /// Runs a camera until its end, or until the engine is gone.
-pub(super) fn watch(index: usize, mut camera: Box<dyn Camera>, boxes: &Mailboxes, busy: &AtomicU64) {
+pub(super) fn watch(index: usize, mut camera: Box<dyn Camera>, boxes: &Mailboxes, board: &Board) {
     let live = camera.is_live();
     loop {
         // What decodes bytes from outside may do anything; the camera goes on.
-        let event = std::panic::catch_unwind(AssertUnwindSafe(|| camera.next())).unwrap_or_else(|_| {
-            std::thread::sleep(PANICKED);
-            CameraEvent::Lost { reason: "the camera's program panicked".to_owned(), retry_in: PANICKED }
-        });
+        let asked = std::panic::catch_unwind(AssertUnwindSafe(|| camera.next()));
+        let panicked = asked.is_err();
+        let lost = |_| CameraEvent::Lost { reason: "the camera's program panicked".to_owned(), retry_in: PANICKED };
+        let event = asked.unwrap_or_else(lost);
+        board.spoke(index);
         let end = event == CameraEvent::End;
         match boxes.put(index, event, live) {
             Put::Waits => {}
             Put::Replaced => {
-                busy.fetch_add(1, Ordering::Relaxed);
+                board.busy.fetch_add(1, Ordering::Relaxed);
             }
             Put::EngineGone => return,
         }
         if end {
             return boxes.close(index);
         }
+        if panicked {
+            std::thread::sleep(PANICKED);
+        }
+    }
+}
+
+/// The engine's last act, however it ends: cameras are let go, and the service ends.
+struct Last {
+    boxes: Arc<Mailboxes>,
+    events: Sender<Event>,
+    panicked: Arc<AtomicBool>,
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.panicked.store(std::thread::panicking(), Ordering::Relaxed);
+        self.boxes.engine_gone();
+        // A service that is gone needs no telling.
+        let _ = self.events.blocking_send(Event::Shutdown);
     }
 }
 
@@ -92,14 +117,17 @@ pub(super) struct Engine {
     pub(super) events: Sender<Event>,
     /// Set while the outbox can take no label: no frame is taken.
     pub(super) hold: Arc<AtomicBool>,
+    /// Set when the engine ends by a panic.
+    pub(super) panicked: Arc<AtomicBool>,
     /// Milliseconds of the process at which the engine was last seen at work.
     pub(super) pulse: Arc<AtomicU64>,
     pub(super) since: Instant,
 }
 
 impl Engine {
-    /// Labels frames until the service is gone.
+    /// Labels frames until the service is gone. When it ends otherwise, so does the service: nothing would be labelled any more.
     pub(super) fn run(mut self) {
+        let _last = Last { boxes: Arc::clone(&self.boxes), events: self.events.clone(), panicked: Arc::clone(&self.panicked) };
         let mut cameras_open = true;
         loop {
             self.beat();
@@ -128,7 +156,6 @@ impl Engine {
                 break;
             }
         }
-        self.boxes.engine_gone();
     }
 
     fn beat(&self) {
@@ -204,7 +231,27 @@ impl Engine {
             result,
             took: start.elapsed(),
             replay,
+            picture: OnceCell::new(),
             quota: self.policy.quota(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_panics_lets_cameras_go_and_ends_the_service() {
+        let (boxes, panicked) = (Arc::new(Mailboxes::new(1)), Arc::new(AtomicBool::new(false)));
+        let (events, mut inbox) = tokio::sync::mpsc::channel(1);
+        let last = Last { boxes: Arc::clone(&boxes), events, panicked: Arc::clone(&panicked) };
+        let ended = std::thread::spawn(move || {
+            let _last = last;
+            panic!("as a broken rule would");
+        });
+        assert!(ended.join().is_err() && panicked.load(Ordering::Relaxed));
+        assert!(matches!(inbox.blocking_recv(), Some(Event::Shutdown)));
+        assert_eq!(boxes.put(0, CameraEvent::End, false), Put::EngineGone);
     }
 }

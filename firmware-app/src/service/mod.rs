@@ -9,10 +9,13 @@
 //! The core never waits for the network: it sends only while `outgoing` has room, and what it cannot send stays in the outbox.
 
 pub(crate) mod board;
+mod condition;
 mod core;
 mod engine;
+mod keep;
 mod load;
 mod mailbox;
+mod quotas;
 mod supervisor;
 mod trial;
 
@@ -36,6 +39,7 @@ use omnilabel_link::{Incoming, Link, Will};
 use omnilabel_runtime::check_golden;
 use serde::Serialize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -175,11 +179,12 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
 
     let (events_in, confirmed) = (events.clone(), Arc::clone(&model));
     let progress = cameras.iter().map(|camera| camera.progress()).collect();
-    let policy = Policy::new(config.policy.clone(), cameras.len(), core::read_quota(&config.state_dir.join(core::LABELS_QUOTA)));
+    let policy = Policy::new(config.policy.clone(), cameras.len(), quotas::read_quota(&config.state_dir.join(quotas::LABELS_QUOTA)));
     let load = load::Load::new(&config.teacher);
     let shown = Arc::clone(&board);
     let core = core::Core::new(config, topics, outbox, slots, key, loader, confirmed, outgoing, commands, events_in, progress, shown);
     let boxes = Arc::new(Mailboxes::new(cameras.len()));
+    let panicked = Arc::new(AtomicBool::new(false));
     let engine = engine::Engine {
         model,
         last: cameras.iter().flat_map(|camera| camera.past(engine::KEPT_FRAMES)).take(engine::KEPT_FRAMES).collect(),
@@ -190,13 +195,14 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
         commands: told,
         events: events.clone(),
         hold: core.hold(),
+        panicked: Arc::clone(&panicked),
         pulse: Arc::clone(&board.pulse),
         since: board.since,
     };
     std::thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
     for (index, camera) in cameras.into_iter().enumerate() {
-        let (boxes, busy) = (Arc::clone(&boxes), Arc::clone(&board.busy));
-        std::thread::Builder::new().name(format!("camera-{index}")).spawn(move || engine::watch(index, camera, &boxes, &busy))?;
+        let (boxes, board) = (Arc::clone(&boxes), Arc::clone(&board));
+        std::thread::Builder::new().name(format!("camera-{index}")).spawn(move || engine::watch(index, camera, &boxes, &board))?;
     }
     drop(patience);
     let supervisor = tokio::spawn(supervisor::tell(Arc::clone(&board)));
@@ -232,6 +238,9 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
         site.abort();
         // Its address is free again when the device has ended.
         let _ = site.await;
+    }
+    if panicked.load(Ordering::Relaxed) {
+        anyhow::bail!("the engine panicked; everything that was labelled is in the outbox");
     }
     Ok(Summary { skipped_frames: board.busy(), ..summary })
 }

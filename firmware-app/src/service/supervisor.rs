@@ -37,6 +37,7 @@ pub(super) async fn tell(board: Arc<Board>) {
             Some(what) => tracing::error!(what, "the watchdog is not fed: the device is restarted"),
             None => tell_all(&[NotifyState::Watchdog]),
         }
+        board.upkeep();
         let status = status(&board);
         if status != told {
             tell_all(&[NotifyState::Status(&status)]);

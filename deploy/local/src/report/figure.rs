@@ -2,7 +2,9 @@
 //!
 //! Colours follow the field (MMPose): the person's left green, right orange, the middle blue.
 
-use super::{base64, escape};
+use super::escape;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use omnilabel_coco::to_continuous;
 use omnilabel_keypoints::skeleton::Skeleton;
 use std::fmt::Write;
@@ -60,7 +62,7 @@ impl Picture {
         write!(
             svg,
             "<image width=\"{w}\" height=\"{h}\" preserveAspectRatio=\"none\" href=\"data:image/jpeg;base64,{}\"/>",
-            base64(&self.jpeg)
+            BASE64.encode(&self.jpeg)
         )?;
         for person in &self.people {
             self.person(&mut svg, person, skeleton, stroke)?;

@@ -1,0 +1,73 @@
+//! Every label arrives once, whatever happens to broker and device.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_label_arrives_with_its_frame_and_the_end_is_reported() {
+    let Some(broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 150, 1000.0, true);
+    let frames = device.folder.path().join("frames");
+    std::fs::write(frames.join("0077.jpg"), b"\xff\xd8 torn").unwrap();
+    let mut centre = Centre::open(&broker).await;
+    let (_stop, run) = device.start();
+    centre
+        .until("149 labels and the last status", |c| c.labels.len() == 149 && c.status.as_ref().is_some_and(|s| !s.online && s.epoch != 0))
+        .await;
+    let summary = run.await.unwrap().unwrap();
+    assert_eq!((summary.frames, summary.bad_frames, summary.committed, summary.pending), (149, 1, 149, 0));
+    assert_eq!(centre.frames.len(), 149);
+    let ids: BTreeSet<u64> = centre.labels.values().map(|label| label.frame).collect();
+    assert_eq!(ids, (1..=150).filter(|&id| id != 77).collect());
+    let status = centre.status.unwrap();
+    assert_eq!((status.committed, status.pending, status.bad_frames), (149, 0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_killed_and_restarted_and_a_device_restarted_lose_nothing() {
+    let Some(mut broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 200, 100.0, false);
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    centre.until("the first labels", |c| c.labels.len() > 20).await;
+    broker.restart();
+    centre.until("labels after the restart of the broker", |c| c.labels.len() > 70).await;
+    centre.answers = false;
+    stop.send_replace(true);
+    let first = run.await.unwrap().unwrap();
+    assert!(first.committed >= 70 && first.frames == first.committed, "{first:?}");
+    // Nobody listens while the device starts again and labels.
+    drop(centre);
+    let (stop, run) = device.start();
+    let mut late = Centre::open(&broker).await;
+    late.until("everything that was ever committed", |c| {
+        c.status.as_ref().is_some_and(|s| s.online && s.pending == 0 && s.frames > 0 && s.frames + first.frames >= 200)
+    })
+    .await;
+    stop.send_replace(true);
+    let second = run.await.unwrap().unwrap();
+    assert_eq!(second.pending, 0);
+    assert_eq!(second.committed, first.committed + second.frames);
+    assert_eq!(second.committed, 200, "no frame was labelled twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
+    let Some(broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 30, 1000.0, true);
+    drop(broker);
+    let (stop, run) = device.start();
+    let start = Instant::now();
+    let outbox = device.config.state_dir.join("outbox");
+    let bytes = || std::fs::read_dir(&outbox).map_or(0, |list| list.map(|e| e.unwrap().metadata().map_or(0, |m| m.len())).sum::<u64>());
+    while bytes() < 30 * 400 {
+        assert!(start.elapsed() < DEADLINE, "the outbox has only {} bytes", bytes());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // A second process would write into the same outbox.
+    let second = device.start().1.await.unwrap().unwrap_err();
+    assert!(format!("{second:#}").contains("another omnilabel-edge"), "{second:#}");
+    stop.send_replace(true);
+    let summary = run.await.unwrap().unwrap();
+    assert_eq!(summary.pending, summary.committed);
+    assert!(summary.committed > 0);
+}

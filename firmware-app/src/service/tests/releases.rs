@@ -1,0 +1,166 @@
+//! Releases come in, or are refused, while labels go on.
+
+#[path = "../../../../models/runtime/tests/onnx/mod.rs"]
+mod onnx;
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn releases_are_taken_on_trial_confirmed_refused_or_reverted_while_labels_go_on() {
+    let Some(broker) = Broker::start() else { return };
+    // The footage ends early: probations go on with the last frames.
+    let device = Device::provisioned(&broker, 10, 200.0, false);
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    centre.until("the labels", |c| c.labels.len() == 10).await;
+
+    let make = |name: &str, counter: u64| {
+        let root = device.folder.path().join(format!("centre-{counter}"));
+        release(&bundle(&root, name, counter as u8, 9000), counter)
+    };
+    let confirmed = |c: &Centre| c.model.as_ref().map_or(0, |m| m.confirmed);
+    let refused = |c: &Centre, counter: u64, why: &str| {
+        c.model.as_ref().is_some_and(|m| m.refused == Some(counter) && m.trial.is_none() && m.reason.contains(why))
+    };
+
+    let (good, blocks) = make("second", 3);
+    centre.offer(&good, &blocks, &ed25519_dalek::SigningKey::from_bytes(&[9; 32])).await;
+    centre.until("an unsigned release is refused", |c| c.model.as_ref().is_some_and(|m| m.reason.contains("signature"))).await;
+    assert_eq!(confirmed(&centre), 0);
+
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("release 3 is confirmed", |c| confirmed(c) == 3).await;
+
+    let bad = [
+        ("untried", "golden frames: the release has none"),
+        ("drifts", "9 px"),
+        ("unloadable", "no such operator"),
+        ("panics", "panicked"),
+    ];
+    for ((name, why), counter) in bad.into_iter().zip(5..) {
+        let (bad, blocks) = make(name, counter);
+        centre.offer(&bad, &blocks, &key()).await;
+        centre.until(&format!("release {counter} ({name}) is refused"), |c| refused(c, counter, why)).await;
+        assert_eq!(confirmed(&centre), 3);
+        assert!(!device.config.state_dir.join("a").exists(), "what was refused is not kept");
+    }
+    // Only the newest model's own counter is new enough.
+    let (old, blocks) = make("old", 4);
+    centre.offer(&old, &blocks, &key()).await;
+    centre.until("an older release is refused", |c| refused(c, 4, "not newer")).await;
+
+    let (last, blocks) = make("third", 9);
+    centre.offer(&last, &blocks, &key()).await;
+    centre.until("release 9 is confirmed", |c| confirmed(c) == 9).await;
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 9);
+    // The new model is what the device starts with.
+    let (slots, model) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    assert_eq!((model.manifest().name.as_str(), slots.state().confirmed_counter), ("third", 9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_in_a_probation_costs_the_release_nothing_and_a_crash_reverts_it() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 10, 200.0, false);
+    device.config.update.probation_frames = u32::MAX;
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    let (good, blocks) = release(&bundle(&device.folder.path().join("centre"), "second", 2, 9000), 3);
+    centre.offer(&good, &blocks, &key()).await;
+    let state = device.config.state_dir.join("state.json");
+    // The device tells of a phase after it has written it.
+    centre.until("the probation", |_| std::fs::read_to_string(&state).unwrap().contains("probation")).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+
+    device.config.update.probation_frames = 5;
+    let (stop, run) = device.start();
+    centre.until("release 3 is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 3)).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+
+    let (mut slots, _) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    let phase = Phase::Probation { counter: 4, frames_left: 2 };
+    slots.begin_trial(Slot::A).unwrap();
+    slots.set(State { phase, ..slots.state() }).unwrap();
+    let (stop, run) = device.start();
+    centre.until("release 4 is refused", |c| c.model.as_ref().is_some_and(|m| m.refused == Some(4))).await;
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 3);
+    assert!(!slots.path(Slot::A).exists());
+}
+
+/// A wrapped model of `kind` in `root`.
+fn wrapped(root: &Path, net: &onnx::Net, kind: WrapKind, detector: Option<&Bundle>) -> Bundle {
+    let one_stage = matches!(kind, WrapKind::OneStage { .. });
+    std::fs::create_dir_all(root).unwrap();
+    let request = WrapRequest {
+        onnx: root.join("model.onnx"),
+        out: root.join("bundle"),
+        name: "wrapped".into(),
+        skeleton: onnx::skeleton(),
+        input: one_stage.then_some((192, 192)),
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        channels: omnilabel_bundle::Channels::Rgb,
+        kind,
+        thresholds: omnilabel_keypoints::label::Thresholds { instance: 0.5, keypoint: 0.2, floor: 0.05 },
+        detector: detector.map(|detector| detector.root().to_owned()),
+        frame: onnx::picture(),
+        boxes: None,
+    };
+    net.save(&request.onnx);
+    wrap(&request).unwrap().bundle
+}
+
+/// The real loader, a real one-stage model first, then a top-down model with that one in its bundle as a release over MQTT: tried on its
+/// golden frame, confirmed, and labelling. One that brings no detector, or another answer than its golden frame's, is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrapped_model_comes_as_a_release_with_its_detector() {
+    let Some(broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 4, 200.0, false);
+    let at = |name: &str| device.folder.path().join(name);
+    let spec = onnx::one_stage_spec();
+    let finder = wrapped(&at("finder"), &onnx::one_stage(true, false), WrapKind::OneStage { spec, stride: 8 }, None);
+    std::fs::remove_dir_all(&device.config.state_dir).unwrap();
+    Slots::install(&device.config.state_dir, finder.root(), Some(&at("public"))).unwrap();
+    std::fs::write(at("frames/0002.jpg"), onnx::picture().to_jpeg(100)).unwrap();
+
+    let mut centre = Centre::open(&broker).await;
+    let (stop, stopped) = watch::channel(false);
+    let run = tokio::spawn(super::run(device.config.clone(), stopped));
+    centre.until("the labels of the one-stage model", |c| c.labels.len() == 4).await;
+    let people: usize = centre.labels.values().map(|label| label.instances.len()).sum();
+    assert_eq!(people, 2);
+
+    let crop = CropSpec { padding: 1.25, udp: false };
+    let heatmap = || WrapKind::Heatmap { output: None, crop, values: Values::Peak, refine: Refine::Quarter, shift_flipped: true };
+    let net = onnx::heatmap(4, onnx::Eyes::default(), onnx::D::N(1));
+    let confirmed = |c: &Centre| c.model.as_ref().map_or(0, |m| m.confirmed);
+    let refused = |c: &Centre, counter: u64, why: &str| {
+        c.model.as_ref().is_some_and(|m| m.refused == Some(counter) && m.trial.is_none() && m.reason.contains(why))
+    };
+    let whole = wrapped(&at("whole"), &net, heatmap(), Some(&finder));
+    let offer = |bundle: &Bundle, counter| release_in_blocks(bundle, counter, 1 << 16);
+    let (good, blocks) = offer(&whole, 3);
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("release 3 is confirmed", |c| confirmed(c) == 3).await;
+
+    let (alone, blocks) = offer(&wrapped(&at("alone"), &net, heatmap(), None), 4);
+    centre.offer(&alone, &blocks, &key()).await;
+    centre.until("a model without a detector is refused", |c| refused(c, 4, "top-down")).await;
+
+    let text = std::fs::read_to_string(whole.root().join("golden/check.json")).unwrap();
+    std::fs::write(whole.root().join("golden/check.json"), text.replacen("\"x1\":2", "\"x1\":1", 1)).unwrap();
+    let changed = omnilabel_bundle::seal(whole.root(), whole.manifest().clone()).unwrap();
+    let (drifts, blocks) = offer(&changed, 5);
+    centre.offer(&drifts, &blocks, &key()).await;
+    centre.until("another answer than the golden one is refused", |c| refused(c, 5, "golden/check.png")).await;
+
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 3);
+    let (slots, model) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    assert_eq!(slots.state().confirmed_counter, 3);
+    assert_eq!(model.detector().unwrap().unwrap().sha256(), finder.sha256());
+}
