@@ -244,6 +244,8 @@ fn a_video_is_played_frame_by_frame_goes_on_where_it_was_and_ends() {
     let (_, rest) = play(10.0);
     assert_eq!(rest.first().map(|shot| shot.id), Some(13));
     assert_eq!(rest.last().map(|shot| &shot.frame), all.last().map(|shot| &shot.frame), "the same frames as without a stop");
+    let (_, slower) = play(5.0);
+    assert_eq!(slower.first().map(|shot| shot.id), Some(1), "frame 12 of another rate is another frame");
 
     // Another file begins at its first frame; one that is torn ends with what is readable and says so.
     let bytes = std::fs::read(&path).unwrap();

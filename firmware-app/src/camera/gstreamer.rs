@@ -43,8 +43,8 @@ pub struct Pipeline {
 /// A video file: every frame counts.
 struct Recorded {
     progress: Option<PathBuf>,
-    /// Bytes of the file: another file is begun at its first frame.
-    bytes: usize,
+    /// Bytes of the file and thousandths of the rate: another file, or another rate of it, is begun at its first frame.
+    which: usize,
     /// Frames that were given, or are done with.
     position: usize,
     /// Frames of this run of the pipeline.
@@ -65,12 +65,13 @@ impl Pipeline {
     /// When there is no such file.
     pub fn video(path: &Path, source: Source, fps: f64, progress: Option<&Path>) -> anyhow::Result<Self> {
         let read = || std::fs::metadata(path).and_then(|meta| std::fs::File::open(path).map(|_| meta.len() as usize));
-        let bytes = read().map_err(|error| anyhow::anyhow!("{}: cannot read the video: {error}", path.display()))?;
-        let position = progress.map_or(0, |file| Progress::open(file, bytes).position());
+        let bytes: usize = read().map_err(|error| anyhow::anyhow!("{}: cannot read the video: {error}", path.display()))?;
+        let which = bytes.saturating_add((1000.0 * fps) as usize);
+        let position = progress.map_or(0, |file| Progress::open(file, which).position());
         if position > 0 {
             tracing::info!(position, "the video goes on where it was");
         }
-        let recorded = Recorded { progress: progress.map(Path::to_owned), bytes, position, read: 0, broke_at: None };
+        let recorded = Recorded { progress: progress.map(Path::to_owned), which, position, read: 0, broke_at: None };
         Ok(Self::new(source, fps, VIDEO_STALL, Some(recorded)))
     }
 
@@ -212,7 +213,7 @@ impl Camera for Pipeline {
 
     fn progress(&self) -> Option<Progress> {
         let recorded = self.recorded.as_ref()?;
-        Some(Progress::open(recorded.progress.as_deref()?, recorded.bytes))
+        Some(Progress::open(recorded.progress.as_deref()?, recorded.which))
     }
 }
 
