@@ -38,18 +38,28 @@ def table(report):
         rows.append([name, report["lives"][name], account["committed"], account["stored"], account["evicted"], account["lost"],
                      account["frames"], again, account["repeated"], account["stored_twice"]])
     lines += ["", *columns(heads, rows)]
+    lines += ["stored twice: the schema forbids it; payloads compared with those first sent"]
     heads = ["process", "minutes", "of it", "start", "end", "a minute", "at most", ""]
-    units = {"rss_kib": ("RSS, MiB", 1024), "fds": ("descriptors", 1), "threads": ("threads", 1)}
+    units = {"anon_kib": ("anonymous, MiB", 1024), "rss_kib": ("RSS, MiB", 1024), "fds": ("descriptors", 1), "threads": ("threads", 1)}
     rows = []
     for row in report["flat"]:
         unit, scale = units[row["quantity"]]
         edges = [f"{row[key] / scale:.1f}" for key in ("start", "end")]
-        slopes = [f"{row[key] / scale:.3f}" for key in ("slope_per_minute", "most_per_minute")]
-        rows.append([row["process"], f"{row['life_minutes']:.1f}", unit, *edges, *slopes, "flat" if row["flat"] else "GROWS"])
+        judged = row["most_per_minute"] is not None
+        slopes = [f"{row['slope_per_minute'] / scale:.3f}", f"{row['most_per_minute'] / scale:.3f}" if judged else ""]
+        verdict = ("flat" if row["flat"] else "GROWS") if judged else "not judged"
+        rows.append([row["process"], f"{row['life_minutes']:.1f}", unit, *edges, *slopes, verdict])
     lines += ["", *columns(heads, rows), ""]
     lines += [f"{what}: {value}" for what, value in report["figures"].items()]
     replaced = report["pipelines_replaced"]
     lines += [f"pipelines replaced: {replaced['count']}, the slowest after {replaced['slowest_seconds']} s"]
+    for name, live in report["live"].items():
+        page = report["pages"][name]
+        lines += [f"{name}: {live['labels']} labels of its live camera; again after {live['live_again']} of {live['replaced']} "
+                  f"new pipelines, the slowest after {live['slowest_seconds']} s",
+                  f"{name}: {page['unanswered']} of {page['asked']} questions for its metrics unanswered"]
+    spells = report["spells"]
+    lines += [f"{spells['device']}: frames labelled in {spells['seconds']} s: {spells['least']} at least, median {spells['median']}"]
     for name, log in report["logs"].items():
         lines += [f"{name}: {log['warnings']} warnings, {log['errors']} errors logged"] + [f"  {line}" for line in log["last_errors"]]
     lines += ["", "every promise held"] if not report["broken"] else ["", *(f"BROKEN: {promise}" for promise in report["broken"])]
@@ -70,11 +80,11 @@ def main():
                         help="folder of report.json, soak.svg and, where a promise is broken, the site with its logs (target/soak)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.add_argument("--keep", action="store_true", help="keep the site's folder also when every promise held")
-    parser.add_argument("--self-test", action="store_true", help="only check that the checks can fail")
+    parser.add_argument("--self-test", action="store_true", help="only break what the checks look at, and list what they found")
     arguments = parser.parse_args()
-    self_test.run()
+    broken = self_test.run()
     if arguments.self_test:
-        print("every check can fail")
+        print("broken here, and found:", *broken, sep="\n  ")
         return 0
     if not 2 <= arguments.minutes <= 24 * 60:
         parser.error("--minutes: expected 2 to 1440")

@@ -46,6 +46,7 @@ def settle(path, device, epoch, committed, evicted, first):
 
     hold(committed > 0, "no label was made")
     hold(account["lost"] == 0, f"{committed} committed, {rows} stored, {evicted} evicted: {account['lost']} lost")
+    # The schema's UNIQUE forbids it. What can go wrong behind it, another label under a known key, the payloads below tell.
     hold(rows == keys, f"{rows - keys} labels stored twice")
     hold(epochs in ([epoch], []), f"labels of epochs {epochs}, the outbox has {epoch}")
     hold(low >= 1 and high == committed and high - keys == evicted, f"{keys} sequences from {low} to {high}, there are gaps")
@@ -63,9 +64,25 @@ def settle(path, device, epoch, committed, evicted, first):
 
 
 def sound(path):
-    """What SQLite says of the file."""
-    database = read_only(path)
+    """What SQLite says of the file: "ok", or what is wrong."""
     try:
-        return database.execute("PRAGMA integrity_check").fetchone()[0]
-    finally:
-        database.close()
+        database = read_only(path)
+        try:
+            return database.execute("PRAGMA integrity_check").fetchone()[0]
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        return f"cannot be read: {error}"
+
+
+def refused(events):
+    """Events of the centre that no fault of the network explains: whatever it does, no message is other than it was sent."""
+    return [event for event in events if event["event"] in ("rejected", "conflict", "frame_refused", "error")]
+
+
+def graded(log):
+    """Of a log's text, how many lines of each grade there are, the last errors, and what panicked."""
+    lines = log.splitlines()
+    errors = [line[:300] for line in lines if " ERROR " in line]
+    return {"warnings": sum(" WARN " in line for line in lines), "errors": len(errors), "last_errors": errors[-5:],
+            "panics": [line[:300] for line in lines if "panicked at" in line]}

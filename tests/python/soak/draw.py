@@ -99,7 +99,7 @@ def picture(report):
     samples = report["samples"]
     names = list(dict.fromkeys(row["process"] for row in samples))
     devices = list(dict.fromkeys(row["device"] for row in report["rates"]))
-    canvas.panel("memory (RSS), MiB", [(n, lives(samples, n, "process", lambda row: row["rss_kib"] / 1024)) for n in names])
+    canvas.panel("anonymous memory, MiB", [(n, lives(samples, n, "process", lambda row: row["anon_kib"] / 1024)) for n in names])
     canvas.panel("open descriptors", [(n, lives(samples, n, "process", lambda row: row["fds"])) for n in names])
     canvas.panel("labels made per second", [(n, rates(report["rates"], n)) for n in devices])
     canvas.panel("labels that wait for the centre", [(n, lives(report["rates"], n, "device", lambda row: row["pending"])) for n in devices])

@@ -74,12 +74,13 @@ def message(packet):
     return topic, packet[at + properties :]
 
 
-def label_key(topic, payload):
-    """(device, kind, epoch, sequence) of a label or a frame; None for other messages."""
+def label(topic, payload):
+    """((device, kind, epoch, sequence), camera, captured) of a label or a frame, the last two None of a frame; None for other messages."""
     levels = topic.split("/")
     if len(levels) < 2 or levels[-1] not in ("labels", "frames"):
         return None
     if levels[-1] == "frames":
         payload = payload[2 : 2 + int.from_bytes(payload[:2], "big")]
     fields = json.loads(payload) if payload[:1] == b"{" else cbor2.loads(payload)
-    return levels[-2], levels[-1], fields["e"], fields["q"]
+    key = levels[-2], levels[-1], fields["e"], fields["q"]
+    return (key, None, None) if levels[-1] == "frames" else (key, fields.get("n", ""), fields.get("t", 0))

@@ -20,6 +20,9 @@ SITE = "soak"
 # Without a picture for so long a device starts its camera's pipeline anew, seconds.
 STALL = 2
 GST_FPS = 15
+# The camera whose pipeline is hit, where there is GStreamer.
+LIVE = "gate"
+LABELLED = "omnilabel_frames_labelled_total"
 # Stands in the command line of every pipeline of this run, so that one that outlives its device is found.
 MARK = f"soak-{os.getpid()}"
 LIBC = ctypes.CDLL(None)
@@ -36,10 +39,11 @@ class Process:
 
     def __init__(self, name, command, log, broken):
         self.name, self.command, self.log, self.broken = name, [str(word) for word in command], log, broken
-        self.child, self.out, self.life = None, None, 0
+        self.child, self.out, self.life, self.born = None, None, 0, 0.0
 
     def start(self):
         self.life += 1
+        self.born = time.monotonic()
         self.out = self.log.with_suffix(f".{self.life}.out")
         with open(self.log, "ab") as log, open(self.out, "wb") as out:
             self.child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True,
@@ -48,6 +52,11 @@ class Process:
     @property
     def pid(self):
         return self.child.pid if self.runs() else None
+
+    @property
+    def age(self):
+        """Of this life, seconds."""
+        return time.monotonic() - self.born
 
     def runs(self):
         return self.child is not None and self.child.poll() is None
@@ -164,9 +173,9 @@ class Site:
         # A folder waits for the engine, so that with this rate the engine always has a frame; the live camera drops what comes too fast.
         folder = f'[cameras.reel]\ntype = "folder"\npath = "{self.work / "footage/images"}"\nloop = true\nfps = 1000\n'
         if not self.piped:
-            return folder + folder.replace("reel", "gate")
+            return folder + folder.replace("reel", LIVE)
         test = (f"videotestsrc is-live=true pattern=ball name={MARK} ! video/x-raw,width=160,height=128,framerate={GST_FPS}/1")
-        return folder + f"[cameras.gate]\ntype = \"gstreamer\"\npipeline = '{test}'\nfps = {GST_FPS}\nstall_secs = {STALL}\n"
+        return folder + f"[cameras.{LIVE}]\ntype = \"gstreamer\"\npipeline = '{test}'\nfps = {GST_FPS}\nstall_secs = {STALL}\n"
 
     def last_camera(self):
         """A few frames, after which the device ends as soon as everything is acknowledged."""
@@ -198,15 +207,15 @@ class Site:
 
     def orphans(self):
         """Pipelines of this run whose device is gone."""
-        devices = [self.processes[name].pid for name in DEVICES]
-        return [pid for pid, (parent, state, words) in everyone().items() if MARK in words and state != "Z" and parent not in devices]
+        return left_over(everyone(), [self.processes[name].pid for name in DEVICES])
 
     async def metrics(self, name):
-        """What the device says of itself; None when it does not answer."""
-        try:
-            return await asyncio.wait_for(fetch(self.web[name], "/metrics"), 3)
-        except (OSError, ValueError, asyncio.TimeoutError):
-            return None
+        """What the device says of itself; None when that is no answer."""
+        return figures(*await fetch(self.web[name], "/metrics"))
+
+    async def ill(self, name):
+        """What the device's health is, None when all is well."""
+        return illness(*await fetch(self.web[name], "/healthz"))
 
     async def close(self):
         for process in self.processes.values():
@@ -216,14 +225,39 @@ class Site:
 
 
 async def fetch(port, path):
+    """(status, body); (None, what went wrong) when there is no answer within 3 s."""
+    try:
+        return await asyncio.wait_for(ask(port, path), 3)
+    except (OSError, ValueError, IndexError, asyncio.TimeoutError) as error:
+        return None, repr(error)
+
+
+async def ask(port, path):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
         text = (await reader.read()).decode()
     finally:
         writer.close()
-    lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("omnilabel_"))
-    return {name: float(value) for name, value in lines}
+    head, _, body = text.partition("\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+def figures(status, text):
+    """Of an answer to `/metrics`; None when it does not say how many frames were labelled."""
+    if status != 200:
+        return None
+    try:
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("omnilabel_"))
+        said = {key: float(value) for key, value in lines}
+    except ValueError:
+        return None
+    return said if LABELLED in said else None
+
+
+def illness(status, text):
+    """What an answer to `/healthz` says other than that all is well; None when it says so."""
+    return None if status == 200 and text.strip() == "ok" else f"{status or 'no answer'}: {text.strip()}"
 
 
 def stat(pid):
@@ -245,13 +279,19 @@ def children(parent):
     return {pid: what for pid, what in everyone().items() if what[0] == parent}
 
 
+def left_over(found, devices):
+    """Pipelines of this run, of the processes `found`, whose parent is none of `devices`."""
+    return [pid for pid, (parent, state, words) in found.items() if MARK in words and state != "Z" and parent not in devices]
+
+
 def resources(pid):
-    """RSS in KiB, open descriptors, threads and children that ended unnoticed."""
+    """Anonymous memory, resident or swapped out, and RSS in KiB, open descriptors, threads and children that ended unnoticed."""
     try:
         lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
         status = dict(line.split(":", 1) for line in lines if ":" in line)
         zombies = sum(1 for _, state, _ in children(pid).values() if state == "Z")
-        return {"rss_kib": int(status["VmRSS"].split()[0]), "fds": len(os.listdir(f"/proc/{pid}/fd")), "threads": int(status["Threads"]),
-                "zombies": zombies}
+        kib = {key: int(status[key].split()[0]) for key in ("VmRSS", "RssAnon", "VmSwap")}
+        return {"anon_kib": kib["RssAnon"] + kib["VmSwap"], "rss_kib": kib["VmRSS"], "fds": len(os.listdir(f"/proc/{pid}/fd")),
+                "threads": int(status["Threads"]), "zombies": zombies}
     except (OSError, KeyError):
         return None

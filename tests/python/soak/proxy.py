@@ -22,19 +22,23 @@ HELD = 0.25
 
 
 class Deliveries:
-    """What devices sent: of each key the bytes it came with first, as a hash, and how often it came again."""
+    """What devices sent: of each key the bytes it came with first, as a hash, and how often it came again; of each camera when its
+    labelled frames were captured, milliseconds since 1970."""
 
     def __init__(self):
         self.first = {}
         self.sent = collections.Counter()
         self.repeated = collections.Counter()
         self.changed = []
+        self.captured = collections.defaultdict(list)
 
-    def see(self, key, payload):
+    def see(self, key, payload, camera=None, captured=None):
         digest = hashlib.blake2b(payload, digest_size=8).digest()
         device, kind = key[:2]
         self.sent[device, kind] += 1
         known = self.first.setdefault(key, digest)
+        if known is digest and camera is not None:
+            self.captured[device, camera].append(captured)
         if known is not digest:
             self.repeated[device, kind] += 1
             if known != digest:
@@ -132,8 +136,9 @@ class Connection:
             for packet in framer.feed(data):
                 if way == UP and self.link.deliveries and mqtt.kind(packet) == mqtt.PUBLISH:
                     topic, payload = mqtt.message(packet)
-                    if key := mqtt.label_key(topic, payload):
-                        self.link.deliveries.see(key, payload)
+                    if label := mqtt.label(topic, payload):
+                        key, camera, captured = label
+                        self.link.deliveries.see(key, payload, camera, captured)
                 late = 0
                 if self.link.has("delay"):
                     late = self.link.random.uniform(0.05, self.link.options["delay"]["most"])

@@ -4,6 +4,7 @@ import asyncio
 import collections
 import json
 import signal
+import sqlite3
 import sys
 import time
 
@@ -11,6 +12,7 @@ import audit
 import faults
 import flat
 import processes
+import promises
 from proxy import Deliveries
 
 # Before the first fault, seconds: devices and centre connect.
@@ -40,7 +42,10 @@ class Soak:
         self.figures = {}
         self.stored = 0
         self.busy = collections.Counter()
-        self.replaced = []
+        self.replaced_after = []
+        # By device: pipelines that were replaced, when it was disturbed (seconds since 1970), whether its page answered.
+        self.replaced, self.disturbed, self.answers = (collections.defaultdict(list) for _ in range(3))
+        self.unread = False
 
     def now(self):
         return time.monotonic() - self.begin
@@ -135,6 +140,7 @@ class Soak:
             self.counts[f"{kind}: was down already"] += 1
             return
         self.busy[name] += 1
+        self.disturbed[name].append(time.time())
         try:
             process.check()
             if kind.endswith("SIGTERM"):
@@ -169,13 +175,15 @@ class Soak:
             found = self.site.pipelines(name)
             if before is None and found:
                 before, began = found, self.now()
+                self.disturbed[name].append(time.time())
                 for pid in found:
                     try:
                         processes.os.kill(pid, signal.SIGSTOP if kind == "pipeline stopped" else signal.SIGKILL)
                     except ProcessLookupError:
                         continue
             elif found and before is not None and not set(found) & set(before):
-                self.replaced.append(round(self.now() - began, 1))
+                self.replaced_after.append(round(self.now() - began, 1))
+                self.replaced[name].append(promises.Replaced(kind, time.time()))
                 return
             if self.now() - began > REPLACED:
                 self.breaks(f"{name} has no new pipeline {REPLACED} s after {kind}")
@@ -189,19 +197,28 @@ class Soak:
         for name in processes.DEVICES:
             said = await self.site.metrics(name) or {}
             self.figures[f"{name} pending after the calm"] = said.get("omnilabel_outbox_pending")
+            # Whoever ends the run early leaves no calm to get well in.
+            ill = None if self.end_early.is_set() else await self.site.ill(name)
+            if ill is not None:
+                self.breaks(f"{name} is not well after the calm: {ill}")
 
     async def drain(self):
         self.drained_from = self.now()
         self.say("no more faults: every outbox has to empty")
         devices = [self.site.processes[name] for name in processes.DEVICES]
         self.lives = {name: process.life for name, process in self.site.processes.items()}
+        for name in processes.DEVICES:
+            self.disturbed[name].append(time.time())
         for device, said in zip(devices, await asyncio.gather(*(device.stop() for device in devices))):
             self.well_ended(device.name, said)
         for device in devices:
             self.site.configure(device.name, self.site.last_camera())
             device.start()
         self.summaries = {}
-        self.figures["labels stored a second"] = round((audit.stored(self.db) or 0) / self.now(), 1)
+        stored = audit.stored(self.db)
+        if stored is None:
+            self.unreadable()
+        self.figures["labels stored a second"] = None if stored is None else round(stored / self.now(), 1)
         for device in devices:
             status = await device.wait(max(1, DRAIN - (self.now() - self.drained_from)))
             if status is None:
@@ -229,13 +246,30 @@ class Soak:
                 found = processes.resources(process.pid) if process.pid else None
                 if found:
                     self.samples.append({"at": at, "process": name, "life": process.life, **found})
-            for name in processes.DEVICES:
-                said = await self.site.metrics(name)
-                if said:
-                    self.rates.append({"at": at, "device": name, "life": self.site.processes[name].life,
-                                       "labels": said.get("omnilabel_frames_labelled_total", 0),
-                                       "pending": said.get("omnilabel_outbox_pending", 0)})
+            await asyncio.gather(*(self.question(name) for name in processes.DEVICES))
             await asyncio.sleep(max(0.1, at + every - self.now()))
+
+    async def question(self, name):
+        """Asks a device for its metrics. Nothing is expected of one that starts, or is ended meanwhile."""
+        process, at = self.site.processes[name], round(self.now(), 2)
+        life, expected = process.life, self.settled(name)
+        said = await self.site.metrics(name)
+        if process.life != life:
+            return
+        if expected and self.settled(name):
+            self.answers[name].append((life, said is not None))
+        if said:
+            self.rates.append({"at": at, "device": name, "life": life, "labels": said[processes.LABELLED],
+                               "pending": said.get("omnilabel_outbox_pending", 0)})
+
+    def settled(self, name):
+        process = self.site.processes[name]
+        return process.runs() and not self.busy[name] and process.age > promises.SETTLED
+
+    def unreadable(self):
+        if not self.unread:
+            self.unread = True
+            self.breaks("the centre's database cannot be read")
 
     async def watch(self):
         while True:
@@ -248,7 +282,10 @@ class Soak:
         before, at = 0, 0
         while True:
             await asyncio.sleep(PROGRESS)
-            self.stored = audit.stored(self.db) or self.stored
+            stored, settled = audit.stored(self.db), self.settled("centre")
+            if stored is None and settled:
+                self.unreadable()
+            self.stored = stored or self.stored
             now = self.now()
             last = {row["process"]: row for row in self.samples[-6:]}
             pending = {row["device"]: int(row["pending"]) for row in self.rates[-4:]}
@@ -273,8 +310,12 @@ class Soak:
             for key in ("pending", "dropped"):
                 if summary.get(key) != 0:
                     self.breaks(f"{name}: {summary.get(key)} labels {key} at the end")
-            account, broken = audit.settle(self.db, name, outbox["epoch"], summary.get("committed", 0), summary.get("evicted", 0),
-                                           self.deliveries.first)
+            try:
+                account, broken = audit.settle(self.db, name, outbox["epoch"], summary.get("committed", 0), summary.get("evicted", 0),
+                                               self.deliveries.first)
+            except sqlite3.Error as error:
+                self.breaks(f"{name}: its labels cannot be read: {error}")
+                continue
             self.accounts[name] = account
             for promise in broken:
                 self.breaks(promise)
@@ -284,10 +325,8 @@ class Soak:
         with open(self.db.with_name("events.jsonl")) as lines:
             events = [json.loads(line) for line in lines]
         self.events = collections.Counter(event["event"] for event in events)
-        # Whatever the network does, no message is other than it was sent.
-        for event in events:
-            if event["event"] in ("rejected", "conflict", "frame_refused", "error"):
-                self.breaks(f"the centre reports {json.dumps(event)[:300]}")
+        for event in audit.refused(events):
+            self.breaks(f"the centre reports {json.dumps(event)[:300]}")
         for link in self.site.links.values():
             for what in link.counts:
                 if what.startswith("failed"):
@@ -297,14 +336,27 @@ class Soak:
                 self.breaks(f"{name} panicked: {log['panics'][0]}")
 
     def logs(self):
-        """Of each log, how many lines of each grade there are, and the last errors."""
-        found = {}
-        for name in (*processes.DEVICES, "centre"):
-            lines = self.site.processes[name].log.read_text(errors="replace").splitlines()
-            errors = [line[:300] for line in lines if " ERROR " in line]
-            found[name] = {"warnings": sum(" WARN " in line for line in lines), "errors": len(errors), "last_errors": errors[-5:],
-                           "panics": [line[:300] for line in lines if "panicked at" in line]}
-        return found
+        return {name: audit.graded(self.site.processes[name].log.read_text(errors="replace")) for name in (*processes.DEVICES, "centre")}
+
+    def owed(self):
+        """Whether pages answered, frames were labelled all the time, and live cameras came back; with figures."""
+        found = {"pages": {}, "live": {}}
+        for name in processes.DEVICES:
+            answers, captured = self.answers[name], self.deliveries.captured[name, processes.LIVE]
+            broken, delays = promises.live_again(name, self.replaced[name], captured, self.disturbed[name])
+            # A run that is ended at once has nothing to show.
+            if not self.end_early.is_set():
+                broken += promises.page(name, answers)
+            for promise in broken:
+                self.breaks(promise)
+            found["pages"][name] = {"asked": len(answers), "unanswered": sum(not answered for _, answered in answers)}
+            found["live"][name] = {"labels": len(captured), "replaced": len(self.replaced[name]), "live_again": len(delays),
+                                   "slowest_seconds": max(delays, default=None)}
+        rates = [(row["at"], row["life"], row["labels"]) for row in self.rates if row["device"] == "steady"]
+        broken, least, median = promises.progress("steady", rates)
+        for promise in [] if self.end_early.is_set() else broken:
+            self.breaks(promise)
+        return {**found, "spells": {"device": "steady", "seconds": promises.SPELL, "least": least, "median": median}}
 
     def verdicts(self):
         """Of the longest life of each process. The last life of a device, in which it only drains, is not sampled."""
@@ -321,10 +373,10 @@ class Soak:
             at = [row["at"] for row in samples]
             long = (at[-1] - at[0]) * 2 > length
             for quantity, growth in flat.GROWTH.items():
-                verdict = flat.judge(at, [row[quantity] for row in samples], growth) if long else None
+                verdict = flat.judge(at, [row[quantity] for row in samples], growth, flat.SHORTEST.get(quantity, 0)) if long else None
                 if verdict is None:
                     # The device that is killed again and again has no long life.
-                    if name != "struck" and not self.end_early.is_set():
+                    if name != "struck" and growth is not None and not self.end_early.is_set():
                         self.breaks(f"{name} has no life of half the run to judge its {quantity} by")
                     continue
                 length_of_life = round((at[-1] - at[0]) / 60, 2)
@@ -338,15 +390,15 @@ class Soak:
         return rows
 
     def report(self):
-        verdicts = self.verdicts()
+        verdicts, owed = self.verdicts(), self.owed()
         packets = {link.name: dict(link.counts) for link in self.site.links.values()}
         return {
             "minutes": round(self.now() / 60, 2), "asked_minutes": self.minutes, "seed": self.seed,
             "interrupted": self.end_early.is_set(),
             "gstreamer": self.site.piped, "cores": len(processes.os.sched_getaffinity(0)),
             "faults": dict(self.counts), "packets": packets,
-            "pipelines_replaced": {"count": len(self.replaced), "slowest_seconds": max(self.replaced, default=None)},
-            "labels": self.accounts,
+            "pipelines_replaced": {"count": len(self.replaced_after), "slowest_seconds": max(self.replaced_after, default=None)},
+            "labels": self.accounts, **owed,
             "sent": {f"{name} {kind}": {"messages": count, "repeated": self.deliveries.repeated[name, kind]}
                      for (name, kind), count in self.deliveries.sent.items()},
             "lives": self.lives, "events": self.events,
