@@ -167,7 +167,7 @@ impl Default for TeacherConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboxConfig {
-    /// Beyond this the oldest labels are evicted, which is counted and reported.
+    /// Beyond this the oldest frames are evicted, then the oldest labels, which is counted and reported.
     pub max_bytes: u64,
 }
 

@@ -22,6 +22,7 @@ pub mod cli;
 mod clock;
 pub mod config;
 pub mod discovery;
+mod durable;
 pub mod outbox;
 pub mod policy;
 pub mod privacy;

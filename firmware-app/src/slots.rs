@@ -8,16 +8,16 @@
 //! STATE/state.json           the slot state, replaced as a whole; STATE/state.old.json is the one before
 //! STATE/offer.release        the signed release that is on trial
 //! STATE/blocks/{sha256}      blocks that were fetched for it
+//! STATE/keys.cbor            the newest set of release keys, as it came ([`crate::update::Trust`])
 //! ```
 //! State that cannot be read never counts as healthy: the one before is taken, or a proven slot whose bundle verifies.
 
 #[cfg(test)]
 mod tests;
 
-use crate::outbox::{replace_file, sync_folder};
-use crate::update::VerifiedRelease;
+use crate::durable::{remove_file, remove_folder, replace_file, sync_folder};
+use crate::update::{Fetch, Trust, VerifiedRelease};
 use anyhow::{Context, bail};
-use ed25519_dalek::VerifyingKey;
 use omnilabel_bundle::Bundle;
 use omnilabel_keypoints::trial::{Phase, Slot, State};
 use omnilabel_keypoints::wire::{Message, ReleaseMsg};
@@ -73,12 +73,12 @@ fn decode(bytes: &[u8]) -> anyhow::Result<State> {
 }
 
 impl Slots {
-    /// Opens the state folder and finds the confirmed slot. `key` is for the releases that the slots came from.
+    /// Opens the state folder and finds the confirmed slot. `trust` is for the releases that the slots came from.
     ///
     /// # Errors
     /// When nothing was installed, or no proven slot has a bundle that verifies.
-    pub fn open(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle)> {
-        let (slots, bundle, rescued) = Self::find(folder, key)?;
+    pub fn open(folder: &Path, trust: &Trust) -> anyhow::Result<(Self, Bundle)> {
+        let (slots, bundle, rescued) = Self::find(folder, trust)?;
         if rescued {
             slots.write()?
         } else {
@@ -91,12 +91,12 @@ impl Slots {
     ///
     /// # Errors
     /// See [`Slots::open`].
-    pub fn look(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle)> {
-        Self::find(folder, key).map(|(slots, bundle, _)| (slots, bundle))
+    pub fn look(folder: &Path, trust: &Trust) -> anyhow::Result<(Self, Bundle)> {
+        Self::find(folder, trust).map(|(slots, bundle, _)| (slots, bundle))
     }
 
     /// The slots with the confirmed bundle, and whether neither state could be acted on.
-    fn find(folder: &Path, key: &VerifyingKey) -> anyhow::Result<(Self, Bundle, bool)> {
+    fn find(folder: &Path, trust: &Trust) -> anyhow::Result<(Self, Bundle, bool)> {
         let read = |name: &str| {
             let path = folder.join(name);
             let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
@@ -124,12 +124,14 @@ impl Slots {
             }
         }
         // Neither state can be acted on: the newest bundle that verifies, as confirmed as anything here can be.
-        let highest = candidates.iter().map(|state| state.highest.max(state.confirmed_counter)).max().unwrap_or(0);
+        // A newer set of keys may have taken back what was the highest counter before.
+        let set = candidates.iter().map(|state| state.set).max().unwrap_or(0);
+        let highest = candidates.iter().filter(|state| state.set == set).map(|state| state.highest).max().unwrap_or(0);
         let mut whole = Vec::new();
         for slot in [Slot::A, Slot::B] {
             match Bundle::open(&folder.join(name(slot))) {
                 Ok(_) if trial_mark(folder, slot).exists() => reasons.push(format!("slot {} was on trial", name(slot))),
-                Ok(bundle) => whole.push((counter_of(folder, slot, key), slot, bundle)),
+                Ok(bundle) => whole.push((counter_of(folder, slot, trust), slot, bundle)),
                 Err(error) => reasons.push(error.to_string()),
             }
         }
@@ -137,7 +139,7 @@ impl Slots {
         let Some((counter, slot, bundle)) = whole.pop() else {
             bail!("{}: no slot has a model that verifies: {}", folder.display(), reasons.join("; "));
         };
-        let state = State { confirmed_counter: counter, highest: highest.max(counter), ..State::provisioned(slot) };
+        let state = State { confirmed_counter: counter, highest: highest.max(counter), set, ..State::provisioned(slot) };
         Ok((Self { folder: folder.to_owned(), state, recovered: Some(reasons.join("; ")) }, bundle, true))
     }
 
@@ -158,7 +160,7 @@ impl Slots {
         }
         let slot = folder.join(name(Slot::A));
         if slot.exists() {
-            std::fs::remove_dir_all(&slot).with_context(|| slot.display().to_string())?;
+            remove_folder(&slot).with_context(|| slot.display().to_string())?;
         }
         for file in source.manifest().files.keys().map(String::as_str).chain(["manifest.json"]) {
             let bytes = std::fs::read(source.path(file)).with_context(|| source.path(file).display().to_string())?;
@@ -227,9 +229,30 @@ impl Slots {
     }
 
     /// The signed release that was on trial, its signature checked anew.
-    pub fn offer(&self, key: &VerifyingKey) -> Option<VerifiedRelease> {
+    pub fn offer(&self, trust: &Trust) -> Option<VerifiedRelease> {
         let payload = std::fs::read(self.folder.join(OFFER)).ok()?;
-        VerifiedRelease::verify(&ReleaseMsg::decode(&payload).ok()?, key).ok()
+        trust.verify_known(&ReleaseMsg::decode(&payload).ok()?).ok()
+    }
+
+    /// The signed release that the confirmed slot came from, if a key that counts has signed it.
+    pub fn confirmed_release(&self, trust: &Trust) -> Option<VerifiedRelease> {
+        let payload = std::fs::read(origin(&self.folder, self.state.confirmed)).ok()?;
+        trust.verify_known(&ReleaseMsg::decode(&payload).ok()?).ok()
+    }
+
+    /// Keeps a message in place of each that holds the same release: it may be signed by a key that counts longer.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn renew(&self, message: &ReleaseMsg, payload: &[u8]) -> anyhow::Result<()> {
+        for path in [self.folder.join(OFFER), origin(&self.folder, Slot::A), origin(&self.folder, Slot::B)] {
+            let Ok(kept) = std::fs::read(&path) else { continue };
+            let same = ReleaseMsg::decode(&kept).is_ok_and(|kept| kept.manifest == message.manifest);
+            if same && kept != payload {
+                replace_file(&path, payload).with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes that a slot's bundle is the release that was on trial and is confirmed.
@@ -263,8 +286,7 @@ impl Slots {
         }
         let path = self.path(slot);
         if path.exists() {
-            std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
-            sync_folder(&self.folder).with_context(|| self.folder.display().to_string())?;
+            remove_folder(&path).with_context(|| path.display().to_string())?;
         }
         self.remove(&origin(&self.folder, slot))?;
         self.remove(&mark)
@@ -274,6 +296,7 @@ impl Slots {
     fn tidy(&self) -> anyhow::Result<()> {
         if self.state.phase == Phase::Idle {
             self.discard(self.state.confirmed.other())?;
+            Fetch::clean(&self.folder);
         }
         self.remove(&trial_mark(&self.folder, self.state.confirmed))
     }
@@ -281,8 +304,7 @@ impl Slots {
     /// Removes a file of the state folder, durably, if it is there.
     fn remove(&self, path: &Path) -> anyhow::Result<()> {
         if path.exists() {
-            std::fs::remove_file(path).with_context(|| path.display().to_string())?;
-            sync_folder(&self.folder).with_context(|| self.folder.display().to_string())?;
+            remove_file(path).with_context(|| path.display().to_string())?;
         }
         Ok(())
     }
@@ -299,9 +321,9 @@ fn origin(folder: &Path, slot: Slot) -> PathBuf {
 }
 
 /// The counter of the release that a slot came from; 0 when it has none that verifies.
-fn counter_of(folder: &Path, slot: Slot, key: &VerifyingKey) -> u64 {
+fn counter_of(folder: &Path, slot: Slot, trust: &Trust) -> u64 {
     let payload = std::fs::read(origin(folder, slot)).unwrap_or_default();
-    let release = ReleaseMsg::decode(&payload).ok().and_then(|message| VerifiedRelease::verify(&message, key).ok());
+    let release = ReleaseMsg::decode(&payload).ok().and_then(|message| trust.verify_known(&message).ok());
     release.map_or(0, |release| release.manifest().counter)
 }
 

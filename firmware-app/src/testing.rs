@@ -2,10 +2,11 @@
 
 use crate::annotate::Model;
 use crate::config::TeacherConfig;
+use crate::update::Trust;
 use ed25519_dalek::{Signer, SigningKey};
 use omnilabel_bundle::*;
 use omnilabel_keypoints::label::Thresholds;
-use omnilabel_keypoints::release::{DOMAIN, ReleaseFile, ReleaseManifest};
+use omnilabel_keypoints::release::{DOMAIN, KEYS_DOMAIN, KeySet, Newest, ReleaseFile, ReleaseManifest};
 use omnilabel_keypoints::wire::{ReleaseMsg, VERSION};
 use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError, Teacher};
 use sha2::{Digest, Sha256};
@@ -112,7 +113,28 @@ pub(crate) fn sign(manifest: &ReleaseManifest, key: &SigningKey) -> ReleaseMsg {
         version: VERSION,
         manifest: heapless::Vec::from_slice(&json).unwrap(),
         signature: heapless::Vec::from_slice(&signature).unwrap(),
+        ..ReleaseMsg::default()
     }
+}
+
+/// The message with a set of release keys under `root`'s signature.
+pub(crate) fn with_keys(message: ReleaseMsg, root: &SigningKey, set: &KeySet) -> ReleaseMsg {
+    let bytes = serde_json::to_vec(set).unwrap();
+    let signature = root.sign(&[KEYS_DOMAIN, &bytes].concat()).to_bytes();
+    let (keys, keys_signature) = (heapless::Vec::from_slice(&bytes).unwrap(), heapless::Vec::from_slice(&signature).unwrap());
+    ReleaseMsg { keys, keys_signature, ..message }
+}
+
+/// A set of release keys.
+pub(crate) fn key_set(site: &str, serial: u64, keys: &[&SigningKey], newest: Option<u64>) -> KeySet {
+    let hex = |key: &&SigningKey| omnilabel_bundle::hex(key.verifying_key().as_bytes()).as_str().try_into().unwrap();
+    let newest = newest.map(|counter| Newest { channel: "stable".try_into().unwrap(), counter }).into_iter().collect();
+    KeySet { format: 1, site: site.try_into().unwrap(), serial, keys: keys.iter().map(hex).collect(), newest }
+}
+
+/// The root key alone, in a folder without a set of release keys.
+pub(crate) fn trust(folder: &Path) -> Trust {
+    Trust::open(folder, key().verifying_key(), "yard", "stable")
 }
 
 /// Sees nobody; on request panics or fails.

@@ -239,7 +239,12 @@ async fn offer_unsigned(port: u16) -> ModelMsg {
     let (link, mut incoming) = Link::open(&config, "intruder", None, vec![model]).expect("a link");
     let manifest =
         br#"{"format":1,"site":"yard","channel":"stable","counter":9,"name":"evil","block_bytes":262144,"files":[],"blocks":[]}"#;
-    let release = ReleaseMsg { version: 1, manifest: manifest.iter().copied().collect(), signature: [7; 64].into_iter().collect() };
+    let release = ReleaseMsg {
+        version: 1,
+        manifest: manifest.iter().copied().collect(),
+        signature: [7; 64].into_iter().collect(),
+        ..ReleaseMsg::default()
+    };
     let mut buffer = vec![0; ReleaseMsg::MAX_BYTES];
     let length = release.encode(Encoding::Cbor, &mut buffer).expect("a message");
     buffer.truncate(length);

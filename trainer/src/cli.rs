@@ -9,6 +9,7 @@ mod evaluate;
 mod experiment;
 mod import;
 mod keygen;
+mod keys;
 mod presets;
 mod release;
 mod run;
@@ -47,6 +48,8 @@ enum Command {
     CheckConfig(check_config::Args),
     /// Draw a signing key
     Keygen(keygen::Args),
+    /// Say with the root key which keys may sign releases
+    Keys(keys::Args),
     /// Sign and publish a bundle by hand
     Release(release::Args),
 }
@@ -68,6 +71,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             Command::Run(args) => run::run(args),
             Command::CheckConfig(args) => check_config::run(&args),
             Command::Keygen(args) => keygen::run(args),
+            Command::Keys(args) => keys::run(args),
             Command::Release(args) => release::run(args),
         },
         Err(error) => error.exit(),

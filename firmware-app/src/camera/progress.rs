@@ -1,6 +1,6 @@
 //! How far a folder is: the frames whose labels are committed, or which have none.
 
-use crate::outbox::replace_file;
+use crate::durable::replace_file;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 

@@ -6,6 +6,7 @@ use crate::camera::{self, CameraEvent, gstreamer};
 use crate::clock;
 use crate::config::{CameraConfig, EdgeConfig};
 use crate::slots::Slots;
+use crate::update::Trust;
 use anyhow::bail;
 use omnilabel_detect::frame::Frame;
 use omnilabel_link::{Incoming, Link};
@@ -166,7 +167,8 @@ fn model(doctor: &mut Doctor, config: &EdgeConfig) {
             return doctor.bad("root key", said, "provision the device: `omnilabel-edge model install --root-key release.pub`");
         }
     };
-    let opened = Slots::look(&config.state_dir, &key);
+    let trust = Trust::open(&config.state_dir, key, &config.broker.site, &config.channel);
+    let opened = Slots::look(&config.state_dir, &trust);
     let (slots, bundle) = match opened {
         Ok(opened) => opened,
         Err(error) => return doctor.bad("model", omnilabel_console::line(&error), "install one with `omnilabel-edge model install`"),

@@ -1,7 +1,8 @@
 //! The outbox: every label lies on disk until the collector's acknowledgement names it (DESIGN.md choice 4).
 //!
 //! CRC-framed segment files, appended and fsynced in groups. *committed* means fsynced here. A label leaves the outbox when the
-//! collector has it, or when the byte budget evicts it, which is counted. It knows no clock and no network.
+//! collector has it, or when the byte budget evicts it, which is counted. Frames are evicted before labels: first the oldest segment
+//! with a frame loses its frames, and only when no closed segment has one left, the oldest labels go. It knows no clock and no network.
 
 mod segment;
 mod sender;
@@ -12,7 +13,6 @@ mod tests;
 pub use segment::Entry;
 pub use sender::{RESEND_FIRST, RESEND_GAP, RESEND_LAST, SEND_WINDOW, Sender};
 pub use storage::{Disk, Storage};
-pub(crate) use storage::{replace_file, sync_folder};
 
 use omnilabel_keypoints::wire::{AckMsg, LabelKey};
 use segment::Extent;
@@ -56,7 +56,7 @@ impl OutboxError {
 /// How much the outbox keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all segments; the oldest are evicted beyond it.
+    /// Bytes of all segments; the oldest frames, then the oldest labels are evicted beyond it.
     pub max_bytes: u64,
     /// A segment is closed at this size.
     pub segment_bytes: u64,
@@ -78,6 +78,10 @@ pub struct Recovery {
 }
 
 const META: &str = "outbox.json";
+/// Room that is kept free: a full disk takes no label, but what makes room has to be written.
+const RESERVE: &str = "reserve";
+/// The most of it; a segment without its frames is to fit.
+const RESERVE_BYTES: u64 = 1 << 20;
 
 /// What must outlive the segments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +92,11 @@ struct Meta {
     evicted: u64,
     /// Segments that end at or before this sequence are to be removed.
     evicted_through: u64,
+    #[serde(default)]
+    frames_evicted: u64,
+    /// Records up to this sequence are to lose their JPEGs.
+    #[serde(default)]
+    frames_evicted_through: u64,
     collector: u64,
     /// What the collector has, contiguously.
     watermark: u64,
@@ -103,6 +112,14 @@ struct Segment {
     end: u64,
     /// Records that are not acknowledged.
     unacked: u64,
+    /// Bytes of all JPEGs.
+    jpeg: u64,
+}
+
+impl Meta {
+    fn new(epoch: u64) -> Self {
+        Self { epoch, next: 1, evicted: 0, evicted_through: 0, frames_evicted: 0, frames_evicted_through: 0, collector: 0, watermark: 0 }
+    }
 }
 
 /// The outbox over some storage.
@@ -120,6 +137,10 @@ pub struct Outbox<S> {
     tail: Vec<u8>,
     /// Whether the file's end is not known to be `tail`.
     dirty: bool,
+    /// Whether [`RESERVE`] is there.
+    reserved: bool,
+    /// Commits until it is tried again: on a disk that stays full that would only wear it out.
+    reserve_after: u32,
 }
 
 fn failed(operation: &'static str, file: &str) -> impl FnOnce(io::Error) -> OutboxError {
@@ -142,6 +163,10 @@ impl<S: Storage> Outbox<S> {
             None
         };
         let mut found = Vec::new();
+        // What a replacement did not finish.
+        for name in names.iter().filter(|name| name.ends_with(".new")) {
+            storage.remove(name).map_err(failed("remove", name))?;
+        }
         for name in names.iter().filter(|name| name.ends_with(".seg")) {
             let bytes = storage.read(name).map_err(failed("read", name))?;
             let long = bytes.len() >= segment::HEADER;
@@ -158,10 +183,10 @@ impl<S: Storage> Outbox<S> {
         // Without its meta file the outbox goes on with the epoch of its segments, and only the counts are lost.
         let meta = match (known, found.iter().map(|(epoch, ..)| *epoch).max()) {
             (Some(meta), _) => meta,
-            (None, Some(epoch)) => Meta { epoch, next: 1, evicted: 0, evicted_through: 0, collector: 0, watermark: 0 },
+            (None, Some(epoch)) => Meta::new(epoch),
             (None, None) => {
                 recovery.created = true;
-                Meta { epoch: random_epoch()?, next: 1, evicted: 0, evicted_through: 0, collector: 0, watermark: 0 }
+                Meta::new(random_epoch()?)
             }
         };
         let mut outbox = Self {
@@ -173,6 +198,8 @@ impl<S: Storage> Outbox<S> {
             uncommitted: Vec::new(),
             tail: Vec::new(),
             dirty: false,
+            reserved: names.iter().any(|name| name == RESERVE),
+            reserve_after: 0,
         };
         found.sort_by_key(|(epoch, first, ..)| (*epoch, *first));
         let mut done = Vec::new();
@@ -194,6 +221,7 @@ impl<S: Storage> Outbox<S> {
         for name in done {
             outbox.storage.remove(&name).map_err(failed("remove", &name))?;
         }
+        outbox.reserve();
         Ok((outbox, recovery))
     }
 
@@ -225,21 +253,22 @@ impl<S: Storage> Outbox<S> {
         } else {
             recovery.torn_bytes += tail;
         }
-        if damaged > 0 || segment::read_header(bytes).is_none() {
+        let through = self.meta.frames_evicted_through;
+        let damaged_or_headless = damaged > 0 || segment::read_header(bytes).is_none();
+        if damaged_or_headless {
             recovery.damaged_bytes += damaged;
             set_aside(&mut self.storage, &name, bytes, recovery)?;
-            let mut clean = segment::header(self.meta.epoch, first);
-            for extent in &mut extents {
-                let from = extent.offset as usize;
-                extent.offset = clean.len() as u64;
-                clean.extend_from_slice(&bytes[from..from + extent.length as usize]);
-            }
-            valid = clean.len() as u64;
+        }
+        // An eviction of frames that a crash left is finished.
+        if damaged_or_headless || extents.iter().any(|extent| extent.jpeg > 0 && extent.sequence <= through) {
+            let (clean, moved) = segment::without_jpegs(self.meta.epoch, first, bytes, &extents, through);
+            (valid, extents) = (clean.len() as u64, moved);
             self.storage.replace(&name, &clean).map_err(failed("write", &name))?;
         } else if tail > 0 {
             self.storage.truncate(&name, valid).map_err(failed("truncate", &name))?;
         }
         self.meta.next = self.meta.next.max(end);
+        let jpeg = extents.iter().map(|extent| u64::from(extent.jpeg)).sum();
         let open: Vec<Extent> = extents.into_iter().filter(|extent| extent.sequence > settled).collect();
         let unacked = open.len() as u64;
         if unacked == 0 {
@@ -248,7 +277,7 @@ impl<S: Storage> Outbox<S> {
         // What a crash left in the page cache is not known to be on disk: it is committed by being synced now.
         self.storage.sync(&name).map_err(failed("sync", &name))?;
         self.index.extend(open.into_iter().map(|extent| (extent.sequence, extent)));
-        self.segments.push_back(Segment { name, first, bytes: valid, end, unacked });
+        self.segments.push_back(Segment { name, first, bytes: valid, end, unacked, jpeg });
         Ok(None)
     }
 
@@ -256,7 +285,29 @@ impl<S: Storage> Outbox<S> {
         // Sequences that are not committed may be given again after a power cut: without a gap.
         let meta = Meta { next: self.committed() + 1, ..self.meta.clone() };
         let bytes = serde_json::to_vec(&meta).map_err(|error| failed("encode", META)(error.into()))?;
-        self.storage.replace(META, &bytes).map_err(failed("write", META))
+        self.replace(META, &bytes).map_err(failed("write", META))
+    }
+
+    /// Replaces a file; on a full disk in the room that was kept for it.
+    fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        match self.storage.replace(name, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && self.reserved => {
+                self.storage.remove(RESERVE)?;
+                self.reserved = false;
+                self.storage.replace(name, bytes)
+            }
+            result => result,
+        }
+    }
+
+    /// Keeps room for the next time, if there is any.
+    fn reserve(&mut self) {
+        self.reserve_after = self.reserve_after.saturating_sub(1);
+        if !self.reserved && self.reserve_after == 0 {
+            let bytes = (self.limits.segment_bytes / 8).clamp(4096, RESERVE_BYTES);
+            self.reserved = self.storage.replace(RESERVE, &vec![0; bytes as usize]).is_ok();
+            self.reserve_after = 1000;
+        }
     }
 
     /// The key of the next label that is appended.
@@ -279,6 +330,16 @@ impl<S: Storage> Outbox<S> {
         self.meta.evicted
     }
 
+    /// Frames evicted by the byte budget, whose labels stayed.
+    pub fn frames_evicted(&self) -> u64 {
+        self.meta.frames_evicted
+    }
+
+    /// Whether the frame of a label was evicted, if it had one.
+    pub fn is_frame_evicted(&self, sequence: u64) -> bool {
+        sequence <= self.meta.frames_evicted_through
+    }
+
     /// The epoch of the collector that answered last; 0 before the first answer.
     pub fn collector(&self) -> u64 {
         self.meta.collector
@@ -295,20 +356,28 @@ impl<S: Storage> Outbox<S> {
     }
 
     /// Appends a label under [`Outbox::next_key`]. It counts as committed after [`Outbox::commit`]. When the storage is full, the
-    /// oldest segment is evicted and the append tried once more.
+    /// frames of the oldest segment that has any are evicted, or the oldest segment, and the append is tried once more.
     ///
     /// # Errors
     /// [`OutboxError::Size`], [`OutboxError::Storage`]; the label is not in the outbox then and its key is free again.
     pub fn append(&mut self, frame: u64, label: Vec<u8>, jpeg: Vec<u8>) -> Result<LabelKey, OutboxError> {
         let key = self.next_key();
+        let jpeg_bytes = jpeg.len();
         let record = segment::record(&Entry { sequence: key.sequence, frame, label, jpeg });
         let limit = segment::MAX_BODY + segment::PREFIX;
         if record.len() > limit {
             return Err(OutboxError::Size { found: record.len(), limit });
         }
-        match self.write(key.sequence, &record) {
-            Err(OutboxError::Storage { source, .. }) if source.kind() == io::ErrorKind::StorageFull && self.evict_oldest()? => {
-                self.write(key.sequence, &record)?;
+        let pixels = jpeg_bytes as u32;
+        match self.write(key.sequence, &record, pixels) {
+            Err(OutboxError::Storage { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                // The torn record fills the disk to its last byte: without it there is room for what an eviction writes.
+                self.repair_tail()?;
+                if self.evict_frames().unwrap_or(false) || self.evict_oldest()? {
+                    self.write(key.sequence, &record, pixels)?;
+                } else {
+                    return Err(failed("append to", "the outbox")(source));
+                }
             }
             result => result?,
         }
@@ -316,12 +385,13 @@ impl<S: Storage> Outbox<S> {
         Ok(key)
     }
 
-    fn write(&mut self, sequence: u64, record: &[u8]) -> Result<(), OutboxError> {
+    /// `jpeg` of the record's bytes are those of its JPEG.
+    fn write(&mut self, sequence: u64, record: &[u8], jpeg: u32) -> Result<(), OutboxError> {
         self.repair_tail()?;
         let full = |segment: &Segment| segment.bytes >= self.limits.segment_bytes || segment.end != sequence;
         if self.segments.back().is_none_or(full) {
             // The old segment's records are committed before a new one is begun, so that one sync is enough for a commit.
-            self.commit()?;
+            self.commit_tail()?;
             let name = segment::name(self.meta.epoch, sequence);
             let header = segment::header(self.meta.epoch, sequence);
             // A failed attempt may have left a part of the header under this name.
@@ -330,15 +400,16 @@ impl<S: Storage> Outbox<S> {
                 self.storage.truncate(&name, 0).map_err(failed("truncate", &name))?;
             }
             self.storage.append(&name, &header).map_err(failed("create", &name))?;
-            self.segments.push_back(Segment { name, first: sequence, bytes: header.len() as u64, end: sequence, unacked: 0 });
+            self.segments.push_back(Segment { name, first: sequence, bytes: header.len() as u64, end: sequence, unacked: 0, jpeg: 0 });
         }
         let Some(segment) = self.segments.back_mut() else { return Ok(()) };
         self.dirty = true;
         self.storage.append(&segment.name, record).map_err(failed("append to", &segment.name))?;
         self.dirty = false;
-        self.uncommitted.push(Extent { sequence, offset: segment.bytes, length: record.len() as u32 });
+        self.uncommitted.push(Extent { sequence, offset: segment.bytes, length: record.len() as u32, jpeg });
         self.tail.extend_from_slice(record);
         segment.bytes += record.len() as u64;
+        segment.jpeg += u64::from(jpeg);
         segment.end = sequence + 1;
         Ok(())
     }
@@ -363,6 +434,18 @@ impl<S: Storage> Outbox<S> {
     /// # Errors
     /// [`OutboxError::Storage`]: nothing new is committed; a later commit tries again.
     pub fn commit(&mut self) -> Result<usize, OutboxError> {
+        let count = self.commit_tail()?;
+        while self.bytes() > self.limits.max_bytes && self.segments.len() > 1 {
+            if !self.evict_frames()? {
+                self.evict_oldest()?;
+            }
+        }
+        self.reserve();
+        Ok(count)
+    }
+
+    /// Makes everything that was appended durable.
+    fn commit_tail(&mut self) -> Result<usize, OutboxError> {
         let count = self.uncommitted.len();
         if count > 0 {
             self.repair_tail()?;
@@ -378,10 +461,56 @@ impl<S: Storage> Outbox<S> {
             segment.unacked += count as u64;
             self.index.extend(self.uncommitted.drain(..).map(|extent| (extent.sequence, extent)));
         }
-        while self.bytes() > self.limits.max_bytes && self.segments.len() > 1 {
-            self.evict_oldest()?;
-        }
         Ok(count)
+    }
+
+    /// Takes the frames out of the oldest segment that has any and can be read, but not of the one that is appended to; false when there is
+    /// none.
+    fn evict_frames(&mut self) -> Result<bool, OutboxError> {
+        let closed = self.segments.len().saturating_sub(1);
+        for at in 0..closed {
+            if self.segments.get(at).is_some_and(|segment| segment.jpeg > 0) && self.strip(at)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes the frames out of a segment; false when it cannot be read as it was written.
+    fn strip(&mut self, at: usize) -> Result<bool, OutboxError> {
+        let Some(segment) = self.segments.get(at) else { return Ok(false) };
+        let (name, first, end) = (segment.name.clone(), segment.first, segment.end);
+        let Ok(bytes) = self.storage.read(&name) else { return Ok(false) };
+        let (extents, _) = segment::scan(&bytes, first);
+        let through = self.meta.frames_evicted_through.max(end - 1);
+        let (clean, moved) = segment::without_jpegs(self.meta.epoch, first, &bytes, &extents, through);
+        let moved: BTreeMap<u64, Extent> = moved.into_iter().map(|extent| (extent.sequence, extent)).collect();
+        if self.index.range(first..end).any(|(sequence, _)| !moved.contains_key(sequence)) {
+            return Ok(false);
+        }
+        // First the count, durably, then the frames: after a crash between the two, opening finishes. What was counted before a failed
+        // attempt is not counted again, and older segments that could not be read are.
+        let known = self.meta.frames_evicted_through + 1;
+        let lost = self.index.range(known..end.max(known));
+        let lost = lost.filter(|(_, extent)| extent.jpeg > 0).count() as u64;
+        let before = self.meta.clone();
+        self.meta.frames_evicted += lost;
+        self.meta.frames_evicted_through = through;
+        if let Err(error) = self.write_meta() {
+            self.meta = before;
+            return Err(error);
+        }
+        self.replace(&name, &clean).map_err(failed("write", &name))?;
+        for (sequence, extent) in self.index.range_mut(first..end) {
+            if let Some(moved) = moved.get(sequence) {
+                *extent = *moved;
+            }
+        }
+        if let Some(segment) = self.segments.get_mut(at) {
+            (segment.bytes, segment.jpeg) = (clean.len() as u64, 0);
+        }
+        self.reserve_after = 0;
+        Ok(true)
     }
 
     /// Removes the oldest segment but not the one that is appended to; false when there is none.
@@ -401,6 +530,7 @@ impl<S: Storage> Outbox<S> {
         }
         self.index = self.index.split_off(&end);
         self.segments.pop_front();
+        self.reserve_after = 0;
         self.storage.remove(&name).map_err(failed("remove", &name))?;
         Ok(true)
     }
@@ -484,7 +614,7 @@ impl<S: Storage> Outbox<S> {
         self.index.contains_key(&sequence)
     }
 
-    /// Reads a pending label; `None` when it is not pending any more.
+    /// Reads a pending label, without its JPEG when that was evicted; `None` when it is not pending any more.
     ///
     /// # Errors
     /// [`OutboxError::Storage`], also when the record is damaged on disk.
@@ -494,6 +624,10 @@ impl<S: Storage> Outbox<S> {
         let Some(segment) = self.segments.get(at) else { return Ok(None) };
         let bytes = self.storage.read_at(&segment.name, extent.offset, extent.length as usize).map_err(failed("read", &segment.name))?;
         match segment::read_record(&bytes) {
+            // Between the count and the removal of its frame, too.
+            Some((entry, _)) if entry.sequence == sequence && self.is_frame_evicted(sequence) => {
+                Ok(Some(Entry { jpeg: Vec::new(), ..entry }))
+            }
             Some((entry, _)) if entry.sequence == sequence => Ok(Some(entry)),
             _ => Err(failed("read", &segment.name)(io::Error::new(
                 io::ErrorKind::InvalidData,

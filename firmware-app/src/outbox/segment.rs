@@ -46,6 +46,8 @@ pub(crate) struct Extent {
     pub(crate) offset: u64,
     /// Bytes with the prefix.
     pub(crate) length: u32,
+    /// Those of the JPEG.
+    pub(crate) jpeg: u32,
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
@@ -129,7 +131,8 @@ pub(crate) fn scan(bytes: &[u8], first: u64) -> (Vec<Extent>, u64) {
         let near = u64_at(bytes, at + PREFIX).is_some_and(|sequence| sequence.checked_sub(next).is_some_and(|jump| jump < MAX_JUMP));
         match if near { read_record(&bytes[at..]) } else { None } {
             Some((entry, length)) => {
-                extents.push(Extent { sequence: entry.sequence, offset: at as u64, length: length as u32 });
+                let jpeg = entry.jpeg.len() as u32;
+                extents.push(Extent { sequence: entry.sequence, offset: at as u64, length: length as u32, jpeg });
                 next = entry.sequence + 1;
                 at += length;
                 end = at;
@@ -138,4 +141,23 @@ pub(crate) fn scan(bytes: &[u8], first: u64) -> (Vec<Extent>, u64) {
         }
     }
     (extents, end as u64)
+}
+
+/// The segment with its valid records alone, those up to the sequence `through` without their JPEGs; and where they lie then.
+pub(crate) fn without_jpegs(epoch: u64, first: u64, bytes: &[u8], extents: &[Extent], through: u64) -> (Vec<u8>, Vec<Extent>) {
+    let mut clean = header(epoch, first);
+    let mut moved = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let from = extent.offset as usize;
+        let record = &bytes[from..from + extent.length as usize];
+        let offset = clean.len() as u64;
+        match read_record(record).filter(|_| extent.sequence <= through && extent.jpeg > 0) {
+            Some((entry, _)) => clean.extend(self::record(&Entry { jpeg: Vec::new(), ..entry })),
+            None => clean.extend_from_slice(record),
+        }
+        let length = (clean.len() as u64 - offset) as u32;
+        let jpeg = if extent.sequence <= through { 0 } else { extent.jpeg };
+        moved.push(Extent { sequence: extent.sequence, offset, length, jpeg });
+    }
+    (clean, moved)
 }

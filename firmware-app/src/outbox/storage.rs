@@ -1,5 +1,6 @@
 //! Where the outbox keeps its bytes: a folder, behind a trait so that tests can lose power at every single operation.
 
+use crate::durable::{replace_file, sync_folder};
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -79,24 +80,6 @@ impl Disk {
         }
         self.open.get_mut(name).ok_or_else(|| io::Error::other("the file was just opened"))
     }
-}
-
-/// Makes names in `folder` durable.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-/// Replaces a file as a whole, durably.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or_else(|| io::Error::other("a file without a folder"))?;
-    let mut name = path.file_name().ok_or_else(|| io::Error::other("a path without a file name"))?.to_owned();
-    name.push(".new");
-    let fresh = folder.join(name);
-    let mut file = File::create(&fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, path)?;
-    sync_folder(folder)
 }
 
 impl Storage for Disk {

@@ -1,5 +1,7 @@
 //! Power is lost at every operation, and whatever was committed is there afterwards.
 
+mod weeks;
+
 use super::*;
 use omnilabel_keypoints::wire::VERSION;
 use proptest::prelude::*;
@@ -32,6 +34,8 @@ struct Machine {
     operations: usize,
     fault: Option<(usize, Fault)>,
     dead: bool,
+    /// Bytes that fit, all files together.
+    capacity: Option<usize>,
 }
 
 impl Machine {
@@ -49,6 +53,12 @@ impl Machine {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Bytes that are free.
+    fn room(&self) -> usize {
+        let used: usize = self.files.values().map(|file| file.seen.len()).sum();
+        self.capacity.map_or(usize::MAX, |capacity| capacity.saturating_sub(used))
     }
 
     /// After a power cut: durable bytes, and of what was written but not synced the share `kept` (0 to 1).
@@ -87,14 +97,17 @@ impl Storage for Memory {
         Ok(self.0.lock().unwrap().files.get(name).ok_or(io::ErrorKind::NotFound)?.seen.clone())
     }
     fn read_at(&mut self, name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let bytes = self.read(name)?;
+        let machine = self.0.lock().unwrap();
+        let bytes = &machine.files.get(name).ok_or(io::ErrorKind::NotFound)?.seen;
         Ok(bytes.get(offset as usize..offset as usize + length).ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
     }
     fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut machine = self.0.lock().unwrap();
-        let result = machine.step();
+        let room = machine.room();
+        let result = if room < bytes.len() { Err(Fault::Full) } else { machine.step() };
         let written = match result {
             Ok(()) => bytes.len(),
+            Err(Fault::Full) if room < bytes.len() => room,
             Err(Fault::Full) => 0,
             Err(_) if machine.dead && machine.fault.is_none_or(|(at, _)| at + 1 != machine.operations) => 0,
             Err(_) => bytes.len() / 2,
@@ -133,12 +146,18 @@ impl Storage for Memory {
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut machine = self.0.lock().unwrap();
         machine.step().map_err(error)?;
+        // The old file goes when the new one is whole.
+        if machine.room() < bytes.len() {
+            return Err(error(Fault::Full));
+        }
         machine.files.insert(name.to_owned(), File { seen: bytes.to_vec(), durable: bytes.to_vec(), named: true });
         Ok(())
     }
 }
 
 const SMALL: Limits = Limits { max_bytes: 4000, segment_bytes: 600 };
+/// Frames alone are not enough.
+const TINY: Limits = Limits { max_bytes: 1500, segment_bytes: 400 };
 const ROOMY: Limits = Limits { max_bytes: 1 << 30, segment_bytes: 600 };
 
 fn payload(sequence: u64) -> (Vec<u8>, Vec<u8>) {
@@ -161,7 +180,10 @@ fn pending<S: Storage>(outbox: &mut Outbox<S>) -> Vec<u64> {
     let (mut list, mut after) = (Vec::new(), 0);
     while let Some(sequence) = outbox.next_pending(after) {
         let entry = outbox.read(sequence).unwrap().unwrap();
-        let (label, jpeg) = payload(sequence);
+        let (label, mut jpeg) = payload(sequence);
+        if outbox.is_frame_evicted(sequence) {
+            jpeg.clear();
+        }
         assert_eq!(entry, Entry { sequence, frame: sequence * 10, label, jpeg });
         list.push(sequence);
         after = sequence;
@@ -190,7 +212,8 @@ enum Collector {
 }
 
 /// The limits and the collector of every fault test.
-const RUNS: [(Limits, Collector); 3] = [(ROOMY, Collector::Slow), (SMALL, Collector::Slow), (ROOMY, Collector::Prompt)];
+const RUNS: [(Limits, Collector); 4] =
+    [(ROOMY, Collector::Slow), (SMALL, Collector::Slow), (TINY, Collector::Slow), (ROOMY, Collector::Prompt)];
 
 /// Appends, commits, acknowledges; stops at the first power loss, goes on after other faults.
 fn scenario(memory: &Memory, (limits, collector): (Limits, Collector), ledger: &mut Ledger) {
@@ -231,6 +254,9 @@ fn check_after(memory: &Memory, limits: Limits, ledger: &Ledger, what: &str) {
     let have: BTreeSet<u64> = pending(&mut outbox).into_iter().collect();
     let missing: Vec<_> = ledger.committed.difference(&ledger.acknowledged).filter(|s| !have.contains(s)).collect();
     assert!(missing.len() as u64 <= outbox.evicted(), "{what}: lost {missing:?}, evicted {}", outbox.evicted());
+    // Of what is here, at most as many frames are gone as were counted.
+    let gone = have.iter().filter(|&&s| !payload(s).1.is_empty() && outbox.is_frame_evicted(s)).count() as u64;
+    assert!(gone <= outbox.frames_evicted(), "{what}: {gone} frames gone, {} evicted", outbox.frames_evicted());
     if let Some(last) = ledger.committed.last() {
         assert_eq!(outbox.next_key().epoch, ledger.epoch, "{what}");
         assert!(outbox.next_key().sequence > *last, "{what}: a committed sequence would be given again");
@@ -327,19 +353,83 @@ fn a_collector_restored_from_a_backup_gets_again_what_is_still_here() {
 }
 
 #[test]
+fn frames_are_evicted_before_labels_and_both_are_counted() {
+    let memory = Memory::default();
+    let limits = Limits { max_bytes: 3000, segment_bytes: 600 };
+    let (mut outbox, _) = Outbox::open(memory.clone(), limits).unwrap();
+    let framed = |left: &[u64], outbox: &Outbox<Memory>| left.iter().filter(|&&s| s % 3 == 0 && !outbox.is_frame_evicted(s)).count() as u64;
+    let mut alone = 0;
+    for sequence in 1..=200_u64 {
+        append(&mut outbox).unwrap();
+        outbox.commit().unwrap();
+        assert!(outbox.bytes() <= limits.max_bytes + limits.segment_bytes);
+        let left = pending(&mut outbox);
+        // Every frame that was ever made is here, was evicted alone, or went before its label did.
+        assert_eq!(framed(&left, &outbox) + outbox.frames_evicted(), sequence / 3, "{sequence}");
+        alone += u64::from(outbox.frames_evicted() > 0 && outbox.evicted() == 0);
+        if outbox.evicted() > 0 {
+            let first = *left.first().unwrap();
+            assert!(outbox.is_frame_evicted(first), "labels go when all closed segments are without frames");
+        }
+    }
+    assert!(alone > 10 && outbox.evicted() > 0, "{alone}");
+    let (left, evicted) = (pending(&mut outbox), outbox.frames_evicted());
+    drop(outbox);
+    let (mut outbox, recovery) = Outbox::open(memory, limits).unwrap();
+    assert_eq!((pending(&mut outbox), outbox.frames_evicted(), recovery), (left, evicted, Recovery::default()));
+}
+
+#[test]
+fn a_segment_with_a_damaged_record_keeps_its_place_and_others_lose_their_frames() {
+    let memory = thirty();
+    let name = segments(&memory).remove(0).0;
+    let (mut outbox, _) = Outbox::open(memory.clone(), ROOMY).unwrap();
+    memory.0.lock().unwrap().files.get_mut(&name).unwrap().seen[60] ^= 1;
+    outbox.limits.max_bytes = outbox.bytes() - 150;
+    append(&mut outbox).unwrap();
+    outbox.commit().unwrap();
+    assert!(outbox.evicted() == 0 && outbox.frames_evicted() > 0 && outbox.bytes() <= outbox.limits.max_bytes);
+    outbox.limits.max_bytes = 1200;
+    outbox.commit().unwrap();
+    assert!(outbox.evicted() > 0 && outbox.bytes() <= 1200, "{} of {} bytes", outbox.evicted(), outbox.bytes());
+    assert_eq!(outbox.evicted() + outbox.pending(), 31);
+}
+
+#[test]
+fn a_disk_that_stays_full_takes_frames_then_labels_and_new_ones_still_get_in() {
+    let memory = Memory::default();
+    memory.0.lock().unwrap().capacity = Some(9000);
+    let (mut outbox, _) = Outbox::open(memory.clone(), ROOMY).unwrap();
+    let (mut refused, mut frames_alone) = (0, false);
+    for _ in 0..400 {
+        refused += u64::from(append(&mut outbox).is_err());
+        let _ = outbox.commit();
+        frames_alone |= outbox.frames_evicted() > 0 && outbox.evicted() == 0;
+    }
+    assert!(frames_alone && outbox.evicted() > 0 && refused < 100, "{refused} refused, {} evicted", outbox.evicted());
+    assert_eq!(outbox.committed() + refused, 400);
+    let left = pending(&mut outbox);
+    assert_eq!(left.len() as u64 + outbox.evicted(), outbox.committed());
+    // It opens again, on the full disk, too.
+    drop(outbox);
+    let (mut outbox, recovery) = Outbox::open(memory, ROOMY).unwrap();
+    assert_eq!((pending(&mut outbox), recovery.lost), (left, 0));
+}
+
+#[test]
 fn the_byte_budget_evicts_the_oldest_and_counts_them() {
     let memory = Memory::default();
-    let (mut outbox, _) = Outbox::open(memory.clone(), SMALL).unwrap();
+    let (mut outbox, _) = Outbox::open(memory.clone(), TINY).unwrap();
     for _ in 0..200 {
         append(&mut outbox).unwrap();
         outbox.commit().unwrap();
-        assert!(outbox.bytes() <= SMALL.max_bytes + SMALL.segment_bytes);
+        assert!(outbox.bytes() <= TINY.max_bytes + TINY.segment_bytes);
     }
     let left = pending(&mut outbox);
     assert_eq!(outbox.evicted() + outbox.pending(), 200);
     assert_eq!(*left.last().unwrap(), 200);
     drop(outbox);
-    let (mut outbox, _) = Outbox::open(memory, SMALL).unwrap();
+    let (mut outbox, _) = Outbox::open(memory, TINY).unwrap();
     assert_eq!(pending(&mut outbox), left);
     assert_eq!((outbox.committed(), outbox.evicted()), (200, 200 - left.len() as u64));
 }

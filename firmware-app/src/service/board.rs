@@ -235,6 +235,7 @@ impl Board {
             counter("omnilabel_labels_dropped_total", state.dropped);
             counter("omnilabel_labels_committed_total", state.status.committed);
             counter("omnilabel_labels_evicted_total", state.status.evicted);
+            counter("omnilabel_frames_evicted_total", state.status.frames_evicted);
             gauge("omnilabel_outbox_pending", state.status.pending as f64);
             gauge("omnilabel_outbox_uncommitted", state.uncommitted as f64);
             gauge("omnilabel_outbox_bytes", state.bytes as f64);

@@ -10,13 +10,12 @@ use crate::service::board::{Board, CameraState, State, Step};
 use crate::service::engine::Command;
 use crate::service::keep::Held;
 use crate::service::quotas::{FRAMES_QUOTA, NOTE_EVERY, read_quota};
-use crate::service::trial::Report;
+use crate::service::trial::{Report, Test};
 use crate::service::{Event, Loader, Outgoing, Summary};
 use crate::slots::Slots;
-use crate::update::Fetch;
-use ed25519_dalek::VerifyingKey;
+use crate::update::{Fetch, Trust};
 use omnilabel_keypoints::wire::topic::Kind;
-use omnilabel_keypoints::wire::{AckMsg, Encoding, Message, StatusMsg, VERSION};
+use omnilabel_keypoints::wire::{AckMsg, Encoding, LabelMsg, Message, StatusMsg, VERSION};
 use omnilabel_link::Incoming;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,12 +43,13 @@ pub(super) struct Core {
     pub(super) outbox: Outbox<Disk>,
     pub(super) sender: Sender,
     pub(super) slots: Slots,
-    pub(super) key: VerifyingKey,
+    pub(super) trust: Trust,
     pub(super) loader: Arc<dyn Loader>,
     /// The model of the confirmed slot.
     pub(super) confirmed: Arc<Model>,
     /// The model on probation.
     pub(super) candidate: Option<Arc<Model>>,
+    pub(super) test: Test,
     pub(super) fetch: Option<Fetch>,
     /// A release that came while another was tried.
     pub(super) later: Option<Vec<u8>>,
@@ -101,7 +101,7 @@ impl Core {
         topics: Topics,
         outbox: Outbox<Disk>,
         slots: Slots,
-        key: VerifyingKey,
+        trust: Trust,
         loader: Arc<dyn Loader>,
         confirmed: Arc<Model>,
         outgoing: mpsc::Sender<Outgoing>,
@@ -120,10 +120,11 @@ impl Core {
             outbox,
             sender: Sender::default(),
             slots,
-            key,
+            trust,
             loader,
             confirmed,
             candidate: None,
+            test: Test::None,
             fetch: None,
             later: None,
             report,
@@ -324,7 +325,9 @@ impl Core {
                     continue;
                 }
             };
-            if !entry.jpeg.is_empty() {
+            // Of an evicted frame the header goes alone: the label announced it, and its bytes do not change.
+            let announced = || LabelMsg::decode(&entry.label).is_ok_and(|label| label.jpeg);
+            if !entry.jpeg.is_empty() || announced() {
                 match publish::frame_payload(self.outbox.next_key().epoch, &entry) {
                     Ok(payload) => self.put(Outgoing::Publish { topic: self.topics.of(Kind::Frames), payload, retain: false }),
                     Err(error) => tracing::error!(%error, sequence, "a frame cannot be encoded"),
@@ -344,6 +347,7 @@ impl Core {
             committed: self.outbox.committed(),
             pending: self.outbox.pending(),
             evicted: self.outbox.evicted(),
+            frames_evicted: self.outbox.frames_evicted(),
             epoch: self.outbox.next_key().epoch,
         }
     }

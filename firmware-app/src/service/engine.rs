@@ -13,7 +13,7 @@ use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
@@ -51,6 +51,31 @@ pub(crate) struct Labelled {
     pub(super) picture: OnceCell<Vec<u8>>,
     /// What is used of the quota of labels, where there is one.
     pub(super) quota: Option<Quota>,
+    /// Until it is stored, or dropped.
+    _weight: Weight,
+}
+
+/// Bytes of frames that were labelled and are not stored yet. While they are more than this, no frame is taken: a disk that is slow for
+/// a while must not fill the memory with frames of 25 MB.
+const MAX_WAITING: usize = 128 << 20;
+
+/// A frame's share of what waits.
+struct Weight {
+    waiting: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Weight {
+    fn new(waiting: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        waiting.fetch_add(bytes, Ordering::Relaxed);
+        Self { waiting: Arc::clone(waiting), bytes }
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A frame that is not labelled.
@@ -117,6 +142,8 @@ pub(super) struct Engine {
     pub(super) events: Sender<Event>,
     /// Set while the outbox can take no label: no frame is taken.
     pub(super) hold: Arc<AtomicBool>,
+    /// Bytes of frames between the engine and the outbox.
+    pub(super) waiting: Arc<AtomicUsize>,
     /// Set when the engine ends by a panic.
     pub(super) panicked: Arc<AtomicBool>,
     /// Milliseconds of the process at which the engine was last seen at work.
@@ -139,7 +166,7 @@ impl Engine {
             if !cameras_open {
                 continue;
             }
-            if self.hold.load(Ordering::Relaxed) {
+            if self.hold.load(Ordering::Relaxed) || self.waiting.load(Ordering::Relaxed) > MAX_WAITING {
                 std::thread::sleep(LOOK);
                 continue;
             }
@@ -213,6 +240,7 @@ impl Engine {
 
     fn label(&self, camera: usize, shot: Box<Shot>, replay: bool) -> Labelled {
         let start = Instant::now();
+        let weight = Weight::new(&self.waiting, shot.frame.rgb.len());
         let (model, reduction) = (&self.model, self.load.reduction());
         // A model on trial may do anything; the device goes on.
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| model.annotate(&shot.frame, reduction)));
@@ -233,6 +261,7 @@ impl Engine {
             replay,
             picture: OnceCell::new(),
             quota: self.policy.quota(),
+            _weight: weight,
         }
     }
 }
@@ -240,6 +269,15 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_waits_weighs_until_it_is_dropped() {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let weights = [Weight::new(&waiting, MAX_WAITING), Weight::new(&waiting, 1)];
+        assert_eq!(waiting.load(Ordering::Relaxed), MAX_WAITING + 1);
+        drop(weights);
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn an_engine_that_panics_lets_cameras_go_and_ends_the_service() {

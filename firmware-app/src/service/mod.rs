@@ -31,6 +31,7 @@ use crate::publish::Topics;
 use crate::service::board::Board;
 use crate::service::mailbox::Mailboxes;
 use crate::slots::Slots;
+use crate::update::Trust;
 use anyhow::Context;
 use omnilabel_bundle::Bundle;
 use omnilabel_keypoints::wire::topic::Kind;
@@ -146,8 +147,9 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     patience.spawn(supervisor::starting());
     let state_dir = config.state_dir.clone();
     let _lock = lock(&state_dir)?;
-    let key = crate::update::read_public_key(&config.root_key())?;
-    let (slots, bundle) = Slots::open(&state_dir, &key)?;
+    let mut trust = Trust::open(&state_dir, crate::update::read_public_key(&config.root_key())?, &config.broker.site, &config.channel);
+    let (slots, bundle) = Slots::open(&state_dir, &trust)?;
+    trust.not_before(slots.state().set);
     let model = Arc::new(loader.load(&bundle, slots.state().confirmed_counter).context("the confirmed model does not load")?);
     let disk = Disk::open(&state_dir.join("outbox")).with_context(|| state_dir.join("outbox").display().to_string())?;
     // Eight segments of the budget, so that an eviction loses little at once.
@@ -182,11 +184,12 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let policy = Policy::new(config.policy.clone(), cameras.len(), quotas::read_quota(&config.state_dir.join(quotas::LABELS_QUOTA)));
     let load = load::Load::new(&config.teacher);
     let shown = Arc::clone(&board);
-    let core = core::Core::new(config, topics, outbox, slots, key, loader, confirmed, outgoing, commands, events_in, progress, shown);
+    let core = core::Core::new(config, topics, outbox, slots, trust, loader, confirmed, outgoing, commands, events_in, progress, shown);
     let boxes = Arc::new(Mailboxes::new(cameras.len()));
     let panicked = Arc::new(AtomicBool::new(false));
     let engine = engine::Engine {
         model,
+        waiting: Arc::default(),
         last: cameras.iter().flat_map(|camera| camera.past(engine::KEPT_FRAMES)).take(engine::KEPT_FRAMES).collect(),
         boxes: Arc::clone(&boxes),
         live: cameras.iter().map(|camera| camera.is_live()).collect(),

@@ -1,6 +1,6 @@
 //! Quotas outlive a restart.
 
-use crate::outbox::replace_file;
+use crate::durable::replace_file;
 use crate::policy::Quota;
 use crate::service::core::Core;
 use std::path::Path;

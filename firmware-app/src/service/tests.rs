@@ -3,18 +3,19 @@
 mod cameras;
 mod delivery;
 mod page;
+mod power;
 mod releases;
 
 use super::*;
 use crate::config::{CameraConfig, FramePolicy, OutboxConfig, PolicyConfig, PublishConfig, TeacherConfig, UpdateConfig, WebConfig};
-use crate::testing::{bundle, key, model, release, release_in_blocks, sign};
+use crate::testing::{bundle, key, key_set, model, release, release_in_blocks, sign, trust, with_keys};
 use omnilabel_bundle::{CropSpec, Refine, Values};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::release::ReleaseManifest;
 use omnilabel_keypoints::trial::{Phase, Slot, State};
 use omnilabel_keypoints::wire::topic;
-use omnilabel_keypoints::wire::{AckMsg, BlockRequest, FrameHeader, LabelMsg, Message, ModelMsg};
+use omnilabel_keypoints::wire::{AckMsg, BlockRequest, FrameHeader, LabelMsg, Message, ModelMsg, ReleaseMsg};
 use omnilabel_link::LinkConfig;
 use omnilabel_runtime::wrap::{WrapKind, WrapRequest, wrap};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -105,6 +106,8 @@ struct Centre {
     topics: Topics,
     labels: BTreeMap<(u64, u64), LabelMsg>,
     frames: BTreeSet<(u64, u64)>,
+    /// Headers alone.
+    frames_evicted: BTreeSet<(u64, u64)>,
     status: Option<StatusMsg>,
     model: Option<ModelMsg>,
     blocks: HashMap<String, Vec<u8>>,
@@ -123,6 +126,7 @@ impl Centre {
             topics,
             labels: BTreeMap::new(),
             frames: BTreeSet::new(),
+            frames_evicted: BTreeSet::new(),
             status: None,
             model: None,
             blocks: HashMap::new(),
@@ -178,14 +182,18 @@ impl Centre {
             Kind::Frames => {
                 let length = usize::from(u16::from_be_bytes([payload[0], payload[1]]));
                 let header = FrameHeader::decode(&payload[2..2 + length]).unwrap();
-                Frame::decode("frame", &payload[2 + length..]).unwrap();
-                self.frames.insert((header.epoch, header.sequence));
+                if payload.len() == 2 + length {
+                    self.frames_evicted.insert((header.epoch, header.sequence));
+                } else {
+                    Frame::decode("frame", &payload[2 + length..]).unwrap();
+                    self.frames.insert((header.epoch, header.sequence));
+                }
             }
             Kind::Status => self.status = Some(StatusMsg::decode(payload).unwrap()),
             Kind::Model => self.model = Some(ModelMsg::decode(payload).unwrap()),
             Kind::BlocksGet => {
                 for hash in &BlockRequest::decode(payload).unwrap().blocks {
-                    let block = self.blocks[hash.as_str()].clone();
+                    let Some(block) = self.blocks.get(hash.as_str()).cloned() else { continue };
                     let topic = topic::block("omnilabel/v1", "yard", hash);
                     self.link.publish(&topic, block, false).await.unwrap();
                 }
@@ -198,7 +206,8 @@ impl Centre {
     }
 
     async fn acknowledge(&mut self) {
-        let settled = |key: &(u64, u64)| self.labels.get(key).is_some_and(|label| !label.jpeg || self.frames.contains(key));
+        let there = |key: &(u64, u64)| self.frames.contains(key) || self.frames_evicted.contains(key);
+        let settled = |key: &(u64, u64)| self.labels.get(key).is_some_and(|label| !label.jpeg || there(key));
         let Some(&(epoch, _)) = self.labels.keys().next_back() else { return };
         let watermark = (1..).take_while(|&sequence| settled(&(epoch, sequence))).count() as u64;
         let mut stored: heapless::Vec<(u64, u64), 16> = heapless::Vec::new();
@@ -217,11 +226,20 @@ impl Centre {
     }
 
     async fn offer(&mut self, manifest: &ReleaseManifest, blocks: &[Vec<u8>], key: &ed25519_dalek::SigningKey) {
+        self.keep(blocks);
+        self.publish_release(&sign(manifest, key)).await;
+    }
+
+    /// Has blocks to be asked for.
+    fn keep(&mut self, blocks: &[Vec<u8>]) {
         for block in blocks {
             let hash = omnilabel_bundle::hex(&<sha2::Sha256 as sha2::Digest>::digest(block));
             self.blocks.insert(hash, block.clone());
         }
-        let payload = crate::publish::encode(&sign(manifest, key), Encoding::Cbor).unwrap();
+    }
+
+    async fn publish_release(&mut self, message: &ReleaseMsg) {
+        let payload = crate::publish::encode(message, Encoding::Cbor).unwrap();
         self.link.publish(&self.topics.release("stable"), payload, true).await.unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! The core's part that takes releases: it carries out what `omnilabel_keypoints::trial` decides.
 
 use crate::annotate::Model;
+use crate::clock::now_ms;
 use crate::service::core::Core;
 use crate::service::engine::{Command, Labelled};
 use crate::service::{Event, Outgoing};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// No frame is too slow below this: a busy device is not a bad model.
 const SLOW: Duration = Duration::from_secs(2);
+/// 2026-01-01: a clock that says less was never set.
+const CLOCK_IS_SET_MS: u64 = 1_767_225_600_000;
 /// Without a frame for this long a probation goes on with the last frames.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -21,6 +24,19 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(crate) struct Tested {
     counter: u64,
     result: Result<Arc<Model>, (Reason, String)>,
+}
+
+/// The thread that tries the golden frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Test {
+    /// It does not run.
+    #[default]
+    None,
+    Runs,
+    /// It runs for a trial that is over; `again`: the next trial waits for it.
+    Over {
+        again: bool,
+    },
 }
 
 /// What `…/model` says about the past.
@@ -69,6 +85,8 @@ impl Report {
 
 impl Core {
     pub(super) fn boot(&mut self) {
+        // A kill after a new set of keys was kept may have left the rest undone.
+        self.keys_changed();
         self.step(trial::Event::Boot, "the device died during the trial");
     }
 
@@ -139,12 +157,32 @@ impl Core {
             Phase::Idle => None,
             Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
         };
-        if let Err(error) = self.slots.discard(before.confirmed.other()) {
+        if self.test == Test::Runs {
+            // It may still write: the slot keeps its mark until it is done.
+            self.test = Test::Over { again: false };
+        } else if let Err(error) = self.slots.discard(before.confirmed.other()) {
             tracing::error!(error = omnilabel_console::line(&error), "the refused model is not removed; it is never taken for a good one");
         }
         self.report.refuse(counter, format!("{}: {detail}", name(reason)));
         self.end_fetch();
         self.offer_later();
+    }
+
+    /// Brings the trial and the order of releases in line with the set of keys in use.
+    fn keys_changed(&mut self) {
+        let Some(set) = self.trust.serial() else { return };
+        let newest = self.trust.newest();
+        if set > self.slots.state().set {
+            let trusted = self.slots.offer(&self.trust).is_some();
+            let confirmed_trusted = self.slots.confirmed_release(&self.trust).is_some();
+            let keys = trial::Event::Keys { set, newest, trusted, confirmed_trusted };
+            self.step(keys, "its key does not sign releases any more");
+        }
+        if self.slots.state().beyond {
+            let confirmed = self.slots.state().confirmed_counter;
+            let reason = format!("release {confirmed} was confirmed under keys that count no more; it runs until another is confirmed");
+            self.report.refuse(None, reason);
+        }
     }
 
     /// A message on the release topic, from anyone who may write there.
@@ -157,21 +195,39 @@ impl Core {
             Ok(message) => message,
             Err(error) => return self.report.refuse(None, format!("not a release message: {error}")),
         };
-        let release = match VerifiedRelease::verify(&message, &self.key) {
+        let keys = self.trust.serial();
+        let verified = self.trust.verify(&message);
+        if verified.is_ok()
+            && let Err(error) = self.slots.renew(&message, payload)
+        {
+            tracing::error!(error = omnilabel_console::line(&error), "the release that was signed anew cannot be kept");
+        }
+        // A new set of keys counts whatever becomes of the release beside it.
+        if self.trust.serial() != keys {
+            self.keys_changed();
+        }
+        let release: VerifiedRelease = match verified {
             Ok(release) => release,
             Err(error) => return self.report.refuse(None, error.to_string()),
         };
         let manifest = release.manifest();
         let counter = manifest.counter;
         let state = self.slots.state();
-        let known = state.highest.max(state.confirmed_counter);
-        match manifest.check(&self.config.broker.site, &self.config.channel, known) {
+        match manifest.check(&self.config.broker.site, &self.config.channel, state.highest) {
             Ok(()) => {}
             // The retained release comes again with every connect.
             Err(ReleaseError::Counter { offered, .. }) if offered == state.confirmed_counter || Some(offered) == self.report.refused => {
                 return;
             }
             Err(error) => return self.report.refuse(Some(counter), error.to_string()),
+        }
+        // A device without a clock relies on the counter.
+        let now = now_ms();
+        if let Err(error) = manifest.check_time(if now >= CLOCK_IS_SET_MS { now } else { 0 }) {
+            if self.report.refused != Some(counter) {
+                self.report.refuse(Some(counter), error.to_string());
+            }
+            return;
         }
         let (_, action) = trial::step(state, trial::Event::Offer { counter });
         let same = state.phase == Phase::Fetching { counter } && self.fetch.is_none();
@@ -199,7 +255,7 @@ impl Core {
 
     fn begin_fetch(&mut self) {
         let confirmed = self.slots.path(self.slots.state().confirmed);
-        let Some(release) = self.slots.offer(&self.key) else {
+        let Some(release) = self.slots.offer(&self.trust) else {
             tracing::warn!("the release on trial is not on disk; it is fetched when it is offered again");
             return;
         };
@@ -241,8 +297,12 @@ impl Core {
     /// Assembles, loads and tries the bundle on a thread of its own: labelling goes on meanwhile.
     fn begin_test(&mut self, slot: Slot) {
         let Phase::Testing { counter, .. } = self.slots.state().phase else { return };
+        if let Test::Over { again } = &mut self.test {
+            *again = true;
+            return;
+        }
         if self.fetch.is_none()
-            && let Some(release) = self.slots.offer(&self.key)
+            && let Some(release) = self.slots.offer(&self.trust)
         {
             // After a restart: the blocks lie where they lay.
             let confirmed = self.slots.path(self.slots.state().confirmed);
@@ -259,12 +319,27 @@ impl Core {
             let result = try_bundle(&fetch, &path, counter, loader.as_ref());
             let _ = events.blocking_send(Event::Tested(Box::new(Tested { counter, result })));
         };
-        if let Err(error) = std::thread::Builder::new().name("trial".into()).spawn(test) {
-            self.step(trial::Event::Failed(Reason::Load), &error.to_string());
+        match std::thread::Builder::new().name("trial".into()).spawn(test) {
+            Ok(_) => self.test = Test::Runs,
+            Err(error) => self.step(trial::Event::Failed(Reason::Load), &error.to_string()),
         }
     }
 
     pub(super) fn tested(&mut self, tested: Tested) {
+        if let Test::Over { again } = std::mem::take(&mut self.test) {
+            // Of a trial that is over, whatever it found.
+            let slot = self.slots.state().confirmed.other();
+            if let Err(error) = self.slots.discard(slot) {
+                tracing::error!(
+                    error = omnilabel_console::line(&error),
+                    "what was on trial is not removed; it is never taken for a good one"
+                );
+            }
+            if again {
+                self.begin_test(slot);
+            }
+            return;
+        }
         if !matches!(self.slots.state().phase, Phase::Testing { counter, .. } if counter == tested.counter) {
             return;
         }
@@ -283,14 +358,15 @@ impl Core {
         // With fewer views a frame takes less time, whichever model labels it.
         let views = labelled.views.max(1) as f64;
         let secs = labelled.took.as_secs_f64() / views;
-        if labelled.model.0 == self.confirmed.counter() {
+        // Not by the counter: a thief's release may have that of the owner's.
+        if Arc::ptr_eq(&labelled.by, &self.confirmed) {
             if labelled.result.is_ok() {
                 self.mean_secs = Some(self.mean_secs.map_or(secs, |mean| 0.9 * mean + 0.1 * secs));
             }
             return;
         }
         let Phase::Probation { counter, .. } = self.slots.state().phase else { return };
-        if labelled.model.0 != counter {
+        if labelled.model.0 != counter || !self.candidate.as_ref().is_some_and(|candidate| Arc::ptr_eq(&labelled.by, candidate)) {
             return;
         }
         let limit = self.mean_secs.map_or(f64::INFINITY, |mean| mean * views * self.config.update.max_slowdown).max(SLOW.as_secs_f64());

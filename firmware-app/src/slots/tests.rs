@@ -1,7 +1,7 @@
 //! Whatever happens to the state on disk, the device starts with a model that verifies, or says why not.
 
 use super::*;
-use crate::testing::{bundle, key, release, sign};
+use crate::testing::{bundle, key, release, sign, trust};
 use omnilabel_keypoints::trial::Phase;
 use omnilabel_keypoints::wire::Encoding;
 
@@ -16,7 +16,7 @@ fn installed() -> tempfile::TempDir {
 }
 
 fn open(folder: &tempfile::TempDir) -> anyhow::Result<(Slots, Bundle)> {
-    Slots::open(&folder.path().join("state"), &key().verifying_key())
+    Slots::open(&folder.path().join("state"), &trust(&folder.path().join("state")))
 }
 
 /// The device confirmed release 4 in slot B.
@@ -27,7 +27,7 @@ fn updated() -> tempfile::TempDir {
     let (manifest, _) = release(&next, 4);
     slots.keep_offer(&crate::publish::encode(&sign(&manifest, &key()), Encoding::Cbor).unwrap()).unwrap();
     slots.set(State { phase: Phase::Probation { counter: 4, frames_left: 1 }, ..slots.state() }).unwrap();
-    slots.set(State { confirmed: Slot::B, confirmed_counter: 4, phase: Phase::Idle, highest: 4 }).unwrap();
+    slots.set(State { confirmed: Slot::B, confirmed_counter: 4, phase: Phase::Idle, highest: 4, ..State::provisioned(Slot::B) }).unwrap();
     slots.note_origin(Slot::B).unwrap();
     folder
 }

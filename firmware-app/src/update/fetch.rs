@@ -1,6 +1,6 @@
 //! The blocks of one release. Each is a file under its hash, so that a restart goes on where it was.
 
-use crate::outbox::replace_file;
+use crate::durable::{remove_file, remove_folder, replace_file};
 use crate::slots::write_into;
 use crate::update::VerifiedRelease;
 use anyhow::{Context, bail};
@@ -57,7 +57,7 @@ impl Fetch {
                 missing.remove(&name);
             } else {
                 // Of another release, or torn.
-                std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+                remove_file(&path).with_context(|| path.display().to_string())?;
             }
         }
         Ok(Self { manifest, blocks, confirmed: confirmed.to_owned(), missing, asked: BTreeSet::new(), asked_at: None })
@@ -126,7 +126,7 @@ impl Fetch {
     /// What does not fit together; the slot is then not usable, which no state calls usable.
     pub fn assemble(&self, slot: &Path) -> anyhow::Result<Bundle> {
         if slot.exists() {
-            std::fs::remove_dir_all(slot).with_context(|| slot.display().to_string())?;
+            remove_folder(slot).with_context(|| slot.display().to_string())?;
         }
         for (index, file) in self.manifest.files.iter().enumerate() {
             let bytes = match local_copy(&self.confirmed, file) {
@@ -156,7 +156,7 @@ impl Fetch {
     /// Removes the blocks, after the release was confirmed or given up.
     pub fn clean(state_dir: &Path) {
         let blocks = state_dir.join(BLOCKS);
-        match std::fs::remove_dir_all(&blocks) {
+        match remove_folder(&blocks) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(%error, folder = %blocks.display(), "cannot remove fetched blocks");
             }

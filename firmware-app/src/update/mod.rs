@@ -2,24 +2,46 @@
 //! confirmed model has already. What state the trial is in is [`crate::slots`]' and `omnilabel_keypoints::trial`'s.
 
 mod fetch;
+mod keys;
 
 #[cfg(test)]
 mod tests;
 
 pub use fetch::{Fetch, IN_FLIGHT, REQUEST_AGAIN};
+pub use keys::Trust;
 
 use anyhow::{Context, bail};
 use ed25519_dalek::{Signature, VerifyingKey};
-use omnilabel_keypoints::release::{DOMAIN, ReleaseManifest};
+use omnilabel_keypoints::release::{DOMAIN, KeySetError, ReleaseManifest};
 use omnilabel_keypoints::wire::ReleaseMsg;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Why a release was refused before a byte of it was fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The signature is not the root key's over these bytes.
-    #[error("the signature does not verify against the root key")]
+    /// The signature is of no trusted key over these bytes.
+    #[error("the signature does not verify against a trusted key")]
     Signature,
+    /// The signature under the set of release keys is not the root key's.
+    #[error("the signature under the release keys does not verify against the root key")]
+    KeysSignature,
+    /// The root key signed a set that is not for this device.
+    #[error(transparent)]
+    Keys(#[from] KeySetError),
+    /// Hex digits that are no point of the curve.
+    #[error("one of the release keys is no Ed25519 key")]
+    KeysShape,
+    /// The set that the device had cannot be read.
+    #[error("the release keys cannot be read: a release with the set of keys is needed")]
+    KeysMissing,
+    /// A new set cannot be kept.
+    #[error("{path}: the new release keys cannot be kept: {source}")]
+    KeysFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// Signed, but not a manifest.
     #[error("the signed manifest is not of the expected shape: {0}")]
     Manifest(#[from] serde_json::Error),
@@ -56,15 +78,15 @@ impl VerifiedRelease {
 pub fn read_public_key(path: &Path) -> anyhow::Result<VerifyingKey> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the root public key", path.display()))?;
     let text = text.trim();
-    let mut bytes = [0_u8; 32];
-    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect();
-    match digits {
-        Some(digits) if digits.len() == 64 => {
-            for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-                *byte = pair[0] << 4 | pair[1];
-            }
-        }
-        _ => bail!("{}: expected a public Ed25519 key of 64 hex digits", path.display()),
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        bail!("{}: expected a public Ed25519 key of 64 hex digits", path.display());
     }
-    VerifyingKey::from_bytes(&bytes).with_context(|| format!("{}: not a point of the Ed25519 curve", path.display()))
+    public_key(text).with_context(|| format!("{}: not a point of the Ed25519 curve", path.display()))
+}
+
+/// A key of 64 hex digits.
+fn public_key(text: &str) -> Option<VerifyingKey> {
+    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    VerifyingKey::from_bytes(bytes.as_slice().try_into().ok()?).ok()
 }

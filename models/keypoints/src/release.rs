@@ -6,6 +6,14 @@ use serde::{Deserialize, Serialize};
 
 /// What stands before the manifest bytes under the signature, so that no other signed thing can pass for a release.
 pub const DOMAIN: &[u8] = b"omnilabel release v1\0";
+/// What stands before the bytes of a set of release keys under the root key's signature.
+pub const KEYS_DOMAIN: &[u8] = b"omnilabel keys v1\0";
+/// Counters are below this: whoever has a release key cannot use up all that there are, and every report of one can be stored.
+pub const MAX_COUNTER: u64 = 1 << 48;
+/// The most release keys of a set, and the most channels it names.
+pub const MAX_KEYS: usize = 8;
+/// The largest set of release keys in bytes.
+pub const MAX_KEY_SET: usize = 1024;
 /// The largest release manifest in bytes.
 pub const MAX_MANIFEST: usize = 32 * 1024;
 /// The most files of a release.
@@ -41,11 +49,95 @@ pub struct ReleaseManifest {
     pub name: String<64>,
     /// Size of a block in bytes; the last of a file may be shorter.
     pub block_bytes: u32,
+    /// Unix milliseconds after which nobody takes it any more; 0: never. A device without a trusted clock relies on the counter.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expires_ms: u64,
     /// Every file of the bundle.
     pub files: Vec<ReleaseFile, MAX_FILES>,
     /// SHA-256 of each block of each file in order, lowercase hex; [`ReleaseManifest::blocks_of`] has those of one file. One list
     /// for all files, so that the manifest stays below 64 KiB on the stack.
     pub blocks: Vec<String<64>, MAX_BLOCKS>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+/// Who may sign releases, under the root key's signature. JSON, as the manifest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KeySet {
+    /// Format, 1.
+    pub format: u8,
+    /// The site it is for.
+    pub site: String<64>,
+    /// Grows with every set of a site; a device never goes back to an older one.
+    pub serial: u64,
+    /// Public Ed25519 keys, lowercase hex.
+    pub keys: Vec<String<64>, MAX_KEYS>,
+    /// The newest release that the owner made, by channel. Counters beyond it that a device accepted do not count: without this
+    /// a stolen key could sign the largest counter there is, and no later release would ever be newer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub newest: Vec<Newest, MAX_KEYS>,
+}
+
+/// The newest release of a channel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Newest {
+    /// The channel.
+    pub channel: String<64>,
+    /// The counter of its newest release; 0: there is none.
+    pub counter: u64,
+}
+
+/// Why a set of release keys under a good signature is not for this device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeySetError {
+    /// A format this code does not know.
+    #[error("the format {0} of the release keys is not known")]
+    Format(u8),
+    /// For another site.
+    #[error("the release keys are for another site")]
+    Site,
+    /// Older than what the device knows.
+    #[error("the release keys have the serial {offered}, {known} is known")]
+    Serial {
+        /// The serial of the set.
+        offered: u64,
+        /// The serial that the device knows.
+        known: u64,
+    },
+    /// No key, or something else than one.
+    #[error("key {0} of the release keys is not 64 hex digits")]
+    Key(usize),
+}
+
+impl KeySet {
+    /// The newest release of a channel, if the set names it.
+    pub fn newest_of(&self, channel: &str) -> Option<u64> {
+        self.newest.iter().find(|newest| newest.channel == channel).map(|newest| newest.counter)
+    }
+
+    /// Checks that the set is for `site`, not older than `known`, and well-formed.
+    ///
+    /// # Errors
+    /// See [`KeySetError`].
+    pub fn check(&self, site: &str, known: u64) -> Result<(), KeySetError> {
+        if self.format != 1 {
+            return Err(KeySetError::Format(self.format));
+        }
+        if self.site != site {
+            return Err(KeySetError::Site);
+        }
+        if self.serial < known.max(1) {
+            return Err(KeySetError::Serial { offered: self.serial, known });
+        }
+        match self.keys.iter().position(|key| !is_digest(key)) {
+            Some(index) => Err(KeySetError::Key(index)),
+            None if self.keys.is_empty() => Err(KeySetError::Key(0)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Why a verified manifest is not for this device.
@@ -68,12 +160,26 @@ pub enum ReleaseError {
         /// The highest counter the device has accepted.
         known: u64,
     },
+    /// Beyond all counters.
+    #[error("the counter {0} is not below 2⁴⁸")]
+    Large(u64),
+    /// Its time is over.
+    #[error("the release has expired")]
+    Expired,
     /// A path leaves the bundle, or a size or count is out of bounds.
     #[error("file {0} of the release has a bad path, size or block list")]
     File(usize),
 }
 
 impl ReleaseManifest {
+    /// Checks that its time is not over, by a clock that is trusted.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Expired`].
+    pub fn check_time(&self, now_ms: u64) -> Result<(), ReleaseError> {
+        if self.expires_ms > 0 && now_ms > self.expires_ms { Err(ReleaseError::Expired) } else { Ok(()) }
+    }
+
     /// Checks that the release is for `site` and `channel`, newer than `known`, and well-formed.
     ///
     /// # Errors
@@ -87,6 +193,9 @@ impl ReleaseManifest {
         }
         if self.channel != channel {
             return Err(ReleaseError::Channel);
+        }
+        if self.counter >= MAX_COUNTER {
+            return Err(ReleaseError::Large(self.counter));
         }
         if self.counter <= known {
             return Err(ReleaseError::Counter { offered: self.counter, known });

@@ -54,8 +54,24 @@ pub struct State {
     pub confirmed_counter: u64,
     /// What is going on in the other slot.
     pub phase: Phase,
-    /// The highest counter that was ever confirmed or refused.
+    /// The highest counter that was ever confirmed or refused, but for what [`Event::Keys`] took back.
     pub highest: u64,
+    /// Serial of the set of release keys that this state knows of; 0 while the root key signs releases itself.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub set: u64,
+    /// The confirmed release is none of the owner's, says that set.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub beyond: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// What is going on in the slot that is not confirmed.
@@ -97,6 +113,17 @@ pub enum Event {
     Offer {
         /// Its counter.
         counter: u64,
+    },
+    /// The root key named a new set of release keys.
+    Keys {
+        /// Its serial; of a set that the state knows of nothing changes.
+        set: u64,
+        /// The newest release that counts, if the set names it.
+        newest: Option<u64>,
+        /// Whether the signature under the release on trial is of one of its keys.
+        trusted: bool,
+        /// Whether that under the confirmed release is.
+        confirmed_trusted: bool,
     },
     /// All files are there with their hashes.
     Fetched,
@@ -140,6 +167,7 @@ pub fn step(state: State, event: Event) -> (State, Action) {
     let slot = state.confirmed.other();
     match (state.phase, event) {
         (_, Event::Offer { counter }) => offer(state, counter),
+        (_, Event::Keys { set, newest, trusted, confirmed_trusted }) => keys(state, set, newest, trusted, confirmed_trusted),
 
         (Phase::Idle, _) => (state, Action::None),
 
@@ -161,7 +189,8 @@ pub fn step(state: State, event: Event) -> (State, Action) {
         (Phase::Fetching { .. } | Phase::Testing { .. }, Event::HealthyFrame) => (state, Action::None),
 
         (Phase::Probation { counter, frames_left: 1 }, Event::HealthyFrame) => {
-            let confirmed = State { confirmed: slot, confirmed_counter: counter, phase: Phase::Idle, highest: state.highest.max(counter) };
+            let highest = state.highest.max(counter);
+            let confirmed = State { confirmed: slot, confirmed_counter: counter, phase: Phase::Idle, highest, beyond: false, ..state };
             (confirmed, Action::Confirm(slot))
         }
         (Phase::Probation { counter, frames_left }, Event::HealthyFrame) if frames_left > 1 => {
@@ -182,7 +211,7 @@ pub fn step(state: State, event: Event) -> (State, Action) {
 
 /// A verified release of `counter` is offered.
 fn offer(state: State, counter: u64) -> (State, Action) {
-    if counter <= state.highest.max(state.confirmed_counter) {
+    if counter <= state.highest {
         return (state, Action::Refuse);
     }
     let fetch = (state.with(Phase::Fetching { counter }), Action::Fetch(state.confirmed.other()));
@@ -198,6 +227,33 @@ fn offer(state: State, counter: u64) -> (State, Action) {
     }
 }
 
+/// Another set of release keys is in use. What is on trial and not of its keys goes back; as this says
+/// nothing about the release, one that is signed anew is taken again.
+///
+/// Counters beyond the newest release are forgotten. Where the confirmed release is one of them, and not signed by a key of the set, the
+/// newest one takes its place; where something was refused beyond it, whatever is newer than the confirmed one may be tried again.
+fn keys(state: State, set: u64, newest: Option<u64>, trusted: bool, confirmed_trusted: bool) -> (State, Action) {
+    if set <= state.set {
+        return (state, Action::None);
+    }
+    let is_beyond = |counter: u64| newest.is_some_and(|newest| counter > newest);
+    let beyond = is_beyond(state.confirmed_counter) && !confirmed_trusted;
+    let highest = match newest {
+        Some(newest) if beyond => state.highest.min(newest.saturating_sub(1)),
+        Some(newest) if state.highest > newest => state.confirmed_counter,
+        _ => state.highest.max(state.confirmed_counter),
+    };
+    let known = State { set, highest, beyond, ..state };
+    match state.phase {
+        Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. }
+            if !trusted || counter <= highest =>
+        {
+            (known.with(Phase::Idle), Action::Revert(state.confirmed, Reason::Signature))
+        }
+        _ => (known, Action::None),
+    }
+}
+
 /// Back to the confirmed slot; the release is not taken again.
 fn revert(state: State, counter: u64, reason: Reason) -> (State, Action) {
     let reverted = State { phase: Phase::Idle, highest: state.highest.max(counter), ..state };
@@ -207,7 +263,7 @@ fn revert(state: State, counter: u64, reason: Reason) -> (State, Action) {
 impl State {
     /// A device whose provisioned model lies in `slot`.
     pub const fn provisioned(slot: Slot) -> Self {
-        Self { confirmed: slot, confirmed_counter: 0, phase: Phase::Idle, highest: 0 }
+        Self { confirmed: slot, confirmed_counter: 0, phase: Phase::Idle, highest: 0, set: 0, beyond: false }
     }
 
     /// The slot whose model labels frames in this state.

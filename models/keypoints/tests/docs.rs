@@ -9,7 +9,7 @@ use common::{ENCODINGS, Sample, encode};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_keypoints::label::{Detection, Keypoint, Label, Thresholds};
-use omnilabel_keypoints::release::{DOMAIN, ReleaseFile, ReleaseManifest};
+use omnilabel_keypoints::release::{DOMAIN, KEYS_DOMAIN, KeySet, Newest, ReleaseFile, ReleaseManifest};
 use omnilabel_keypoints::wire::*;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -63,6 +63,7 @@ fn manifest() -> ReleaseManifest {
         counter: 4,
         name: "round-4".try_into().unwrap(),
         block_bytes: 262_144,
+        expires_ms: 1_893_456_000_000,
         files: [file("manifest.json", 1_800, "a0"), file("weights.safetensors", 300_000, "b0")].into_iter().collect(),
         blocks: ["a0", "b1", "b2"].map(digest).into_iter().collect(),
     }
@@ -76,7 +77,27 @@ fn signing_key() -> SigningKey {
 fn release() -> ReleaseMsg {
     let manifest = serde_json::to_vec(&manifest()).unwrap();
     let signature = signing_key().sign(&[DOMAIN, &manifest].concat()).to_bytes();
-    ReleaseMsg { version: 1, manifest: manifest.into_iter().collect(), signature: signature.into_iter().collect() }
+    let keys = serde_json::to_vec(&key_set()).unwrap();
+    let keys_signature = root_key().sign(&[KEYS_DOMAIN, &keys].concat()).to_bytes();
+    ReleaseMsg {
+        version: 1,
+        manifest: manifest.into_iter().collect(),
+        signature: signature.into_iter().collect(),
+        keys: keys.into_iter().collect(),
+        keys_signature: keys_signature.into_iter().collect(),
+    }
+}
+
+/// The secret of the example's root key is 32 bytes of 8.
+fn root_key() -> SigningKey {
+    SigningKey::from_bytes(&[8; 32])
+}
+
+fn key_set() -> KeySet {
+    let key: String = signing_key().verifying_key().as_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    let keys = [key.as_str().try_into().unwrap()].into_iter().collect();
+    let newest = [Newest { channel: "stable".try_into().unwrap(), counter: 3 }].into_iter().collect();
+    KeySet { format: 1, site: "yard".try_into().unwrap(), serial: 1, keys, newest }
 }
 
 /// A message of each kind with its name in the schema and the CDDL.
@@ -122,6 +143,7 @@ fn the_examples_are_what_the_code_writes() {
     }
     with_examples!(check);
     compare("releaseManifest.json", &serde_json::to_vec(&manifest()).unwrap());
+    compare("keySet.json", &serde_json::to_vec(&key_set()).unwrap());
     let label = encode(&label(), Encoding::Cbor);
     let header = encode(&FrameHeader { version: 1, epoch: 0x1122_3344_5566_7788, sequence: 42, frame: 1001 }, Encoding::Cbor);
     assert!(label.len() == 191 && header.len() == 24, "WIRE.md names these sizes: {} and {}", label.len(), header.len());
@@ -130,7 +152,7 @@ fn the_examples_are_what_the_code_writes() {
 #[test]
 fn the_text_shows_the_examples() {
     let text = read("WIRE.md");
-    for name in ["label", "ack", "releaseManifest"] {
+    for name in ["label", "ack", "releaseManifest", "keySet"] {
         let json = read(&format!("examples/{name}.json"));
         assert!(text.contains(&json), "WIRE.md does not show examples/{name}.json");
     }
@@ -147,6 +169,10 @@ fn the_text_shows_the_examples() {
     let signature = Signature::from_slice(&message.signature).unwrap();
     key.verify_strict(&[DOMAIN, &message.manifest].concat(), &signature).unwrap();
     assert!(manifest().check("yard", "stable", 3).is_ok());
+    let root = VerifyingKey::from_bytes(root_key().verifying_key().as_bytes()).unwrap();
+    let signature = Signature::from_slice(&message.keys_signature).unwrap();
+    root.verify_strict(&[KEYS_DOMAIN, &message.keys].concat(), &signature).unwrap();
+    assert!(key_set().check("yard", 1).is_ok());
 }
 
 #[test]

@@ -113,19 +113,23 @@ fn trials_from_any_persisted_state() {
             _ => Phase::Probation { counter, frames_left: r.number() as u32 },
         };
         let confirmed = if r.bool() { Slot::A } else { Slot::B };
-        let mut state = State { confirmed, confirmed_counter: r.number(), phase, highest: r.number() };
+        let mut state = State { confirmed, confirmed_counter: r.number(), phase, highest: r.number(), set: r.number(), beyond: r.bool() };
         for _ in 0..32 {
-            let event = match r.below(8) {
+            let event = match r.below(9) {
                 0 => Event::Boot,
                 1 => Event::Offer { counter: r.number() },
                 2 => Event::Fetched,
                 3 => Event::GoldenPassed,
                 4 | 5 => Event::HealthyFrame,
                 6 => Event::Stop,
+                7 => {
+                    let newest = r.bool().then(|| r.number());
+                    Event::Keys { set: r.number(), newest, trusted: r.bool(), confirmed_trusted: r.bool() }
+                }
                 _ => Event::Failed(Reason::Health),
             };
             let (next, _) = step(state, event);
-            assert!(next.highest >= state.highest);
+            assert!(next.highest >= state.highest || next.set > state.set);
             assert!(next.confirmed == state.confirmed || matches!(state.phase, Phase::Probation { .. }));
             state = next;
         }

@@ -2,12 +2,15 @@
 
 use omnilabel_keypoints::trial::{Action, Event, PROBATION_FRAMES, Phase, Reason, Slot, State, TEST_ATTEMPTS, step};
 
-const EVENTS: [Event; 10] = [
+const EVENTS: [Event; 13] = [
     Event::Boot,
     Event::Stop,
     Event::Offer { counter: 1 },
     Event::Offer { counter: 2 },
     Event::Offer { counter: 3 },
+    Event::Keys { set: 1, newest: None, trusted: true, confirmed_trusted: true },
+    Event::Keys { set: 2, newest: Some(1), trusted: false, confirmed_trusted: false },
+    Event::Keys { set: 3, newest: Some(1), trusted: true, confirmed_trusted: true },
     Event::Fetched,
     Event::GoldenPassed,
     Event::HealthyFrame,
@@ -67,12 +70,14 @@ impl Device {
             Action::Confirm(slot) => {
                 assert_eq!(event, Event::HealthyFrame);
                 assert_eq!(*self.slot(slot), Content::Golden, "only what reproduced the golden frames is confirmed");
-                assert!(before.phase_frames() == Some(1) && state.confirmed == slot && state.confirmed_counter > before.confirmed_counter);
+                assert!(before.phase_frames() == Some(1) && state.confirmed == slot && state.confirmed_counter > before.highest);
                 *self.slot(slot) = Content::Proven;
             }
             Action::Revert(slot, _) => {
                 assert_eq!((slot, state.phase), (before.confirmed, Phase::Idle));
-                assert!(before.phase != Phase::Idle && state.highest > before.highest, "what was reverted is not taken again");
+                assert_ne!(before.phase, Phase::Idle);
+                let keys = matches!(event, Event::Keys { .. });
+                assert!(keys || state.highest > before.highest, "what was reverted is not taken again");
             }
             Action::Refuse => assert_eq!(state, before, "a refusal touches nothing"),
             Action::None => {}
@@ -80,7 +85,25 @@ impl Device {
         if !matches!(action, Action::Confirm(_)) {
             assert_eq!((state.confirmed, state.confirmed_counter), (before.confirmed, before.confirmed_counter));
         }
-        assert!(state.highest >= before.highest && state.highest >= state.confirmed_counter);
+        match event {
+            Event::Keys { set, newest, trusted, confirmed_trusted } if set > before.set => {
+                assert!(state.set == set && (state.highest <= before.highest || before.beyond && !state.beyond));
+                let reverted = matches!(action, Action::Revert(_, Reason::Signature));
+                assert_eq!(reverted, before.on_trial().is_some_and(|counter| !trusted || counter <= state.highest));
+                assert_eq!(state.phase, if reverted { Phase::Idle } else { before.phase });
+                let newest = newest.unwrap_or(u64::MAX);
+                assert_eq!(state.beyond, before.confirmed_counter > newest && !confirmed_trusted);
+                if state.beyond {
+                    assert!(state.highest < newest.max(1), "the newest release takes the place of what was confirmed beyond it");
+                } else if before.highest > newest {
+                    assert_eq!(state.highest, state.confirmed_counter, "what was refused beyond the newest is forgotten");
+                }
+            }
+            Event::Keys { .. } => assert_eq!((state, action), (before, Action::None), "an older set changes nothing"),
+            _ => assert!(state.highest >= before.highest && state.set == before.set),
+        }
+        assert!(state.beyond || state.highest >= state.confirmed_counter, "no rollback: {state:?} after {event:?}");
+        assert!(!matches!(action, Action::Confirm(_)) || !state.beyond);
         self.state = state;
         assert_eq!(*self.slot(state.confirmed), Content::Proven);
         assert!(
@@ -92,11 +115,19 @@ impl Device {
 
 trait Frames {
     fn phase_frames(&self) -> Option<u32>;
+    fn on_trial(&self) -> Option<u64>;
 }
 
 impl Frames for State {
     fn phase_frames(&self) -> Option<u32> {
         if let Phase::Probation { frames_left, .. } = self.phase { Some(frames_left) } else { None }
+    }
+
+    fn on_trial(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Idle => None,
+            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
+        }
     }
 }
 

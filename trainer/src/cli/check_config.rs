@@ -15,6 +15,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let config = ServiceConfig::load(&args.config)?;
+    crate::service::server::release_keys(&config)?;
     let text = if args.json { serde_json::to_string_pretty(&config)? } else { toml::to_string_pretty(&config)? };
     omnilabel_console::say!("{}", text.trim_end());
     Ok(())

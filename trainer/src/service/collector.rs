@@ -7,7 +7,10 @@ use omnilabel_keypoints::wire::{BlockRequest, FrameHeader, HistogramMsg, LabelKe
 use std::collections::BTreeSet;
 
 /// The largest count that a device may report: sums over a fleet then stay far from overflow.
-pub const MAX_COUNT: u64 = 1 << 48;
+pub const MAX_COUNT: u64 = omnilabel_keypoints::release::MAX_COUNTER;
+
+/// Why a frame of which only the header came is not kept.
+pub(crate) const EVICTED: &str = "the device evicted it to keep to its byte budget";
 
 /// Why a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +104,7 @@ impl Intake {
                     ("bad_frames", status.bad_frames),
                     ("committed", status.committed),
                     ("pending", status.pending),
+                    ("frames_evicted", status.frames_evicted),
                     ("evicted", status.evicted),
                     ("model", status.model),
                 ] {
@@ -162,7 +166,9 @@ impl Intake {
         self::key(key)?;
         let jpeg = &rest[length..];
         // A picture that cannot be used still settles its label, or the device would send it for ever.
-        let refused = if jpeg.len() > self.limits.max_frame_bytes {
+        let refused = if jpeg.is_empty() {
+            Some(EVICTED.to_owned())
+        } else if jpeg.len() > self.limits.max_frame_bytes {
             Some(format!("the JPEG has {} bytes, at most {} are taken", jpeg.len(), self.limits.max_frame_bytes))
         } else {
             picture(jpeg).err()

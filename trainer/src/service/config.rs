@@ -204,6 +204,12 @@ pub struct ReleaseConfig {
     pub channel: String,
     /// Signing key (`omnilabel-trainer keygen`).
     pub key: PathBuf,
+    /// The set of release keys that the root key signed (`omnilabel-trainer keys`); without it `key` is the root key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<PathBuf>,
+    /// Days after which devices with a clock take a release no more; 0: they always do.
+    #[serde(default)]
+    pub valid_days: u32,
     /// Bytes of a block.
     #[serde(default = "default_block")]
     pub block_bytes: u32,
@@ -254,8 +260,8 @@ impl ServiceConfig {
         {
             *file = folder.join(&*file);
         }
-        if let Some(init) = &mut config.model.init {
-            *init = folder.join(&*init);
+        for file in config.model.init.iter_mut().chain(&mut config.release.keys) {
+            *file = folder.join(&*file);
         }
         if let Some(tls) = &mut config.broker.tls {
             for file in [&mut tls.ca, &mut tls.certificate, &mut tls.key] {

@@ -1,5 +1,6 @@
 //! The way out: the retained signed manifest, and its blocks on request, each once for all who wait for it.
 
+use crate::service::sign::SignedKeys;
 use crate::service::store::ledger::ReleaseRow;
 use omnilabel_keypoints::release::ReleaseManifest;
 use omnilabel_keypoints::wire::{BlockRequest, Encoding, Message, ReleaseMsg, VERSION};
@@ -62,20 +63,24 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// Indexes the blocks of a release.
+    /// Indexes the blocks of a release, which travels with `keys`.
     ///
     /// # Errors
     /// [`RolloutError::Manifest`].
-    pub fn new(release: &ReleaseRow) -> Result<Self, RolloutError> {
+    pub fn new(release: &ReleaseRow, keys: Option<&SignedKeys>) -> Result<Self, RolloutError> {
         let counter = release.counter();
         let refuse = |message: String| RolloutError::Manifest { counter, message };
         let manifest: ReleaseManifest = serde_json::from_slice(&release.manifest).map_err(|e| refuse(e.to_string()))?;
         let long = || refuse("longer than a message can be".to_owned());
-        let message = ReleaseMsg {
+        let mut message = ReleaseMsg {
             version: VERSION,
             manifest: heapless::Vec::from_slice(&release.manifest).map_err(|_| long())?,
             signature: heapless::Vec::from_slice(&release.signature).map_err(|_| long())?,
+            ..ReleaseMsg::default()
         };
+        if let Some(keys) = keys {
+            keys.attach(&mut message).map_err(|error| refuse(error.to_string()))?;
+        }
         let mut buffer = vec![0; ReleaseMsg::MAX_BYTES];
         let length = message.encode(Encoding::Cbor, &mut buffer).map_err(|e| refuse(e.to_string()))?;
         buffer.truncate(length);

@@ -432,6 +432,10 @@ pub async fn release_bundle(config: &ServiceConfig, store: &Store, key: &Signing
         counter,
         name: what.name,
         block_bytes: config.release.block_bytes,
+        expires_ms: match config.release.valid_days {
+            0 => 0,
+            days => now_ms() + u64::from(days) * 86_400_000,
+        },
     };
     let message = sign::sign(key, &sign::build_manifest(&bundle, naming)?)?;
     let ended = what.round.map(|state| RoundState { released: Some(counter), ended: true, ..state.clone() });

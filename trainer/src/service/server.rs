@@ -12,9 +12,12 @@ use crate::service::config::ServiceConfig;
 use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rollout::Rollout;
 use crate::service::rounds::Rounds;
+use crate::service::sign::{self, SignedKeys};
 use crate::service::store::Store;
 use crate::service::store::intake::{Record, RefusedFrame};
+use crate::service::store::ledger::ReleaseRow;
 use anyhow::Context;
+use ed25519_dalek::SigningKey;
 use omnilabel_keypoints::wire::topic::{self, Kind};
 use omnilabel_keypoints::wire::{AckMsg, BlockRequest, Encoding, LabelKey, Message, ModelMsg};
 use omnilabel_link::{Incoming, Link};
@@ -78,7 +81,8 @@ pub async fn serve(
         changed: BTreeSet::new(),
         rejected: (0, String::new()),
     };
-    let sender = Sender { config, store: store.clone(), events: Arc::clone(&events), link: link.clone(), rollout: None };
+    let keys = release_keys(&config)?;
+    let sender = Sender { config, keys, store: store.clone(), events: Arc::clone(&events), link: link.clone(), rollout: None };
     let (halt, halted) = watch::channel(false);
     let mut collector = tokio::spawn(collector.run(incoming, halted.clone()));
     let sender = tokio::spawn(sender.run(queued, announce, halted.clone()));
@@ -123,7 +127,8 @@ pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog
     let (link, mut incoming) = Link::open(&config.broker, &client, None, vec![filter.as_str().to_owned()])?;
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
-    let sender = Sender { config, store, events: Arc::new(events), link: link.clone(), rollout: None };
+    let keys = release_keys(&config)?;
+    let sender = Sender { config, keys, store, events: Arc::new(events), link: link.clone(), rollout: None };
     let sender = tokio::spawn(sender.run(queued, Arc::clone(&announce), stop.clone()));
     loop {
         let message = tokio::select! {
@@ -289,8 +294,21 @@ impl Collector {
     }
 }
 
+/// The release key and the set of keys that it is in, where there is one.
+///
+/// # Errors
+/// When devices would refuse what is signed: see [`SignedKeys::read`].
+pub fn release_keys(config: &ServiceConfig) -> anyhow::Result<Option<(SigningKey, SignedKeys)>> {
+    let Some(path) = &config.release.keys else { return Ok(None) };
+    let key = sign::read_key(&config.release.key).context("`release.key`")?;
+    let keys = SignedKeys::read(path, &config.broker.site, &key.verifying_key()).context("`release.keys`")?;
+    Ok(Some((key, keys)))
+}
+
 struct Sender {
     config: ServiceConfig,
+    /// The release key with the set that it is in.
+    keys: Option<(SigningKey, SignedKeys)>,
     store: Store,
     events: Arc<EventLog>,
     link: Link,
@@ -357,13 +375,21 @@ impl Sender {
         let Some(row) = self.store.latest_release().await? else { return Ok(()) };
         let fresh = self.rollout.as_ref().is_none_or(|r| r.counter() != row.counter());
         if fresh {
-            self.rollout = Some(Rollout::new(&row)?);
+            self.rollout = Some(self.signed(row)?);
         }
         if let Some(rollout) = self.rollout.as_ref().filter(|_| fresh || again) {
             let topic = topic::release(&self.config.broker.prefix, &self.config.broker.site, &self.config.release.channel);
             self.link.publish(topic.as_str(), rollout.message().to_vec(), true).await?;
         }
         Ok(())
+    }
+
+    /// A release with the set of release keys, where there is one. What an earlier key has signed is signed by the one in use: devices
+    /// that know the newer set would refuse it otherwise.
+    fn signed(&self, mut row: ReleaseRow) -> anyhow::Result<Rollout> {
+        let Some((key, keys)) = &self.keys else { return Ok(Rollout::new(&row, None)?) };
+        row.signature = sign::sign_bytes(key, &row.manifest).to_vec();
+        Ok(Rollout::new(&row, Some(keys))?)
     }
 
     async fn block(&mut self) -> anyhow::Result<usize> {

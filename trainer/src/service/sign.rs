@@ -3,8 +3,12 @@
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use omnilabel_bundle::Bundle;
-use omnilabel_keypoints::release::{DOMAIN, MAX_BLOCK_BYTES, MAX_BLOCKS, MAX_FILES, MAX_MANIFEST, ReleaseFile, ReleaseManifest, is_inside};
+use omnilabel_keypoints::release::{
+    DOMAIN, KEYS_DOMAIN, KeySet, MAX_BLOCK_BYTES, MAX_BLOCKS, MAX_FILES, MAX_KEY_SET, MAX_KEYS, MAX_MANIFEST, Newest, ReleaseFile,
+    ReleaseManifest, is_inside,
+};
 use omnilabel_keypoints::wire::{ReleaseMsg, VERSION};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -39,6 +43,12 @@ pub enum SignError {
     /// The signature does not verify.
     #[error("the signature does not verify")]
     Signature,
+    /// A set of release keys that cannot be.
+    #[error("release keys: {message}")]
+    Keys {
+        /// What is wrong.
+        message: String,
+    },
     /// Signed, but not a manifest.
     #[error("the signed manifest is not JSON of the expected shape: {0}")]
     Manifest(serde_json::Error),
@@ -130,6 +140,8 @@ pub struct Naming<'a> {
     pub name: &'a str,
     /// Bytes of a block.
     pub block_bytes: u32,
+    /// Unix milliseconds after which no device takes it; 0: never.
+    pub expires_ms: u64,
 }
 
 /// The manifest of a release of `bundle`: every file with its hash and the hashes of its blocks, `manifest.json` first.
@@ -149,6 +161,7 @@ pub fn build_manifest(bundle: &Bundle, naming: Naming<'_>) -> Result<ReleaseMani
         counter: naming.counter,
         name: text("name", naming.name)?,
         block_bytes,
+        expires_ms: naming.expires_ms,
         files: heapless::Vec::new(),
         blocks: heapless::Vec::new(),
     };
@@ -212,14 +225,100 @@ fn hex_string(digest: &[u8]) -> heapless::String<64> {
 /// [`SignError::Bundle`] when the JSON is longer than [`MAX_MANIFEST`].
 pub fn sign(key: &SigningKey, manifest: &ReleaseManifest) -> Result<ReleaseMsg, SignError> {
     let json = serde_json::to_vec(manifest).map_err(SignError::Manifest)?;
-    let signature = key.sign(&[DOMAIN, &json].concat()).to_bytes();
+    let signature = sign_bytes(key, &json);
     let refuse = |_| SignError::Bundle {
         path: PathBuf::from(manifest.name.as_str()),
         message: format!("its release manifest has {} bytes, {MAX_MANIFEST} at most: raise `release.block_bytes`", json.len()),
     };
     let bytes = heapless::Vec::from_slice(&json).map_err(refuse)?;
     let signature = heapless::Vec::from_slice(&signature).map_err(|_| SignError::Signature)?;
-    Ok(ReleaseMsg { version: VERSION, manifest: bytes, signature })
+    Ok(ReleaseMsg { version: VERSION, manifest: bytes, signature, ..ReleaseMsg::default() })
+}
+
+/// The signature of a manifest's exact bytes.
+pub fn sign_bytes(key: &SigningKey, manifest: &[u8]) -> [u8; 64] {
+    key.sign(&[DOMAIN, manifest].concat()).to_bytes()
+}
+
+/// A set of release keys with the root key's signature, as it lies in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedKeys {
+    /// The exact JSON of a [`KeySet`].
+    keys: String,
+    /// Signature over [`KEYS_DOMAIN`] ‖ keys, hex.
+    signature: String,
+    /// The root key that signed, hex: what devices were provisioned with.
+    root: String,
+}
+
+impl SignedKeys {
+    /// Signs a set with the root key. `newest` is the newest release by channel.
+    ///
+    /// # Errors
+    /// [`SignError::Keys`] when the set is too large or not well-formed.
+    pub fn sign(root: &SigningKey, site: &str, serial: u64, keys: &[VerifyingKey], newest: &[(String, u64)]) -> Result<Self, SignError> {
+        let refuse = |message: &str| SignError::Keys { message: message.to_owned() };
+        let site = heapless::String::try_from(site).map_err(|_| refuse("the site's name is longer than 64 bytes"))?;
+        let mut set = KeySet { format: 1, site, serial, ..KeySet::default() };
+        for (channel, counter) in newest {
+            let channel = heapless::String::try_from(channel.as_str()).map_err(|_| refuse("a channel's name is longer than 64 bytes"))?;
+            let newest = Newest { channel, counter: *counter };
+            set.newest.push(newest).map_err(|_| refuse(&format!("more than {MAX_KEYS} channels")))?;
+        }
+        for key in keys {
+            set.keys.push(hex_string(key.as_bytes())).map_err(|_| refuse(&format!("more than {MAX_KEYS} keys")))?;
+        }
+        set.check(&set.site, 0).map_err(|error| refuse(&error.to_string()))?;
+        let json = serde_json::to_string(&set).map_err(SignError::Manifest)?;
+        if json.len() > MAX_KEY_SET {
+            return Err(refuse(&format!("the set has {} bytes, {MAX_KEY_SET} at most: fewer keys or channels", json.len())));
+        }
+        let signature = root.sign(&[KEYS_DOMAIN, json.as_bytes()].concat()).to_bytes();
+        let (signature, root) = (omnilabel_bundle::hex(&signature), omnilabel_bundle::hex(root.verifying_key().as_bytes()));
+        Ok(Self { keys: json, signature, root })
+    }
+
+    /// Reads a file and checks that the set is what its root key signed, for `site`, with `key` in it.
+    ///
+    /// # Errors
+    /// [`SignError::Io`], [`SignError::Keys`].
+    pub fn read(path: &Path, site: &str, key: &VerifyingKey) -> Result<Self, SignError> {
+        let refuse = |message: String| SignError::Keys { message: format!("{}: {message}", path.display()) };
+        let text = std::fs::read_to_string(path).map_err(|source| SignError::Io { path: path.to_owned(), source })?;
+        let signed: Self = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+        let root = hex_bytes(&signed.root).and_then(|bytes| VerifyingKey::from_bytes(&bytes.try_into().ok()?).ok());
+        let signature = hex_bytes(&signed.signature).and_then(|bytes| Signature::from_slice(&bytes).ok());
+        let (Some(root), Some(signature)) = (root, signature) else {
+            return Err(refuse("`root` or `signature` is no such thing".to_owned()));
+        };
+        let good = root.verify_strict(&[KEYS_DOMAIN, signed.keys.as_bytes()].concat(), &signature);
+        good.map_err(|_| refuse("the signature is not the root key's".to_owned()))?;
+        let set: KeySet = serde_json::from_str(&signed.keys).map_err(|error| refuse(error.to_string()))?;
+        set.check(site, 0).map_err(|error| refuse(error.to_string()))?;
+        if set.keys.iter().all(|known| *known != hex_string(key.as_bytes())) {
+            return Err(refuse("devices would refuse every release: `release.key` is not in the set".to_owned()));
+        }
+        Ok(signed)
+    }
+
+    /// Puts the set into a release's message.
+    ///
+    /// # Errors
+    /// [`SignError::Keys`] when it is too large.
+    pub fn attach(&self, message: &mut ReleaseMsg) -> Result<(), SignError> {
+        let long = |_| SignError::Keys { message: format!("the set has {} bytes, {MAX_KEY_SET} at most", self.keys.len()) };
+        message.keys = heapless::Vec::from_slice(self.keys.as_bytes()).map_err(long)?;
+        let signature = hex_bytes(&self.signature).unwrap_or_default();
+        message.keys_signature = heapless::Vec::from_slice(&signature).map_err(long)?;
+        Ok(())
+    }
+}
+
+fn hex_bytes(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 /// Checks a signature strictly, and only then parses the manifest.
@@ -244,6 +343,7 @@ mod tests {
             counter: 3,
             name: "round-3".try_into().unwrap(),
             block_bytes: 4096,
+            expires_ms: 0,
             files: heapless::Vec::new(),
             blocks: heapless::Vec::new(),
         }
@@ -263,6 +363,32 @@ mod tests {
             *target ^= 1 << (index % 8);
             assert!(matches!(verify(&public, &bad), Err(SignError::Signature)), "bit {index}");
         }
+    }
+
+    #[test]
+    fn a_set_of_release_keys_is_the_roots_for_its_site_and_with_the_key_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.json");
+        let (root, key, other) = (SigningKey::from_bytes(&[7; 32]), SigningKey::from_bytes(&[8; 32]), SigningKey::from_bytes(&[9; 32]));
+        let signed = SignedKeys::sign(&root, "yard", 2, &[key.verifying_key()], &[]).unwrap();
+        let write = |keys: &SignedKeys| std::fs::write(&path, serde_json::to_string(keys).unwrap()).unwrap();
+        let read = |site: &str, key: &SigningKey| SignedKeys::read(&path, site, &key.verifying_key()).map_err(|error| error.to_string());
+        write(&signed);
+        assert_eq!(read("yard", &key).unwrap(), signed);
+        assert!(read("field", &key).unwrap_err().contains("another site"));
+        assert!(read("yard", &other).unwrap_err().contains("not in the set"));
+        write(&SignedKeys { keys: signed.keys.replace("\"serial\":2", "\"serial\":3"), ..signed.clone() });
+        assert!(read("yard", &key).unwrap_err().contains("not the root key's"));
+        std::fs::write(&path, "{}").unwrap();
+        assert!(read("yard", &key).unwrap_err().contains("keys.json"));
+        assert!(SignedKeys::sign(&root, "yard", 0, &[key.verifying_key()], &[]).is_err());
+        assert!(SignedKeys::sign(&root, "yard", 1, &[], &[]).is_err());
+        assert!(SignedKeys::sign(&root, "yard", 1, &[key.verifying_key(); 9], &[]).is_err());
+
+        let mut message = sign(&key, &manifest()).unwrap();
+        signed.attach(&mut message).unwrap();
+        let signature = Signature::from_slice(&message.keys_signature).unwrap();
+        root.verifying_key().verify_strict(&[KEYS_DOMAIN, &message.keys].concat(), &signature).unwrap();
     }
 
     #[test]

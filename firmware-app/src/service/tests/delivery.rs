@@ -51,6 +51,31 @@ async fn a_broker_killed_and_restarted_and_a_device_restarted_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn beyond_the_byte_budget_frames_go_before_labels_and_the_centre_is_told() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 150, 1000.0, false);
+    device.config.outbox.max_bytes = 60 * 1024;
+    let mut centre = Centre::open(&broker).await;
+    centre.answers = false;
+    let (stop, run) = device.start();
+    centre
+        .until("150 labels on the disk, not all with their frames", |c| {
+            c.status.as_ref().is_some_and(|s| s.committed == 150 && s.frames_evicted > 0)
+        })
+        .await;
+    centre.answers = true;
+    centre.until("an empty outbox", |c| c.status.as_ref().is_some_and(|s| s.pending == 0)).await;
+    stop.send_replace(true);
+    let summary = run.await.unwrap().unwrap();
+    let status = centre.status.unwrap();
+    assert_eq!((summary.evicted, status.evicted, centre.labels.len()), (0, 0, 150), "no label was evicted");
+    let told = |key: &(u64, u64)| centre.frames.contains(key) || centre.frames_evicted.contains(key);
+    assert!(centre.labels.iter().all(|(key, label)| label.jpeg && told(key)), "every announced frame is there, or told to be gone");
+    let never = centre.frames_evicted.difference(&centre.frames).count() as u64;
+    assert!(never > 0 && never <= status.frames_evicted, "{never} of {}", status.frames_evicted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
     let Some(broker) = Broker::start() else { return };
     let device = Device::provisioned(&broker, 30, 1000.0, true);
@@ -58,7 +83,8 @@ async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
     let (stop, run) = device.start();
     let start = Instant::now();
     let outbox = device.config.state_dir.join("outbox");
-    let bytes = || std::fs::read_dir(&outbox).map_or(0, |list| list.map(|e| e.unwrap().metadata().map_or(0, |m| m.len())).sum::<u64>());
+    let segments = |list: std::fs::ReadDir| list.map(Result::unwrap).filter(|e| e.path().extension().is_some_and(|end| end == "seg"));
+    let bytes = || std::fs::read_dir(&outbox).map_or(0, |list| segments(list).map(|e| e.metadata().map_or(0, |m| m.len())).sum::<u64>());
     while bytes() < 30 * 400 {
         assert!(start.elapsed() < DEADLINE, "the outbox has only {} bytes", bytes());
         tokio::time::sleep(Duration::from_millis(20)).await;

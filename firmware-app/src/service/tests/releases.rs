@@ -4,6 +4,7 @@
 mod onnx;
 
 use super::*;
+use omnilabel_keypoints::release::MAX_COUNTER;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn releases_are_taken_on_trial_confirmed_refused_or_reverted_while_labels_go_on() {
@@ -55,7 +56,7 @@ async fn releases_are_taken_on_trial_confirmed_refused_or_reverted_while_labels_
     stop.send_replace(true);
     assert_eq!(run.await.unwrap().unwrap().model, 9);
     // The new model is what the device starts with.
-    let (slots, model) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    let (slots, model) = Slots::open(&device.config.state_dir, &trust(&device.config.state_dir)).unwrap();
     assert_eq!((model.manifest().name.as_str(), slots.state().confirmed_counter), ("third", 9));
 }
 
@@ -80,7 +81,7 @@ async fn a_clean_stop_in_a_probation_costs_the_release_nothing_and_a_crash_rever
     stop.send_replace(true);
     run.await.unwrap().unwrap();
 
-    let (mut slots, _) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    let (mut slots, _) = Slots::open(&device.config.state_dir, &trust(&device.config.state_dir)).unwrap();
     let phase = Phase::Probation { counter: 4, frames_left: 2 };
     slots.begin_trial(Slot::A).unwrap();
     slots.set(State { phase, ..slots.state() }).unwrap();
@@ -89,6 +90,91 @@ async fn a_clean_stop_in_a_probation_costs_the_release_nothing_and_a_crash_rever
     stop.send_replace(true);
     assert_eq!(run.await.unwrap().unwrap().model, 3);
     assert!(!slots.path(Slot::A).exists());
+}
+
+/// A release key is rotated, and one is stolen: its holder confirms the last counter there is and has a trial under way when the next set
+/// of keys comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_key_is_taken_out_with_all_it_did() {
+    let Some(broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 10, 200.0, false);
+    let mut centre = Centre::open(&broker).await;
+    let (mut stop, mut run) = device.start();
+    centre.until("the labels", |c| c.labels.len() == 10).await;
+    let [stolen, next, after] = [21, 22, 23].map(|seed| ed25519_dalek::SigningKey::from_bytes(&[seed; 32]));
+    let make = |name: &str, counter: u64| {
+        let root = device.folder.path().join(format!("centre-{counter}"));
+        release(&bundle(&root, name, counter as u8, 9000), counter)
+    };
+    let confirmed = |c: &Centre| c.model.as_ref().map_or(0, |m| m.confirmed);
+    let says = |c: &Centre, why: &str| c.model.as_ref().is_some_and(|m| m.reason.contains(why));
+
+    let first = key_set("yard", 1, &[&stolen], None);
+    let (good, blocks) = make("second", 3);
+    centre.keep(&blocks);
+    centre.publish_release(&with_keys(sign(&good, &stolen), &key(), &first)).await;
+    centre.until("release 3 is confirmed under a release key", |c| confirmed(c) == 3).await;
+    centre.publish_release(&sign(&make("root", 4).0, &key())).await;
+    centre.until("the root key signs releases no more", |c| says(c, "signature")).await;
+
+    let (last, blocks) = make("evil", MAX_COUNTER - 2);
+    centre.offer(&last, &blocks, &stolen).await;
+    centre.until("the thief's release is confirmed", |c| confirmed(c) == MAX_COUNTER - 2).await;
+    // Another is on trial: its blocks never come.
+    centre.publish_release(&sign(&make("worse", MAX_COUNTER - 1).0, &stolen)).await;
+    centre.until("the thief's next release", |c| c.model.as_ref().is_some_and(|m| m.trial == Some(MAX_COUNTER - 1))).await;
+
+    // Release 3 under the next set takes the thief's place, which had the last counter there is.
+    let second = key_set("yard", 2, &[&next], Some(3));
+    centre.publish_release(&with_keys(sign(&good, &next), &key(), &second)).await;
+    centre.until("the owner's newest release is back", |c| confirmed(c) == 3).await;
+    // A restart does not call it a thief's.
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+    centre.model = None;
+    (stop, run) = device.start();
+    centre.until("the device's word", |c| c.model.is_some()).await;
+    assert!(!says(&centre, "count no more"), "{:?}", centre.model);
+    // Of the owner's next release the device has nothing yet when it is stopped in its trial; then the key is rotated once more.
+    let (good, blocks) = make("third", 4);
+    centre.publish_release(&sign(&good, &next)).await;
+    centre.until("release 4 on trial", |c| c.model.as_ref().is_some_and(|m| m.trial == Some(4))).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+    (stop, run) = device.start();
+    let third = key_set("yard", 3, &[&after], Some(4));
+    centre.publish_release(&with_keys(sign(&good, &after), &key(), &third)).await;
+    centre.keep(&blocks);
+    centre.until("release 4 is confirmed, signed anew in its trial", |c| confirmed(c) == 4).await;
+    for (what, message) in [
+        ("the thief again", sign(&make("evil", 9).0, &stolen)),
+        ("with the first set", with_keys(sign(&make("evil", 9).0, &stolen), &key(), &first)),
+    ] {
+        centre.model = None;
+        centre.publish_release(&message).await;
+        centre.until(what, |c| c.model.as_ref().is_some_and(|m| m.confirmed == 4 && m.trial.is_none() && !m.reason.is_empty())).await;
+    }
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 4);
+    let state = Slots::open(&device.config.state_dir, &trust(&device.config.state_dir)).unwrap().0.state();
+    assert_eq!((state.set, state.highest), (3, 4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_whose_time_is_over_is_not_taken() {
+    let Some(broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 3, 200.0, false);
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    let (mut good, blocks) = release(&bundle(&device.folder.path().join("centre"), "second", 2, 9000), 3);
+    good.expires_ms = crate::clock::now_ms() - 1;
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("it is refused", |c| c.model.as_ref().is_some_and(|m| m.reason.contains("expired"))).await;
+    good.expires_ms = crate::clock::now_ms() + 3_600_000;
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("the same with time left is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 3)).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
 }
 
 /// A wrapped model of `kind` in `root`.
@@ -160,7 +246,7 @@ async fn a_wrapped_model_comes_as_a_release_with_its_detector() {
 
     stop.send_replace(true);
     assert_eq!(run.await.unwrap().unwrap().model, 3);
-    let (slots, model) = Slots::open(&device.config.state_dir, &key().verifying_key()).unwrap();
+    let (slots, model) = Slots::open(&device.config.state_dir, &trust(&device.config.state_dir)).unwrap();
     assert_eq!(slots.state().confirmed_counter, 3);
     assert_eq!(model.detector().unwrap().unwrap().sha256(), finder.sha256());
 }

@@ -294,6 +294,9 @@ pub struct StatusMsg {
     /// Labels in the outbox that are not acknowledged.
     #[serde(default)]
     pub pending: u64,
+    /// Frames evicted by the outbox's byte budget, whose labels were not at that time.
+    #[serde(default)]
+    pub frames_evicted: u64,
     /// Labels evicted by the outbox's byte budget.
     #[serde(default)]
     pub evicted: u64,
@@ -333,6 +336,12 @@ pub struct ReleaseMsg {
     /// Ed25519 over [`crate::release::DOMAIN`] ‖ manifest.
     #[serde(with = "bytes", rename = "s")]
     pub signature: Vec<u8, 64>,
+    /// The exact bytes of the set of release keys (JSON, see [`crate::release::KeySet`]); empty where the root key signs itself.
+    #[serde(with = "bytes", rename = "k", default)]
+    pub keys: Vec<u8, { crate::release::MAX_KEY_SET }>,
+    /// Ed25519 of the root key over [`crate::release::KEYS_DOMAIN`] ‖ keys; empty where those are.
+    #[serde(with = "bytes", rename = "r", default)]
+    pub keys_signature: Vec<u8, 64>,
 }
 
 /// `…/blocks/get`: the device asks for the blocks it misses.

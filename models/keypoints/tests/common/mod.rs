@@ -169,7 +169,8 @@ impl Sample for AckMsg {
 }
 
 impl Sample for StatusMsg {
-    const OPTIONAL: &'static [&'static str] = &["model", "frames", "bad_frames", "committed", "pending", "evicted", "epoch"];
+    const OPTIONAL: &'static [&'static str] =
+        &["model", "frames", "bad_frames", "committed", "pending", "frames_evicted", "evicted", "epoch"];
     fn sample(r: &mut Rng) -> Self {
         Self {
             version: 1,
@@ -179,6 +180,7 @@ impl Sample for StatusMsg {
             bad_frames: r.number(),
             committed: r.number(),
             pending: r.number(),
+            frames_evicted: r.number(),
             evicted: r.number(),
             epoch: r.number(),
         }
@@ -188,7 +190,8 @@ impl Sample for StatusMsg {
     }
     fn extreme() -> Self {
         let n = u64::MAX;
-        Self { version: 1, online: false, model: n, frames: n, bad_frames: n, committed: n, pending: n, evicted: n, epoch: n }
+        let frames = StatusMsg { frames: n, bad_frames: n, frames_evicted: n, ..Default::default() };
+        Self { version: 1, online: false, model: n, committed: n, pending: n, evicted: n, epoch: n, ..frames }
     }
 }
 
@@ -214,19 +217,30 @@ impl Sample for ModelMsg {
 }
 
 impl Sample for ReleaseMsg {
-    const OPTIONAL: &'static [&'static str] = &[];
+    const OPTIONAL: &'static [&'static str] = &["k", "r"];
     fn sample(r: &mut Rng) -> Self {
-        let (manifest, signature) = (r.below(200), r.below(65));
-        let mut bytes = |n: usize| (0..n).map(|_| r.next() as u8).collect::<Vec<_>>();
-        let (manifest, signature) = (bytes(manifest), bytes(signature));
-        Self { version: 1, manifest: manifest.into_iter().collect(), signature: signature.into_iter().collect() }
+        let lengths = [r.below(200), r.below(65), r.below(200), r.below(65)];
+        let [manifest, signature, keys, keys_signature] = lengths.map(|n| (0..n).map(|_| r.next() as u8).collect::<Vec<_>>());
+        Self {
+            version: 1,
+            manifest: manifest.into_iter().collect(),
+            signature: signature.into_iter().collect(),
+            keys: keys.into_iter().collect(),
+            keys_signature: keys_signature.into_iter().collect(),
+        }
     }
     fn required_only(self) -> Self {
-        self
+        Self { keys: Default::default(), keys_signature: Default::default(), ..self }
     }
     fn extreme() -> Self {
-        use omnilabel_keypoints::release::MAX_MANIFEST;
-        Self { version: 1, manifest: (0..MAX_MANIFEST).map(|_| 255).collect(), signature: [255; 64].into_iter().collect() }
+        use omnilabel_keypoints::release::{MAX_KEY_SET, MAX_MANIFEST};
+        Self {
+            version: 1,
+            manifest: (0..MAX_MANIFEST).map(|_| 255).collect(),
+            signature: [255; 64].into_iter().collect(),
+            keys: (0..MAX_KEY_SET).map(|_| 255).collect(),
+            keys_signature: [255; 64].into_iter().collect(),
+        }
     }
 }
 

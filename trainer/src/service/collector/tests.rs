@@ -47,6 +47,15 @@ fn a_frame_that_is_no_picture_settles_its_label_without_being_kept() {
 }
 
 #[test]
+fn a_header_alone_settles_the_label_of_an_evicted_frame() {
+    let mut frame = messages(1, 0.0, 0).remove(1).1;
+    frame.truncate(2 + usize::from(u16::from_be_bytes([frame[0], frame[1]])));
+    let taken = World::new().intake().take("omnilabel/v1/home/cam-1/frames", frame).unwrap();
+    let (_, Taken::Store(Record::Frame { refused: Some(why), .. })) = taken else { panic!("{taken:?}") };
+    assert!(why.contains("evicted"), "{why}");
+}
+
+#[test]
 fn a_frame_as_large_as_a_packet_is_taken() {
     let frame = messages(1, 0.0, 0).remove(1).1;
     let check = |world: &World, bytes: usize| {

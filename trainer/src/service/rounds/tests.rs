@@ -58,7 +58,7 @@ async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle() {
 
     // A device that knows only the public key and the messages rebuilds the bundle byte for byte.
     let release = rounds.store.latest_release().await.unwrap().unwrap();
-    let mut rollout = Rollout::new(&release).unwrap();
+    let mut rollout = Rollout::new(&release, None).unwrap();
     let message = ReleaseMsg::decode(rollout.message()).unwrap();
     let key = sign::read_public(&world.dir.path().join(sign::PUBLIC)).unwrap();
     let manifest = sign::verify(&key, &message).unwrap();

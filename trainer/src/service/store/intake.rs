@@ -1,6 +1,7 @@
 //! One commit: everything that waits in the queue, in one transaction with one fsync.
 
 use super::{Store, StoreError, marker, runs};
+use crate::service::collector::EVICTED;
 use omnilabel_keypoints::wire::{AckMsg, HistogramMsg, LabelKey, ModelMsg, StatusMsg};
 use sha2::{Digest, Sha256};
 use sqlx::SqliteConnection;
@@ -127,12 +128,30 @@ impl Store {
                     .map_err(self.sql("store a frame"))?;
                     if fresh.rows_affected() == 0 {
                         done.repeated += 1;
+                        // It came after all, from before it was evicted.
+                        if kept.is_some() {
+                            sqlx::query(
+                                "UPDATE frames SET sha256 = ?, refused = NULL, jpeg = ? \
+                                 WHERE device = ? AND epoch = ? AND sequence = ? AND refused = ?",
+                            )
+                            .bind(hash.as_slice())
+                            .bind(kept)
+                            .bind(device)
+                            .bind(epoch)
+                            .bind(sequence)
+                            .bind(EVICTED)
+                            .execute(&mut *tx)
+                            .await
+                            .map_err(self.sql("store a frame"))?;
+                        }
                     } else {
                         if settle(&mut tx, device, epoch, sequence).await.map_err(self.sql("settle a label"))? {
                             outbox.settled.insert(sequence);
                         }
                         let (device, bytes) = (device.clone(), jpeg.len());
-                        done.refused.extend(refused.clone().map(|reason| RefusedFrame { device, key: *key, bytes, reason }));
+                        // An eviction is no fault of the frame: the device counts it.
+                        let refused = refused.clone().filter(|reason| reason != EVICTED);
+                        done.refused.extend(refused.map(|reason| RefusedFrame { device, key: *key, bytes, reason }));
                     }
                 }
                 Record::Status(status) => status_row(&mut tx, device, status).await.map_err(self.sql("store a status"))?,

@@ -113,6 +113,22 @@ async fn many_gaps_are_all_acknowledged_in_several_messages() {
 }
 
 #[tokio::test]
+async fn a_frame_that_was_told_to_be_evicted_and_comes_after_all_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false).await.unwrap();
+    let told = |sequence| {
+        let (device, Record::Frame { key, frame, .. }) = frame(sequence) else { unreachable!() };
+        let refused = Some(crate::service::collector::EVICTED.to_owned());
+        (device, Record::Frame { key, frame, refused, jpeg: Vec::new() })
+    };
+    let done = store.commit(&[label(1, true), told(1), label(2, true), frame(2)], 1).await.unwrap();
+    assert_eq!((covered(&done.acks), done.refused.len()), (BTreeSet::from([1, 2]), 0), "settled, and no fault of the frame");
+    store.commit(&[frame(1), told(2)], 2).await.unwrap();
+    let kept: Vec<Option<Vec<u8>>> = sqlx::query_scalar("SELECT jpeg FROM frames ORDER BY sequence").fetch_all(&store.pool).await.unwrap();
+    assert_eq!(kept, [Some(vec![1, 2, 3]), Some(vec![1, 2, 3])]);
+}
+
+#[tokio::test]
 async fn the_first_of_two_labels_under_one_key_stays() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), false).await.unwrap();
