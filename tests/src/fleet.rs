@@ -3,7 +3,10 @@
 use crate::peers::{Mosquitto, Process, succeed, teacher, until};
 use omnilabel_keypoints::wire::Encoding;
 use omnilabel_scenes::{DEFAULT_SIZE, Look, write_coco};
-use omnilabel_trainer::service::{DeviceCounts, Event, EventReader, read_counts};
+use omnilabel_trainer::service::rounds::{Publish, release_bundle};
+use omnilabel_trainer::service::sign::read_key;
+use omnilabel_trainer::service::store::Store;
+use omnilabel_trainer::service::{DeviceCounts, Event, EventReader, ServiceConfig, read_counts};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -141,6 +144,37 @@ impl Site {
     pub fn centre(&self) -> Process {
         let config = self.path("trainer.toml");
         Process::start("omnilabel-trainer", ["run".as_ref(), "--config".as_ref(), config.as_os_str()], &self.log("centre"))
+    }
+
+    /// Signs a bundle with the centre's key, whatever its golden frames say, and returns its counter; the running centre publishes it.
+    /// `omnilabel-trainer release` and the rounds try them first.
+    ///
+    /// # Panics
+    /// The configuration, the key, the store or the bundle cannot be used.
+    pub fn sign(&self, bundle: &Path) -> u64 {
+        let config = ServiceConfig::load(&self.path("trainer.toml")).expect("trainer.toml");
+        let key = read_key(&config.release.key).expect("the centre's key");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let store = Store::attach(&config.state_dir).await.expect("the centre's store");
+            release_bundle(&config, &store, &key, Publish { bundle, name: "untried", round: None }).await.expect("a release")
+        })
+    }
+
+    /// Waits until the centre reports that a device refused a release and runs none on trial; returns what it has confirmed, and why it
+    /// refused.
+    ///
+    /// # Panics
+    /// It is not refused.
+    pub fn until_refused(&self, name: &str, counter: u64) -> (u64, String) {
+        until(&format!("release {counter} is refused"), || {
+            self.events().into_iter().find_map(|event| match event {
+                Event::DeviceModel { device, confirmed, trial: None, refused, reason } if device == name && refused == Some(counter) => {
+                    Some((confirmed, reason))
+                }
+                _ => None,
+            })
+        })
     }
 
     /// The centre's account of every device; empty while it has no store.

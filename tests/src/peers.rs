@@ -8,8 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long anything of a test may take.
-pub const DEADLINE: Duration = Duration::from_secs(180);
+/// How long anything of a test may take: three minutes, times `OMNILABEL_PATIENCE` where the programs are slower than on their own.
+///
+/// # Panics
+/// `OMNILABEL_PATIENCE` is no number from 1 on.
+pub fn deadline() -> Duration {
+    let patience: u32 = std::env::var_os("OMNILABEL_PATIENCE").map_or(1, |text| {
+        let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| (1..=1000).contains(number));
+        number.unwrap_or_else(|| panic!("OMNILABEL_PATIENCE is {text:?}, expected a whole number from 1 to 1000"))
+    });
+    Duration::from_secs(180) * patience
+}
 
 /// The repository.
 pub fn root() -> PathBuf {
@@ -42,11 +51,18 @@ pub fn python() -> Option<PathBuf> {
     None
 }
 
-/// A program of this workspace, built beside the test that asks.
+/// A program of this workspace, built beside the test that asks. `OMNILABEL_EDGE` is what runs as `omnilabel-edge` instead, for instance
+/// one of another machine under an emulator (`tests/aarch64`); it has to be one process, which gets the signals.
 ///
 /// # Panics
 /// It is not there: the whole workspace has to be built before its system tests run, as `tests/run` does.
 pub fn program(name: &str) -> PathBuf {
+    if name == "omnilabel-edge"
+        && let Some(other) = std::env::var_os("OMNILABEL_EDGE").map(PathBuf::from)
+    {
+        assert!(other.is_file(), "OMNILABEL_EDGE is {}: there is no such program", other.display());
+        return other;
+    }
     let test = std::env::current_exe().unwrap_or_default();
     // Tests lie in a folder below the programs', a program lies beside them.
     let folders = test.ancestors().skip(1).take(2);
@@ -77,14 +93,14 @@ pub fn succeed<A: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = A>) -
 /// Looks every 50 ms until there is something.
 ///
 /// # Panics
-/// There is nothing for [`DEADLINE`].
+/// There is nothing for as long as [`deadline`] says.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
+    let (start, deadline) = (Instant::now(), deadline());
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(start.elapsed() < DEADLINE, "{what} did not happen within {} s", DEADLINE.as_secs());
+        assert!(start.elapsed() < deadline, "{what} did not happen within {} s", deadline.as_secs());
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -5,7 +5,7 @@ use omnilabel_keypoints::wire::{Encoding, Message, ModelMsg, ReleaseMsg};
 use omnilabel_link::{Incoming, Link, LinkConfig};
 use omnilabel_scenes::{DEFAULT_SIZE, Look, write_coco};
 use omnilabel_tests::fleet::{Camera, SITE, Site, Student};
-use omnilabel_tests::peers::{DEADLINE, run, succeed, teacher, until};
+use omnilabel_tests::peers::{deadline, run, succeed, teacher, until};
 use omnilabel_trainer::service::Event;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -260,7 +260,7 @@ async fn offer_unsigned(port: u16) -> ModelMsg {
             }
         }
     };
-    let said = tokio::time::timeout(DEADLINE, heard).await.expect("the device says why");
+    let said = tokio::time::timeout(deadline(), heard).await.expect("the device says why");
     link.close().await;
     said
 }

@@ -2,10 +2,11 @@
 //! documentation alone.
 
 use omnilabel::mjpeg::{MjpegServer, Pace};
+use omnilabel_bundle::{Bundle, seal};
 use omnilabel_keypoints::wire::Encoding;
 use omnilabel_scenes::Look;
 use omnilabel_tests::fleet::{Camera, SITE, Site, Student};
-use omnilabel_tests::peers::{Process, SmallDisk, python, root, succeed, teacher, until};
+use omnilabel_tests::peers::{Process, SmallDisk, python, root, run, succeed, teacher, until};
 use omnilabel_trainer::service::Event;
 use serde_json::Value;
 use std::path::Path;
@@ -123,9 +124,112 @@ fn a_student_that_training_ruined_is_refused_and_no_device_hears_of_it() {
     assert!(centre.wait().0.success());
 }
 
+/// The shipped model with every weight 1 % larger and all its hashes right: its golden frames are those of another model.
+fn drifted(root: &Path) -> Bundle {
+    let shipped = Bundle::open(&teacher()).expect("the shipped model");
+    for name in shipped.manifest().files.keys() {
+        let file = root.join(name);
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        std::fs::copy(shipped.path(name), file).expect("a copy");
+    }
+    let weights = root.join("weights.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("weights");
+    // The length of a JSON header, the header, f32 after f32.
+    let header = u64::from_le_bytes(*bytes.first_chunk().expect("a length"));
+    let numbers = &mut bytes[8 + usize::try_from(header).expect("a short header")..];
+    for number in numbers.as_chunks_mut().0 {
+        *number = (1.01 * f32::from_le_bytes(*number)).to_le_bytes();
+    }
+    std::fs::write(weights, bytes).expect("weights");
+    seal(root, shipped.manifest().clone()).expect("a bundle")
+}
+
+/// The arguments that sign a bundle by hand.
+fn release_of<'a>(config: &'a Path, bundle: &'a Path) -> [&'a std::ffi::OsStr; 5] {
+    ["release".as_ref(), "--config".as_ref(), config.as_os_str(), "--bundle".as_ref(), bundle.as_os_str()]
+}
+
+/// A stream of rendered scenes, a device that looks at it, a centre that trains nothing.
+fn one_camera(site: &Site, seed: u64) -> MjpegServer {
+    let footage = site.render("footage", &Look::studio(), seed, 12);
+    let stream = MjpegServer::start(&footage.join("images"), Pace::new(4.0)).expect("a stream");
+    site.provision("cam", Camera::Mjpeg(&stream.url()), Encoding::Cbor);
+    site.configure_centre(100_000, 0, Student::Careful);
+    stream
+}
+
+/// Lets everything end and returns the device's summary: no label was lost, evicted or stored twice.
+fn ended(site: &Site, stream: MjpegServer, device: Process, centre: Process) -> Value {
+    drop(stream);
+    site.until_drained();
+    for process in [&device, &centre] {
+        process.signal("TERM");
+    }
+    let end = summary(device);
+    assert!(centre.wait().0.success());
+    let [count] = &site.counts()[..] else { panic!("one device: {:?}", site.counts()) };
+    let committed = number(&end, "committed");
+    assert_eq!((number(&end, "evicted"), number(&end, "dropped"), count.conflicts), (0, 0, 0), "{end}");
+    assert_eq!((count.stored, count.settled), (committed, committed), "{count:?}");
+    end
+}
+
+#[test]
+fn a_release_that_gives_other_labels_than_its_golden_frames_is_refused_while_labels_go_on_and_the_next_one_runs() {
+    let Some(site) = Site::new() else { return };
+    let stream = one_camera(&site, 9);
+    let (centre, device) = (site.centre(), site.device("cam"));
+    site.until_more(3);
+
+    let (config, bad) = (site.path("trainer.toml"), drifted(&site.path("drifted")));
+    // The command tries the golden frames as a device does; a centre that let them pass is a worse one.
+    let refused = run("omnilabel-trainer", release_of(&config, bad.root()));
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && told.contains("a device would refuse it: golden/frame-"), "{told}");
+    let counter = site.sign(bad.root());
+    let (confirmed, reason) = site.until_refused("cam", counter);
+    assert!(confirmed == 0 && reason.starts_with("golden frames: golden/frame-"), "{confirmed}: {reason}");
+    assert!(!device.said().contains("the new model runs on probation"), "{}", device.said());
+    site.until_more(3);
+
+    succeed("omnilabel-trainer", release_of(&config, &teacher()));
+    until("the next release runs", || (site.counts()[0].confirmed == counter + 1).then_some(()));
+    site.until_more(3);
+    let end = ended(&site, stream, device, centre);
+    assert_eq!(number(&end, "model"), counter + 1, "{end}");
+}
+
+#[test]
+fn a_device_that_is_killed_in_a_probation_comes_back_with_the_old_model_and_says_why() {
+    let Some(site) = Site::new() else { return };
+    let stream = one_camera(&site, 10);
+    // Longer than this test.
+    let config = site.path("cam/edge.toml");
+    let text = std::fs::read_to_string(&config).expect("edge.toml");
+    let (short, long) = ("probation_frames = 4\n", "probation_frames = 100000\n");
+    assert!(text.contains(short), "{text}");
+    std::fs::write(&config, text.replace(short, long)).expect("edge.toml");
+    let (centre, mut device) = (site.centre(), site.device("cam"));
+    site.until_more(3);
+
+    succeed("omnilabel-trainer", release_of(&site.path("trainer.toml"), &teacher()));
+    until("a probation", || device.said().contains("the new model runs on probation").then_some(()));
+    // Frames of the release on trial are labelled, too.
+    site.until_more(3);
+    device.kill();
+    device = site.device("cam");
+    let (confirmed, reason) = site.until_refused("cam", 1);
+    assert!(confirmed == 0 && reason.starts_with("restart: "), "{confirmed}: {reason}");
+    site.until_more(3);
+    let slots = ["a", "b"].map(|slot| site.path("cam/state").join(slot).exists());
+    assert!(slots[0] != slots[1], "what was refused is not kept: {slots:?}");
+    let end = ended(&site, stream, device, centre);
+    assert_eq!(number(&end, "model"), 0, "{end}");
+}
+
 /// The labels of `omnilabel-edge label` on the same pictures, by image id.
 fn offline(images: &Path, out: &Path) -> Vec<Value> {
-    let manifest = omnilabel_bundle::Bundle::open(&teacher()).expect("the shipped model");
+    let manifest = Bundle::open(&teacher()).expect("the shipped model");
     let floor = manifest.manifest().thresholds.floor.to_string();
     let (model, scales) = (teacher(), "112,128,144");
     let args: [&std::ffi::OsStr; 12] = [
