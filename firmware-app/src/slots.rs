@@ -80,10 +80,9 @@ impl Slots {
     pub fn open(folder: &Path, trust: &Trust) -> anyhow::Result<(Self, Bundle)> {
         let (slots, bundle, rescued) = Self::find(folder, trust)?;
         if rescued {
-            slots.write()?
-        } else {
-            slots.tidy()?
+            slots.write()?;
         }
+        slots.tidy()?;
         Ok((slots, bundle))
     }
 
@@ -95,7 +94,7 @@ impl Slots {
         Self::find(folder, trust).map(|(slots, bundle, _)| (slots, bundle))
     }
 
-    /// The slots with the confirmed bundle, and whether neither state could be acted on.
+    /// The slots with the confirmed bundle, and whether this is not the state on disk.
     fn find(folder: &Path, trust: &Trust) -> anyhow::Result<(Self, Bundle, bool)> {
         let read = |name: &str| {
             let path = folder.join(name);
@@ -106,6 +105,8 @@ impl Slots {
         let mut candidates = Vec::new();
         for file in [STATE, OLD] {
             match read(file) {
+                // How the trial of the state before went on is not known: that says nothing about the release.
+                Ok(state) if file == OLD => candidates.push(State { phase: Phase::Idle, ..state }),
                 Ok(state) => candidates.push(state),
                 Err(error) => reasons.push(omnilabel_console::line(&error)),
             }
@@ -118,7 +119,8 @@ impl Slots {
             match Bundle::open(&folder.join(name(state.confirmed))) {
                 Ok(bundle) => {
                     let recovered = if index > 0 { Some(reasons.join("; ")) } else { old.filter(|reason| !reason.contains(OLD)) };
-                    return Ok((Self { folder: folder.to_owned(), state: *state, recovered }, bundle, false));
+                    let rescued = recovered.is_some();
+                    return Ok((Self { folder: folder.to_owned(), state: *state, recovered }, bundle, rescued));
                 }
                 Err(error) => reasons.push(format!("the confirmed model does not verify: {error}")),
             }

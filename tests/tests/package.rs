@@ -103,6 +103,7 @@ fn check_contents(package: &Path) {
         "-rw-r--r-- /usr/lib/tmpfiles.d/omnilabel-edge.conf",
         "-rw-r--r-- /usr/share/doc/omnilabel-edge/DEVICE.md.gz",
         "-rw-r--r-- /usr/share/doc/omnilabel-edge/EDGE.md.gz",
+        "-rw-r--r-- /usr/share/doc/omnilabel-edge/SITE.md.gz",
         "-rw-r--r-- /usr/share/doc/omnilabel-edge/changelog.gz",
         "-rw-r--r-- /usr/share/doc/omnilabel-edge/copyright",
         "-rw-r--r-- /usr/share/doc/omnilabel-edge/third-party.gz",

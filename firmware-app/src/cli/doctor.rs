@@ -283,7 +283,7 @@ fn broker(doctor: &mut Doctor, config: &EdgeConfig, runs: bool) {
                                 why = reason;
                                 return false;
                             }
-                            Incoming::Message { .. } => {}
+                            Incoming::Refused { .. } | Incoming::Message { .. } => {}
                         }
                     }
                     false

@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) model: String,
     pub(crate) hash: u64,
     pub(crate) phase: Phase,
+    /// Serial of the set of release keys; 0: the root key signs itself.
+    pub(crate) keys: u64,
     pub(crate) refused: Option<u64>,
     pub(crate) reason: String,
     pub(crate) views: usize,
@@ -207,6 +209,8 @@ impl Board {
             ills.push("the device starts".to_owned());
             return ills;
         };
+        // Without a broker labels wait; with one that takes none they wait for ever.
+        ills.extend(Some(&state.broker).filter(|broker| broker.well && !broker.reason.is_empty()).map(|broker| broker.reason.clone()));
         ills.extend(state.held.then(|| "the outbox cannot be written: labels and cameras wait".to_owned()));
         for (camera, spoke) in state.cameras.iter().zip(&self.spoke) {
             let silent = Duration::from_millis(self.ms().saturating_sub(spoke.load(Ordering::Relaxed)));
@@ -236,6 +240,7 @@ impl Board {
             counter("omnilabel_labels_committed_total", state.status.committed);
             counter("omnilabel_labels_evicted_total", state.status.evicted);
             counter("omnilabel_frames_evicted_total", state.status.frames_evicted);
+            gauge("omnilabel_release_keys_serial", state.keys as f64);
             gauge("omnilabel_outbox_pending", state.status.pending as f64);
             gauge("omnilabel_outbox_uncommitted", state.uncommitted as f64);
             gauge("omnilabel_outbox_bytes", state.bytes as f64);
@@ -296,6 +301,7 @@ mod tests {
             model: String::new(),
             hash: 0,
             phase: Phase::Idle,
+            keys: 0,
             refused: None,
             reason: String::new(),
             views: 1,
@@ -319,6 +325,9 @@ mod tests {
         assert_eq!(board.ills(), none);
         board.spoke[0].store(board.ms() - 61_000, Ordering::Relaxed);
         assert_eq!(board.ills(), ["camera gate says nothing for 61 s"]);
+        let refused = Step { well: true, since: board.since, reason: "the broker refuses what is published here".to_owned() };
+        board.set(State { broker: refused, ..state.clone() });
+        assert_eq!(board.ills()[0], "the broker refuses what is published here");
         // While the disk is full cameras wait: they are not ill.
         board.set(State { held: true, ..state.clone() });
         assert_eq!(board.ills(), ["the outbox cannot be written: labels and cameras wait"]);

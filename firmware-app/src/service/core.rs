@@ -49,6 +49,8 @@ pub(super) struct Core {
     pub(super) confirmed: Arc<Model>,
     /// The model on probation.
     pub(super) candidate: Option<Arc<Model>>,
+    /// Evicted frames and labels that the log knows of, and when it was told.
+    pub(super) told_evicted: ((u64, u64), Option<Instant>),
     pub(super) test: Test,
     pub(super) fetch: Option<Fetch>,
     /// A release that came while another was tried.
@@ -117,6 +119,7 @@ impl Core {
         Self {
             config,
             topics,
+            told_evicted: ((outbox.frames_evicted(), outbox.evicted()), None),
             outbox,
             sender: Sender::default(),
             slots,
@@ -197,6 +200,7 @@ impl Core {
                 }
                 (self.link.well, self.link.reason) = (false, reason);
             }
+            Event::Link(Incoming::Refused { reason }) => self.link.reason = reason,
             Event::Link(Incoming::Message { topic, payload, .. }) => self.message(&topic, &payload),
             Event::Labelled(labelled) => self.labelled(*labelled),
             Event::Skipped(skipped) => self.skipped(&skipped),
@@ -302,6 +306,7 @@ impl Core {
             model: manifest.name.clone(),
             hash: self.confirmed.hash(),
             phase: slots.phase,
+            keys: slots.set,
             refused,
             reason: reason.to_owned(),
             views: self.views,

@@ -9,7 +9,10 @@ use crate::service::engine::{Labelled, Skipped};
 use omnilabel_keypoints::label::Label;
 use omnilabel_keypoints::wire::LabelMsg;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Evictions are told this often at most.
+const TELL_EVICTED: Duration = Duration::from_secs(60);
 
 /// A frame behind a label that could not be written.
 pub(super) struct Held {
@@ -176,6 +179,13 @@ impl Core {
         }
         if self.outbox.uncommitted() == 0 {
             self.oldest_uncommitted = None;
+        }
+        let gone = (self.outbox.frames_evicted(), self.outbox.evicted());
+        if gone != self.told_evicted.0 && self.told_evicted.1.is_none_or(|at| now.duration_since(at) >= TELL_EVICTED) {
+            let (frames, labels) = (gone.0 - self.told_evicted.0.0, gone.1 - self.told_evicted.0.1);
+            let pending = self.outbox.pending();
+            tracing::warn!(frames, labels, pending, "the outbox is full: frames, then labels are evicted");
+            self.told_evicted = (gone, Some(now));
         }
         self.note_progress();
     }

@@ -255,7 +255,12 @@ fn lock(state_dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
     }
     let path = state_dir.join("lock");
     let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
-    file.try_lock().with_context(|| format!("another omnilabel-edge runs in {}", state_dir.display()))?;
+    if let Err(error) = file.try_lock() {
+        match error {
+            std::fs::TryLockError::WouldBlock => anyhow::bail!("another omnilabel-edge runs in {}", state_dir.display()),
+            std::fs::TryLockError::Error(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
+    }
     Ok(file)
 }
 
@@ -275,7 +280,7 @@ async fn read(mut incoming: mpsc::Receiver<Incoming>, events: mpsc::Sender<Event
             Incoming::Disconnected { .. } => {
                 connected.send_replace(false);
             }
-            Incoming::Message { .. } => {}
+            Incoming::Refused { .. } | Incoming::Message { .. } => {}
         }
         if events.send(Event::Link(message)).await.is_err() {
             return;

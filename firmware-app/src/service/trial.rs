@@ -43,6 +43,8 @@ pub(super) enum Test {
 pub(super) struct Report {
     refused: Option<u64>,
     reason: String,
+    /// The last message on the release topic was none.
+    bad_message: bool,
     /// Whether it is to be sent.
     pub(super) is_new: bool,
 }
@@ -53,7 +55,7 @@ impl Report {
             tracing::error!(reason, "the slot state was not readable; the device goes on with a model that verifies");
         }
         let reason = recovered.map_or(String::new(), |reason| format!("recovered: {reason}"));
-        Self { refused: None, reason, is_new: true }
+        Self { refused: None, reason, bad_message: false, is_new: true }
     }
 
     /// The last refused release, and why.
@@ -63,9 +65,24 @@ impl Report {
 
     fn refuse(&mut self, counter: Option<u64>, reason: String) {
         tracing::error!(counter, reason, "a release is refused");
+        self.bad_message = false;
         self.is_new = true;
         self.refused = counter;
         self.reason = reason;
+    }
+
+    /// A message that is no release of the owner's.
+    fn refuse_message(&mut self, reason: String) {
+        self.refuse(None, reason);
+        self.bad_message = true;
+    }
+
+    /// A good one came since.
+    fn message_is_good(&mut self) {
+        if std::mem::take(&mut self.bad_message) && self.refused.is_none() {
+            self.reason.clear();
+            self.is_new = true;
+        }
     }
 
     pub(super) fn message(&self, state: &State) -> ModelMsg {
@@ -193,7 +210,7 @@ impl Core {
         }
         let message = match ReleaseMsg::decode(payload) {
             Ok(message) => message,
-            Err(error) => return self.report.refuse(None, format!("not a release message: {error}")),
+            Err(error) => return self.report.refuse_message(format!("not a release message: {error}")),
         };
         let keys = self.trust.serial();
         let verified = self.trust.verify(&message);
@@ -208,8 +225,9 @@ impl Core {
         }
         let release: VerifiedRelease = match verified {
             Ok(release) => release,
-            Err(error) => return self.report.refuse(None, error.to_string()),
+            Err(error) => return self.report.refuse_message(error.to_string()),
         };
+        self.report.message_is_good();
         let manifest = release.manifest();
         let counter = manifest.counter;
         let state = self.slots.state();

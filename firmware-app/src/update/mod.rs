@@ -78,6 +78,9 @@ impl VerifiedRelease {
 pub fn read_public_key(path: &Path) -> anyhow::Result<VerifyingKey> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the root public key", path.display()))?;
     let text = text.trim();
+    if path.extension().is_some_and(|end| end == "key") || text.starts_with("omnilabel-private-key") {
+        bail!("{}: this is a private key, which no device is to have; expected the root key's release.pub", path.display());
+    }
     if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         bail!("{}: expected a public Ed25519 key of 64 hex digits", path.display());
     }

@@ -169,4 +169,11 @@ fn a_public_key_file_is_read_or_named() {
         std::fs::write(&path, bad).unwrap();
         assert!(read_public_key(&path).unwrap_err().to_string().contains("64 hex digits"));
     }
+    // A private key is told, by its tag or by its name: half of all are points of the curve, too.
+    let good = hex(key().verifying_key().as_bytes());
+    let named = folder.path().join("release.key");
+    for (path, text) in [(&path, format!("omnilabel-private-key {good}")), (&named, good)] {
+        std::fs::write(path, text).unwrap();
+        assert!(read_public_key(path).unwrap_err().to_string().contains("private key"), "{}", path.display());
+    }
 }

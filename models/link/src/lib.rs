@@ -103,6 +103,11 @@ pub enum Incoming {
         /// When it tries again.
         retry_in: Duration,
     },
+    /// Connected, but the broker refuses what is published or subscribed; told once a connection.
+    Refused {
+        /// What it says.
+        reason: String,
+    },
     /// A message.
     Message {
         /// Topic.

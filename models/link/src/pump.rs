@@ -26,6 +26,7 @@ const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 enum Item {
     Connected { connection: u64 },
     Disconnected { reason: String, retry_in: Duration },
+    Refused { reason: String },
     Message { publish: Publish, connection: u64 },
 }
 
@@ -65,6 +66,7 @@ pub(crate) fn start(
         connection,
         backoff: Backoff::default(),
         connected: None,
+        refused: false,
     };
     tokio::spawn(async move {
         poller.run(closing).await;
@@ -90,6 +92,8 @@ struct Poller {
     backoff: Backoff,
     /// Since when.
     connected: Option<Instant>,
+    /// Whether the owner knows that this connection is refused something.
+    refused: bool,
 }
 
 impl Poller {
@@ -108,6 +112,7 @@ impl Poller {
             match event {
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
                     self.connected = Some(Instant::now());
+                    self.refused = false;
                     let connection = self.next_connection();
                     self.put(Item::Connected { connection }).await;
                 }
@@ -122,11 +127,11 @@ impl Poller {
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {
                     let refused = ack.return_codes.iter().filter(|code| !matches!(code, rumqttc::SubscribeReasonCode::Success(_))).count();
                     if refused > 0 {
-                        tracing::error!(?ack.return_codes, "the broker refused {refused} subscriptions: check its access control");
+                        self.refuse(format!("{refused} subscriptions, {:?}", ack.return_codes)).await;
                     }
                 }
                 Ok(Event::Incoming(Packet::PubAck(ack))) if (ack.reason as u8) >= 0x80 => {
-                    tracing::error!(reason = ?ack.reason, "the broker refused a message: check its access control");
+                    self.refuse(format!("what is published here, {:?}", ack.reason)).await;
                 }
                 Ok(_) => {}
                 Err(ConnectionError::RequestsDone) => return,
@@ -136,6 +141,14 @@ impl Poller {
                     }
                 }
             }
+        }
+    }
+
+    async fn refuse(&mut self, what: String) {
+        if !std::mem::replace(&mut self.refused, true) {
+            let reason = format!("the broker refuses {what}: is the certificate this device's, and its access control loaded?");
+            tracing::error!(reason);
+            self.put(Item::Refused { reason }).await;
         }
     }
 
@@ -218,6 +231,7 @@ async fn forward(
                 (Incoming::Connected, None)
             }
             Item::Disconnected { reason, retry_in } => (Incoming::Disconnected { reason, retry_in }, None),
+            Item::Refused { reason } => (Incoming::Refused { reason }, None),
             Item::Message { publish, connection } => {
                 backlog_bytes.fetch_sub(publish.payload.len(), Ordering::SeqCst);
                 let message = Incoming::Message {

@@ -180,6 +180,32 @@ async fn a_broker_that_is_down_is_told_and_does_not_stop_a_close() {
 }
 
 #[tokio::test]
+async fn what_the_broker_refuses_is_told_once_a_connection() {
+    let acl = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(acl.path(), "topic readwrite mine/#\n").unwrap();
+    let Some(broker) = Broker::start(&format!("user root\nallow_anonymous true\nacl_file {}", acl.path().display())) else { return };
+    let (link, mut receiver) = Link::open(&config(broker.port), "a", None, vec!["mine/in".to_owned()]).unwrap();
+    connected(&mut receiver).await;
+    for topic in ["mine/in", "theirs", "theirs", "mine/in"] {
+        link.publish(topic, b"x".to_vec(), false).await.unwrap();
+    }
+    let (mut messages, mut reasons) = (0, Vec::new());
+    while messages < 2 || reasons.is_empty() {
+        until(&mut receiver, |incoming| {
+            match incoming {
+                Incoming::Message { .. } => messages += 1,
+                Incoming::Refused { reason } => reasons.push(reason),
+                other => panic!("{other:?}"),
+            }
+            Some(())
+        })
+        .await;
+    }
+    assert!(reasons.len() == 1 && reasons[0].contains("NotAuthorized"), "{reasons:?}");
+    link.close().await;
+}
+
+#[tokio::test]
 async fn plain_tcp_to_another_machine_is_refused() {
     let mut elsewhere = LinkConfig { host: "broker.example".into(), ..config(1883) };
     let error = Link::open(&elsewhere, "a", None, vec![]).err().unwrap().to_string();

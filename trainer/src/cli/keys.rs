@@ -2,6 +2,7 @@
 
 use crate::service::sign::{SignedKeys, read_key, read_public};
 use anyhow::Context;
+use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -37,7 +38,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let root = read_key(&args.root)?;
     let keys = args.keys.iter().map(|path| read_public(path)).collect::<Result<Vec<_>, _>>()?;
     let signed = SignedKeys::sign(&root, &args.site, args.serial, &keys, &args.newest)?;
-    std::fs::write(&args.out, serde_json::to_string_pretty(&signed)?).with_context(|| args.out.display().to_string())?;
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&args.out);
+    let mut file = file.with_context(|| format!("{}: a set of keys is never overwritten", args.out.display()))?;
+    file.write_all(serde_json::to_string_pretty(&signed)?.as_bytes()).with_context(|| args.out.display().to_string())?;
     omnilabel_console::say!("{}: set {} of {} keys for {}", args.out.display(), args.serial, keys.len(), args.site);
     omnilabel_console::say!("devices take it with the next release message; from then on none but these keys signs releases");
     Ok(())

@@ -4,7 +4,7 @@ use super::run::{runtime, stop_signal};
 use crate::service::config::ServiceConfig;
 use crate::service::events::{Event, EventLog};
 use crate::service::rounds::{Publish, copy_bundle, release_bundle};
-use crate::service::server::serve_release;
+use crate::service::server::{release_keys, serve_release};
 use crate::service::sign::read_key;
 use crate::service::store::Store;
 use anyhow::{Context, bail};
@@ -33,8 +33,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     omnilabel_console::log("info");
-    let config = ServiceConfig::load(&args.config)?;
-    let key = read_key(args.key.as_ref().unwrap_or(&config.release.key))?;
+    let mut config = ServiceConfig::load(&args.config)?;
+    if let Some(key) = args.key {
+        config.release.key = key;
+    }
+    let key = read_key(&config.release.key)?;
+    // With a set of keys, one that is not in it would be signed over, or refused by every device.
+    release_keys(&config)?;
     let bundle = Bundle::open(&args.bundle)?;
     if bundle.manifest().golden.is_empty() {
         bail!("{}: a device would refuse it: it has no golden frames to prove itself on (`train --golden`)", args.bundle.display());

@@ -80,6 +80,7 @@ pub async fn serve(
         models: BTreeMap::new(),
         changed: BTreeSet::new(),
         rejected: (0, String::new()),
+        claimed: Vec::new(),
     };
     let keys = release_keys(&config)?;
     let sender = Sender { config, keys, store: store.clone(), events: Arc::clone(&events), link: link.clone(), rollout: None };
@@ -137,7 +138,7 @@ pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog
         };
         match message {
             Some(Incoming::Connected) => announce.notify_one(),
-            Some(Incoming::Disconnected { reason, .. }) => tracing::warn!("broker: {reason}"),
+            Some(Incoming::Disconnected { reason, .. } | Incoming::Refused { reason }) => tracing::warn!("broker: {reason}"),
             Some(Incoming::Message { topic, payload, .. }) => {
                 if let Ok((_, Taken::Blocks(request))) = intake.take(&topic, payload) {
                     // A full queue drops the request: the device asks again.
@@ -168,6 +169,8 @@ struct Collector {
     models: BTreeMap<String, ModelMsg>,
     changed: BTreeSet<String>,
     rejected: (u64, String),
+    /// Releases that devices say they run, and that are to be looked up.
+    claimed: Vec<(String, u64)>,
 }
 
 impl Collector {
@@ -210,6 +213,7 @@ impl Collector {
                 self.announce.notify_one();
             }
             Incoming::Disconnected { reason, .. } => self.events.emit(Event::Broker { connected: false, reason }),
+            Incoming::Refused { reason } => self.events.emit(Event::Broker { connected: true, reason }),
             Incoming::Message { topic, payload, .. } => {
                 let size = payload.len();
                 match self.intake.take(&topic, payload) {
@@ -237,6 +241,7 @@ impl Collector {
             return;
         }
         self.models.insert(device.to_owned(), model.clone());
+        self.claimed.push((device.to_owned(), model.confirmed));
         self.events.emit(Event::DeviceModel {
             device: device.to_owned(),
             confirmed: model.confirmed,
@@ -281,6 +286,19 @@ impl Collector {
     }
 
     async fn report(&mut self, reported: &mut u64) {
+        for (device, counter) in std::mem::take(&mut self.claimed) {
+            match self.store.latest_release().await {
+                Ok(newest) if newest.as_ref().map_or(0, ReleaseRow::counter) < counter => {
+                    let message = format!(
+                        "{device} confirmed release {counter}, which this centre did not make: unless its state was lost, a release key was stolen \
+                         (docs/CENTRE.md, Keys)"
+                    );
+                    self.events.emit(Event::Error { what: "unknown release".to_owned(), message });
+                }
+                Ok(_) => {}
+                Err(error) => self.events.emit(Event::Error { what: "look up a release".to_owned(), message: error.to_string() }),
+            }
+        }
         for device in std::mem::take(&mut self.changed) {
             match self.store.tally(&device).await {
                 Ok((stored, duplicates)) => self.events.emit(Event::Labels { device, stored, duplicates }),
@@ -302,6 +320,7 @@ pub fn release_keys(config: &ServiceConfig) -> anyhow::Result<Option<(SigningKey
     let Some(path) = &config.release.keys else { return Ok(None) };
     let key = sign::read_key(&config.release.key).context("`release.key`")?;
     let keys = SignedKeys::read(path, &config.broker.site, &key.verifying_key()).context("`release.keys`")?;
+    keys.check_channel(&config.release.channel).with_context(|| format!("`release.keys`: {}", path.display()))?;
     Ok(Some((key, keys)))
 }
 

@@ -59,6 +59,9 @@ pub const PRIVATE: &str = "release.key";
 /// File of the public key.
 pub const PUBLIC: &str = "release.pub";
 
+/// What stands before the digits of a private key, so that it is not taken for a public one.
+const TAG: &str = "omnilabel-private-key ";
+
 /// Draws a key pair and writes `release.key` (mode 0600) and `release.pub` to `dir`; never overwrites one.
 ///
 /// # Errors
@@ -73,6 +76,9 @@ pub fn keygen(dir: &Path) -> Result<(PathBuf, PathBuf), SignError> {
     getrandom::fill(&mut seed).map_err(|e| SignError::Io { path: dir.to_owned(), source: std::io::Error::other(e.to_string()) })?;
     let key = SigningKey::from_bytes(&seed);
     let (private, public) = (dir.join(PRIVATE), dir.join(PUBLIC));
+    if let Some(path) = [&private, &public].into_iter().find(|path| path.exists()) {
+        return Err(SignError::Key { path: path.clone(), expected: "no file there: a key is never overwritten" });
+    }
     for (path, bytes, mode) in [(&private, key.to_bytes(), 0o600), (&public, key.verifying_key().to_bytes(), 0o644)] {
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create_new(true);
@@ -81,14 +87,19 @@ pub fn keygen(dir: &Path) -> Result<(PathBuf, PathBuf), SignError> {
         #[cfg(not(unix))]
         let _ = mode;
         let mut file = options.open(path).map_err(io(path))?;
-        writeln!(file, "{}", omnilabel_bundle::hex(&bytes)).and_then(|()| file.sync_all()).map_err(io(path))?;
+        let tag = if *path == private { TAG } else { "" };
+        writeln!(file, "{tag}{}", omnilabel_bundle::hex(&bytes)).and_then(|()| file.sync_all()).map_err(io(path))?;
     }
     Ok((private, public))
 }
 
+const PRIVATE_KEY: &str = "a private key as `keygen` writes it: 64 hex digits";
+
 fn hex32(path: &Path, expected: &'static str) -> Result<[u8; 32], SignError> {
     let text = std::fs::read_to_string(path).map_err(|source| SignError::Io { path: path.to_owned(), source })?;
-    let text = text.trim().as_bytes();
+    let text = text.trim();
+    // Without the tag, for keys of before.
+    let text = if expected == PRIVATE_KEY { text.strip_prefix(TAG).unwrap_or(text) } else { text }.as_bytes();
     let refuse = || SignError::Key { path: path.to_owned(), expected };
     let digit = |b: u8| char::from(b).to_digit(16).map(|d| d as u8);
     if text.len() != 64 {
@@ -106,7 +117,7 @@ fn hex32(path: &Path, expected: &'static str) -> Result<[u8; 32], SignError> {
 /// # Errors
 /// [`SignError::Io`], [`SignError::Key`].
 pub fn read_key(path: &Path) -> Result<SigningKey, SignError> {
-    let seed = hex32(path, "a private key: 64 hex digits")?;
+    let seed = hex32(path, PRIVATE_KEY)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -124,6 +135,9 @@ pub fn read_key(path: &Path) -> Result<SigningKey, SignError> {
 /// [`SignError::Io`], [`SignError::Key`].
 pub fn read_public(path: &Path) -> Result<VerifyingKey, SignError> {
     const EXPECTED: &str = "a public Ed25519 key: 64 hex digits";
+    if path.extension().is_some_and(|end| end == "key") {
+        return Err(SignError::Key { path: path.to_owned(), expected: "a public key, such as release.pub: this name is a private key's" });
+    }
     VerifyingKey::from_bytes(&hex32(path, EXPECTED)?).map_err(|_| SignError::Key { path: path.to_owned(), expected: EXPECTED })
 }
 
@@ -286,7 +300,8 @@ impl SignedKeys {
     pub fn read(path: &Path, site: &str, key: &VerifyingKey) -> Result<Self, SignError> {
         let refuse = |message: String| SignError::Keys { message: format!("{}: {message}", path.display()) };
         let text = std::fs::read_to_string(path).map_err(|source| SignError::Io { path: path.to_owned(), source })?;
-        let signed: Self = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+        let signed: Self =
+            serde_json::from_str(&text).map_err(|_| refuse("expected the file that `omnilabel-trainer keys` wrote".to_owned()))?;
         let root = hex_bytes(&signed.root).and_then(|bytes| VerifyingKey::from_bytes(&bytes.try_into().ok()?).ok());
         let signature = hex_bytes(&signed.signature).and_then(|bytes| Signature::from_slice(&bytes).ok());
         let (Some(root), Some(signature)) = (root, signature) else {
@@ -300,6 +315,18 @@ impl SignedKeys {
             return Err(refuse("devices would refuse every release: `release.key` is not in the set".to_owned()));
         }
         Ok(signed)
+    }
+
+    /// Whether it names the newest release of `channel`.
+    ///
+    /// # Errors
+    /// [`SignError::Keys`] when it does not.
+    pub fn check_channel(&self, channel: &str) -> Result<(), SignError> {
+        let set: KeySet = serde_json::from_str(&self.keys).map_err(SignError::Manifest)?;
+        let refuse = || SignError::Keys {
+            message: format!("the set names no newest release of the channel {channel}: `keys --newest {channel}=COUNTER`"),
+        };
+        set.newest_of(channel).map(|_| ()).ok_or_else(refuse)
     }
 
     /// Puts the set into a release's message.
@@ -404,7 +431,18 @@ mod tests {
     fn key_files_are_private_and_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let (private, _) = keygen(dir.path()).unwrap();
-        assert!(matches!(keygen(dir.path()), Err(SignError::Io { .. })));
+        let key = read_key(&private).unwrap();
+        assert!(keygen(dir.path()).unwrap_err().to_string().contains("never overwritten"));
+        assert_eq!(read_key(&private).unwrap(), key);
+        // Half of all private keys are points of the curve, too.
+        let renamed = dir.path().join("other.pub");
+        std::fs::copy(&private, &renamed).unwrap();
+        for path in [&private, &renamed] {
+            assert!(read_public(path).unwrap_err().to_string().contains("a public"), "{}", path.display());
+        }
+        // Keys of before have no tag.
+        std::fs::write(&private, omnilabel_bundle::hex(&key.to_bytes())).unwrap();
+        assert_eq!(read_key(&private).unwrap(), key);
         let mut mode = std::fs::metadata(&private).unwrap().permissions();
         std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o644);
         std::fs::set_permissions(&private, mode).unwrap();

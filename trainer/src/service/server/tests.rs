@@ -5,7 +5,7 @@ use crate::service::events::EventReader;
 use crate::service::sign;
 use crate::service::store::counts::{DeviceCounts, read_counts};
 use crate::service::testing::{MeanPose, World, encode, messages};
-use omnilabel_keypoints::wire::{ReleaseMsg, StatusMsg};
+use omnilabel_keypoints::wire::{ModelMsg, ReleaseMsg, StatusMsg};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -59,6 +59,7 @@ async fn device(config: ServiceConfig, name: &'static str, labels: u64, bias: f6
             message = incoming.recv() => match message.unwrap() {
                 Incoming::Connected => connected = true,
                 Incoming::Disconnected { .. } => connected = false,
+                Incoming::Refused { reason } => panic!("{reason}"),
                 Incoming::Message { payload, .. } => {
                     let ack = AckMsg::decode(&payload).unwrap();
                     if ack.epoch == 77 {
@@ -213,6 +214,7 @@ async fn what_is_not_kept_is_an_event() {
         models: BTreeMap::new(),
         changed: BTreeSet::new(),
         rejected: (0, String::new()),
+        claimed: Vec::new(),
     };
     // The label and its frame, both again, and another label under the same key.
     let (first, other) = (messages(1, 0.0, 0), messages(1, 0.1, 0));
@@ -229,6 +231,20 @@ async fn what_is_not_kept_is_an_event() {
     assert_eq!((device.as_str(), *said), ("cam-1", bytes));
     assert!(reason.contains("at most 1000"), "{reason}");
     assert_eq!(*conflict, Event::Conflict { device: "cam-1".into(), epoch: 77, sequence: 1 });
+
+    // Who runs a release that nobody made here has it from somebody else.
+    collector.model("cam-1", &ModelMsg { version: 1, confirmed: 0, ..ModelMsg::default() });
+    collector.model("cam-2", &ModelMsg { version: 1, confirmed: 7, ..ModelMsg::default() });
+    collector.report(&mut 0).await;
+    let events: Vec<_> = EventReader::new(&config.state_dir).poll().unwrap().into_iter().map(|s| s.event).collect();
+    let unknown: Vec<&String> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Error { what, message } if what == "unknown release" => Some(message),
+            _ => None,
+        })
+        .collect();
+    assert!(unknown.len() == 1 && unknown[0].starts_with("cam-2 confirmed release 7"), "{unknown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
