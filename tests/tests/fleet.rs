@@ -58,6 +58,8 @@ fn broker_device_and_centre_are_killed_and_no_label_is_lost_or_stored_twice_and_
     });
     // The swap stopped nothing: both models' labels are there, and the new one's keep coming.
     site.until_more(3);
+    // A slow device is not through its folder yet.
+    until("every frame of the folder", || site.counts().iter().any(|c| c.device == "studio" && c.stored >= 90).then_some(()));
     drop(stream);
     site.until_drained();
     for device in [&folder, &live] {
