@@ -1,4 +1,5 @@
-//! Changes of files that a power cut leaves either undone or done. In tests the power can be cut at every one of them.
+//! Changes of files that a power cut leaves either undone or done. In tests every one of them, and all
+//! after it, can be made to fail.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -128,7 +128,7 @@ impl Slots {
         // Neither state can be acted on: the newest bundle that verifies, as confirmed as anything here can be.
         // A newer set of keys may have taken back what was the highest counter before.
         let set = candidates.iter().map(|state| state.set).max().unwrap_or(0);
-        let highest = candidates.iter().filter(|state| state.set == set).map(|state| state.highest).max().unwrap_or(0);
+        let highest = candidates.iter().filter(|state| state.set == set).map(State::floor).max().unwrap_or(0);
         let mut whole = Vec::new();
         for slot in [Slot::A, Slot::B] {
             match Bundle::open(&folder.join(name(slot))) {

@@ -2,7 +2,7 @@
 //!
 //! CRC-framed segment files, appended and fsynced in groups. *committed* means fsynced here. A label leaves the outbox when the
 //! collector has it, or when the byte budget evicts it, which is counted. Frames are evicted before labels: first the oldest segment
-//! with a frame loses its frames, and only when no closed segment has one left, the oldest labels go. It knows no clock and no network.
+//! with frames loses them; only when no closed segment has frames left, the oldest labels go. It knows no clock and no network.
 
 mod segment;
 mod sender;
@@ -254,16 +254,16 @@ impl<S: Storage> Outbox<S> {
             recovery.torn_bytes += tail;
         }
         let through = self.meta.frames_evicted_through;
-        let damaged_or_headless = damaged > 0 || segment::read_header(bytes).is_none();
-        if damaged_or_headless {
+        let is_damaged = damaged > 0 || segment::read_header(bytes).is_none();
+        if is_damaged {
             recovery.damaged_bytes += damaged;
             set_aside(&mut self.storage, &name, bytes, recovery)?;
         }
         // An eviction of frames that a crash left is finished.
-        if damaged_or_headless || extents.iter().any(|extent| extent.jpeg > 0 && extent.sequence <= through) {
+        if is_damaged || extents.iter().any(|extent| extent.jpeg > 0 && extent.sequence <= through) {
             let (clean, moved) = segment::without_jpegs(self.meta.epoch, first, bytes, &extents, through);
             (valid, extents) = (clean.len() as u64, moved);
-            self.storage.replace(&name, &clean).map_err(failed("write", &name))?;
+            self.replace(&name, &clean).map_err(failed("write", &name))?;
         } else if tail > 0 {
             self.storage.truncate(&name, valid).map_err(failed("truncate", &name))?;
         }
@@ -292,7 +292,8 @@ impl<S: Storage> Outbox<S> {
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         match self.storage.replace(name, bytes) {
             Err(error) if error.kind() == io::ErrorKind::StorageFull && self.reserved => {
-                self.storage.remove(RESERVE)?;
+                // It may be gone: there is as much room then as there can be.
+                let _ = self.storage.remove(RESERVE);
                 self.reserved = false;
                 self.storage.replace(name, bytes)
             }
@@ -362,19 +363,18 @@ impl<S: Storage> Outbox<S> {
     /// [`OutboxError::Size`], [`OutboxError::Storage`]; the label is not in the outbox then and its key is free again.
     pub fn append(&mut self, frame: u64, label: Vec<u8>, jpeg: Vec<u8>) -> Result<LabelKey, OutboxError> {
         let key = self.next_key();
-        let jpeg_bytes = jpeg.len();
+        let jpeg_bytes = jpeg.len() as u32;
         let record = segment::record(&Entry { sequence: key.sequence, frame, label, jpeg });
         let limit = segment::MAX_BODY + segment::PREFIX;
         if record.len() > limit {
             return Err(OutboxError::Size { found: record.len(), limit });
         }
-        let pixels = jpeg_bytes as u32;
-        match self.write(key.sequence, &record, pixels) {
+        match self.write(key.sequence, &record, jpeg_bytes) {
             Err(OutboxError::Storage { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
                 // The torn record fills the disk to its last byte: without it there is room for what an eviction writes.
                 self.repair_tail()?;
                 if self.evict_frames().unwrap_or(false) || self.evict_oldest()? {
-                    self.write(key.sequence, &record, pixels)?;
+                    self.write(key.sequence, &record, jpeg_bytes)?;
                 } else {
                     return Err(failed("append to", "the outbox")(source));
                 }

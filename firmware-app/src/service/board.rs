@@ -325,9 +325,9 @@ mod tests {
         assert_eq!(board.ills(), none);
         board.spoke[0].store(board.ms() - 61_000, Ordering::Relaxed);
         assert_eq!(board.ills(), ["camera gate says nothing for 61 s"]);
-        let refused = Step { well: true, since: board.since, reason: "the broker refuses what is published here".to_owned() };
+        let refused = Step { well: true, since: board.since, reason: "the broker refuses a message".to_owned() };
         board.set(State { broker: refused, ..state.clone() });
-        assert_eq!(board.ills()[0], "the broker refuses what is published here");
+        assert_eq!(board.ills()[0], "the broker refuses a message");
         // While the disk is full cameras wait: they are not ill.
         board.set(State { held: true, ..state.clone() });
         assert_eq!(board.ills(), ["the outbox cannot be written: labels and cameras wait"]);

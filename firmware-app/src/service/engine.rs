@@ -269,14 +269,47 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{PolicyConfig, TeacherConfig};
+    use crate::testing::{bundle, model};
+    use omnilabel_detect::frame::Frame;
+    use omnilabel_keypoints::geometry::Size;
 
     #[test]
-    fn what_waits_weighs_until_it_is_dropped() {
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let weights = [Weight::new(&waiting, MAX_WAITING), Weight::new(&waiting, 1)];
-        assert_eq!(waiting.load(Ordering::Relaxed), MAX_WAITING + 1);
-        drop(weights);
+    fn no_frame_is_taken_while_too_many_bytes_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Arc::new(model(&bundle(&folder.path().join("bundle"), "first", 1, 500), 0, false));
+        let (boxes, waiting) = (Arc::new(Mailboxes::new(1)), Arc::new(AtomicUsize::new(0)));
+        let (events, mut inbox) = tokio::sync::mpsc::channel(4);
+        let (commander, commands) = std::sync::mpsc::sync_channel(1);
+        let engine = Engine {
+            model,
+            last: VecDeque::new(),
+            boxes: Arc::clone(&boxes),
+            live: vec![false],
+            policy: Policy::new(PolicyConfig::default(), 1, Quota::default()),
+            load: Load::new(&TeacherConfig::default()),
+            commands,
+            events,
+            hold: Arc::default(),
+            waiting: Arc::clone(&waiting),
+            panicked: Arc::default(),
+            pulse: Arc::default(),
+            since: Instant::now(),
+        };
+        let others = Weight::new(&waiting, MAX_WAITING + 1);
+        let frame = Frame { size: Size { width: 48, height: 32 }, rgb: vec![9; 48 * 32 * 3] };
+        let shot = Shot { id: 1, captured_ms: 1, name: "1".to_owned(), jpeg: None, frame, position: None };
+        boxes.put(0, CameraEvent::Shot(Box::new(shot)), false);
+        let engine = std::thread::spawn(move || engine.run());
+        std::thread::sleep(5 * LOOK);
+        assert!(inbox.try_recv().is_err(), "a frame was taken");
+        drop(others);
+        let Some(Event::Labelled(labelled)) = inbox.blocking_recv() else { panic!("no label") };
+        assert_eq!(waiting.load(Ordering::Relaxed), 48 * 32 * 3, "it weighs until it is dropped");
+        drop(labelled);
         assert_eq!(waiting.load(Ordering::Relaxed), 0);
+        drop(commander);
+        engine.join().unwrap();
     }
 
     #[test]

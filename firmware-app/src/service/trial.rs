@@ -103,7 +103,8 @@ impl Report {
 impl Core {
     pub(super) fn boot(&mut self) {
         // A kill after a new set of keys was kept may have left the rest undone.
-        self.keys_changed();
+        self.follow_keys();
+        self.tell_beyond();
         self.step(trial::Event::Boot, "the device died during the trial");
     }
 
@@ -186,15 +187,18 @@ impl Core {
     }
 
     /// Brings the trial and the order of releases in line with the set of keys in use.
-    fn keys_changed(&mut self) {
-        let Some(set) = self.trust.serial() else { return };
-        let newest = self.trust.newest();
+    fn follow_keys(&mut self) {
+        let set = self.trust.serial().unwrap_or(0);
         if set > self.slots.state().set {
-            let trusted = self.slots.offer(&self.trust).is_some();
+            let (newest, trusted) = (self.trust.newest(), self.slots.offer(&self.trust).is_some());
             let confirmed_trusted = self.slots.confirmed_release(&self.trust).is_some();
             let keys = trial::Event::Keys { set, newest, trusted, confirmed_trusted };
             self.step(keys, "its key does not sign releases any more");
+            self.tell_beyond();
         }
+    }
+
+    fn tell_beyond(&mut self) {
         if self.slots.state().beyond {
             let confirmed = self.slots.state().confirmed_counter;
             let reason = format!("release {confirmed} was confirmed under keys that count no more; it runs until another is confirmed");
@@ -212,17 +216,14 @@ impl Core {
             Ok(message) => message,
             Err(error) => return self.report.refuse_message(format!("not a release message: {error}")),
         };
-        let keys = self.trust.serial();
         let verified = self.trust.verify(&message);
         if verified.is_ok()
             && let Err(error) = self.slots.renew(&message, payload)
         {
             tracing::error!(error = omnilabel_console::line(&error), "the release that was signed anew cannot be kept");
         }
-        // A new set of keys counts whatever becomes of the release beside it.
-        if self.trust.serial() != keys {
-            self.keys_changed();
-        }
+        // A new set of keys counts whatever becomes of the release beside it, and again where the state could not be written.
+        self.follow_keys();
         let release: VerifiedRelease = match verified {
             Ok(release) => release,
             Err(error) => return self.report.refuse_message(error.to_string()),
@@ -231,7 +232,7 @@ impl Core {
         let manifest = release.manifest();
         let counter = manifest.counter;
         let state = self.slots.state();
-        match manifest.check(&self.config.broker.site, &self.config.channel, state.highest) {
+        match manifest.check(&self.config.broker.site, &self.config.channel, state.floor()) {
             Ok(()) => {}
             // The retained release comes again with every connect.
             Err(ReleaseError::Counter { offered, .. }) if offered == state.confirmed_counter || Some(offered) == self.report.refused => {

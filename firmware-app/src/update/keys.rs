@@ -38,6 +38,8 @@ struct Known {
     serial: u64,
     newest: Option<u64>,
     keys: Vec<VerifyingKey>,
+    /// The JSON of the set.
+    json: Vec<u8>,
 }
 
 impl Trust {
@@ -93,7 +95,8 @@ impl Trust {
         let set: KeySet = serde_json::from_slice(&message.keys)?;
         set.check(&self.site, self.least.max(self.serial().unwrap_or(0)))?;
         let keys: Option<Vec<VerifyingKey>> = set.keys.iter().map(|key| super::public_key(key)).collect();
-        Ok(Known { serial: set.serial, newest: set.newest_of(&self.channel), keys: keys.ok_or(Refusal::KeysShape)? })
+        let (keys, json) = (keys.ok_or(Refusal::KeysShape)?, message.keys.to_vec());
+        Ok(Known { serial: set.serial, newest: set.newest_of(&self.channel), keys, json })
     }
 
     /// Verifies a release. A newer set of keys that comes with it is kept first, so that an older one never counts again.
@@ -102,12 +105,15 @@ impl Trust {
     /// See [`Refusal`].
     pub fn verify(&mut self, message: &ReleaseMsg) -> Result<VerifiedRelease, Refusal> {
         if !message.keys.is_empty() {
-            let known = self.read(message)?;
-            if self.serial() != Some(known.serial) {
-                self.keep(message).map_err(|source| Refusal::KeysFile { path: self.file.clone(), source })?;
-                let (serial, keys) = (known.serial, known.keys.len());
-                tracing::info!(serial, keys, "a new set of release keys, signed by the root key");
-                self.set = Set::Known(known);
+            let read = self.read(message)?;
+            match &self.set {
+                Set::Known(known) if known.json == read.json => {}
+                Set::Known(known) if known.serial == read.serial => return Err(Refusal::KeysSerial(read.serial)),
+                _ => {
+                    self.keep(message).map_err(|source| Refusal::KeysFile { path: self.file.clone(), source })?;
+                    tracing::info!(serial = read.serial, keys = read.keys.len(), "a new set of release keys, signed by the root key");
+                    self.set = Set::Known(read);
+                }
             }
         }
         self.verify_known(message)
@@ -125,6 +131,7 @@ impl Trust {
         };
         keys.iter()
             .find_map(|key| VerifiedRelease::verify(message, key).ok())
+            // Its error, where no key fits: a set has one at least.
             .map_or_else(|| VerifiedRelease::verify(message, &keys[0]), Ok)
     }
 
@@ -175,6 +182,8 @@ mod tests {
                 trust.verify_known(&sign(&manifest(), signer)).unwrap();
             }
             assert!(trust.verify(&sign(&manifest(), &root)).is_err(), "with release keys, the root key signs keys alone");
+            let other = trust.verify(&message(&a, &root, "yard", 3, &[&a])).unwrap_err().to_string();
+            assert!(other.contains("another set") && other.contains('3'), "{other}");
             let older = trust.verify(&message(&a, &root, "yard", 2, &[&a])).unwrap_err().to_string();
             assert!(older.contains('2') && older.contains('3'), "{older}");
         }

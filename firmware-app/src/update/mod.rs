@@ -12,7 +12,7 @@ pub use keys::Trust;
 
 use anyhow::{Context, bail};
 use ed25519_dalek::{Signature, VerifyingKey};
-use omnilabel_keypoints::release::{DOMAIN, KeySetError, ReleaseManifest};
+use omnilabel_keypoints::release::{DOMAIN, KeySetError, PRIVATE_KEY_TAG, ReleaseManifest};
 use omnilabel_keypoints::wire::ReleaseMsg;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,9 @@ pub enum Refusal {
     /// The root key signed a set that is not for this device.
     #[error(transparent)]
     Keys(#[from] KeySetError),
+    /// The root key signed two sets with one serial.
+    #[error("another set of release keys with the serial {0} is known: sign this one with a larger serial")]
+    KeysSerial(u64),
     /// Hex digits that are no point of the curve.
     #[error("one of the release keys is no Ed25519 key")]
     KeysShape,
@@ -78,7 +81,7 @@ impl VerifiedRelease {
 pub fn read_public_key(path: &Path) -> anyhow::Result<VerifyingKey> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the root public key", path.display()))?;
     let text = text.trim();
-    if path.extension().is_some_and(|end| end == "key") || text.starts_with("omnilabel-private-key") {
+    if path.extension().is_some_and(|end| end == "key") || text.starts_with(PRIVATE_KEY_TAG) {
         bail!("{}: this is a private key, which no device is to have; expected the root key's release.pub", path.display());
     }
     if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -89,7 +92,5 @@ pub fn read_public_key(path: &Path) -> anyhow::Result<VerifyingKey> {
 
 /// A key of 64 hex digits.
 fn public_key(text: &str) -> Option<VerifyingKey> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
-    VerifyingKey::from_bytes(bytes.as_slice().try_into().ok()?).ok()
+    VerifyingKey::from_bytes(&omnilabel_bundle::unhex(text)?.try_into().ok()?).ok()
 }

@@ -10,6 +10,9 @@ pub const DOMAIN: &[u8] = b"omnilabel release v1\0";
 pub const KEYS_DOMAIN: &[u8] = b"omnilabel keys v1\0";
 /// Counters are below this: whoever has a release key cannot use up all that there are, and every report of one can be stored.
 pub const MAX_COUNTER: u64 = 1 << 48;
+/// What stands before the digits in the file of a private key, so that it is not taken for a public one: half of all are points of the
+/// curve, too.
+pub const PRIVATE_KEY_TAG: &str = "omnilabel-private-key ";
 /// The most release keys of a set, and the most channels it names.
 pub const MAX_KEYS: usize = 8;
 /// The largest set of release keys in bytes.

@@ -211,7 +211,7 @@ pub fn step(state: State, event: Event) -> (State, Action) {
 
 /// A verified release of `counter` is offered.
 fn offer(state: State, counter: u64) -> (State, Action) {
-    if counter <= state.highest {
+    if counter <= state.floor() {
         return (state, Action::Refuse);
     }
     let fetch = (state.with(Phase::Fetching { counter }), Action::Fetch(state.confirmed.other()));
@@ -264,6 +264,11 @@ impl State {
     /// A device whose provisioned model lies in `slot`.
     pub const fn provisioned(slot: Slot) -> Self {
         Self { confirmed: slot, confirmed_counter: 0, phase: Phase::Idle, highest: 0, set: 0, beyond: false }
+    }
+
+    /// The counter that an offer has to be above.
+    pub const fn floor(&self) -> u64 {
+        if self.beyond || self.highest > self.confirmed_counter { self.highest } else { self.confirmed_counter }
     }
 
     /// The slot whose model labels frames in this state.

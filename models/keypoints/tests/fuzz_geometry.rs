@@ -9,7 +9,7 @@ use omnilabel_keypoints::geometry::{Point, Rect, Size};
 use omnilabel_keypoints::heatmap::{MapKind, decode};
 use omnilabel_keypoints::label::{Detection, Keypoint, Label, Thresholds, harden};
 use omnilabel_keypoints::oks::oks;
-use omnilabel_keypoints::trial::{Event, Phase, Reason, Slot, State, step};
+use omnilabel_keypoints::trial::{Action, Event, Phase, Reason, Slot, State, step};
 use omnilabel_keypoints::view::{View, ViewGeometry};
 use omnilabel_keypoints::wire::{Encoding, LabelKey, LabelMsg, Message};
 
@@ -128,7 +128,10 @@ fn trials_from_any_persisted_state() {
                 }
                 _ => Event::Failed(Reason::Health),
             };
-            let (next, _) = step(state, event);
+            let (next, action) = step(state, event);
+            if let (Event::Offer { counter }, Action::Fetch(_)) = (event, action) {
+                assert!(state.beyond || counter > state.confirmed_counter, "a rollback: {state:?} takes {counter}");
+            }
             assert!(next.highest >= state.highest || next.set > state.set);
             assert!(next.confirmed == state.confirmed || matches!(state.phase, Phase::Probation { .. }));
             state = next;

@@ -127,11 +127,11 @@ impl Poller {
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {
                     let refused = ack.return_codes.iter().filter(|code| !matches!(code, rumqttc::SubscribeReasonCode::Success(_))).count();
                     if refused > 0 {
-                        self.refuse(format!("{refused} subscriptions, {:?}", ack.return_codes)).await;
+                        self.refuse(format!("{refused} of the subscriptions ({:?})", ack.return_codes)).await;
                     }
                 }
                 Ok(Event::Incoming(Packet::PubAck(ack))) if (ack.reason as u8) >= 0x80 => {
-                    self.refuse(format!("what is published here, {:?}", ack.reason)).await;
+                    self.refuse(format!("a message ({:?})", ack.reason)).await;
                 }
                 Ok(_) => {}
                 Err(ConnectionError::RequestsDone) => return,
@@ -146,7 +146,9 @@ impl Poller {
 
     async fn refuse(&mut self, what: String) {
         if !std::mem::replace(&mut self.refused, true) {
-            let reason = format!("the broker refuses {what}: is the certificate this device's, and its access control loaded?");
+            let reason = format!(
+                "the broker refuses {what}: check that the certificate is the one for this name and that the access control is loaded, then restart this program"
+            );
             tracing::error!(reason);
             self.put(Item::Refused { reason }).await;
         }

@@ -18,7 +18,7 @@ def stored(path):
     try:
         database = read_only(path)
         try:
-            return database.execute("SELECT coalesce(max(id), 0) FROM labels").fetchone()[0]
+            return database.execute("SELECT count(*) FROM labels").fetchone()[0]
         finally:
             database.close()
     except sqlite3.Error:

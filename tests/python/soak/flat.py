@@ -15,9 +15,7 @@ than 4. In an hour, whose window is 40 minutes, 4 MiB are 0.10 MiB a minute. The
 it is killed in the first part of a run. In a window of a minute the noise alone gives more than 4 MiB in 9 of 100 lives: what is shorter
 than 4 minutes is not judged.
 
-What is known: of three runs of 10, 10 and 12 minutes one breaks this bound (`steady`, seed 2, 10 minutes: +0.98 MiB of VmRSS a minute,
-6.5 MiB over the window). The cause is not known. A linear fit to its rate and backlog leaves 4.0 of the 6.5 MiB; the run of 12 minutes made
-nearly twice as many labels and ended 0.35 MiB lower. It is recorded in rss.txt, and self_test.py holds that it breaks the bound.
+One recorded run breaks this bound (rss.txt); self_test.py holds that it does. The cause is not known.
 
 Descriptors and threads are numbers of a few dozen that go up by one or two while something is opened anew. A leak of one for each
 reconnection or pipeline adds more than two even in ten minutes.
@@ -31,7 +29,7 @@ import numpy
 GROWTH = {"anon_kib": 4096, "rss_kib": None, "fds": 2, "threads": 2}
 # Minutes that the window has at least; a shorter one is shown, not judged.
 SHORTEST = {"anon_kib": 4}
-# KiB a minute that are found for certain, noise and all, in the shortest window that a run of so many minutes has: self_test.py.
+# KiB a minute that are found in every life that self_test.py draws, in the shortest window that a run of so many minutes has.
 FOUND = {"steady": {10: 1280, 60: 164}, "centre": {10: 1229, 60: 195}}
 # With fewer samples in the window no slope is worth a word.
 SAMPLES = 12

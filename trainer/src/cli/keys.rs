@@ -1,7 +1,7 @@
 //! `omnilabel-trainer keys`: the root key says which keys may sign releases.
 
 use crate::service::sign::{SignedKeys, read_key, read_public};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -38,9 +38,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let root = read_key(&args.root)?;
     let keys = args.keys.iter().map(|path| read_public(path)).collect::<Result<Vec<_>, _>>()?;
     let signed = SignedKeys::sign(&root, &args.site, args.serial, &keys, &args.newest)?;
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&args.out);
-    let mut file = file.with_context(|| format!("{}: a set of keys is never overwritten", args.out.display()))?;
-    file.write_all(serde_json::to_string_pretty(&signed)?.as_bytes()).with_context(|| args.out.display().to_string())?;
+    if args.out.exists() {
+        bail!("{}: a set of keys is never overwritten; name another file", args.out.display());
+    }
+    let text = serde_json::to_string_pretty(&signed)? + "\n";
+    let written = std::fs::File::create_new(&args.out).and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+    written.with_context(|| args.out.display().to_string())?;
     omnilabel_console::say!("{}: set {} of {} keys for {}", args.out.display(), args.serial, keys.len(), args.site);
     omnilabel_console::say!("devices take it with the next release message; from then on none but these keys signs releases");
     Ok(())

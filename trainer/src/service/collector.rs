@@ -1,16 +1,13 @@
 //! From messages to records: what is worth storing, what is kept but not trained on, what is only counted. Pure; bytes come from anyone.
 
 use crate::service::config::CollectorConfig;
-use crate::service::store::intake::{LabelRow, Record};
+use crate::service::store::intake::{EVICTED, LabelRow, Record};
 use omnilabel_keypoints::wire::topic::{self, Kind};
 use omnilabel_keypoints::wire::{BlockRequest, FrameHeader, HistogramMsg, LabelKey, LabelMsg, Message, ModelMsg, StatusMsg, WireError};
 use std::collections::BTreeSet;
 
 /// The largest count that a device may report: sums over a fleet then stay far from overflow.
 pub const MAX_COUNT: u64 = omnilabel_keypoints::release::MAX_COUNTER;
-
-/// Why a frame of which only the header came is not kept.
-pub(crate) const EVICTED: &str = "the device evicted it to keep to its byte budget";
 
 /// Why a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

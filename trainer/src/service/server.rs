@@ -296,7 +296,11 @@ impl Collector {
                     self.events.emit(Event::Error { what: "unknown release".to_owned(), message });
                 }
                 Ok(_) => {}
-                Err(error) => self.events.emit(Event::Error { what: "look up a release".to_owned(), message: error.to_string() }),
+                Err(error) => {
+                    self.events.emit(Event::Error { what: "look up a release".to_owned(), message: error.to_string() });
+                    // The device says it once.
+                    self.claimed.push((device, counter));
+                }
             }
         }
         for device in std::mem::take(&mut self.changed) {

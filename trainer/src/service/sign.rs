@@ -4,8 +4,8 @@
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use omnilabel_bundle::Bundle;
 use omnilabel_keypoints::release::{
-    DOMAIN, KEYS_DOMAIN, KeySet, MAX_BLOCK_BYTES, MAX_BLOCKS, MAX_FILES, MAX_KEY_SET, MAX_KEYS, MAX_MANIFEST, Newest, ReleaseFile,
-    ReleaseManifest, is_inside,
+    DOMAIN, KEYS_DOMAIN, KeySet, MAX_BLOCK_BYTES, MAX_BLOCKS, MAX_COUNTER, MAX_FILES, MAX_KEY_SET, MAX_KEYS, MAX_MANIFEST, Newest,
+    PRIVATE_KEY_TAG, ReleaseFile, ReleaseManifest, is_inside,
 };
 use omnilabel_keypoints::wire::{ReleaseMsg, VERSION};
 use serde::{Deserialize, Serialize};
@@ -59,9 +59,6 @@ pub const PRIVATE: &str = "release.key";
 /// File of the public key.
 pub const PUBLIC: &str = "release.pub";
 
-/// What stands before the digits of a private key, so that it is not taken for a public one.
-const TAG: &str = "omnilabel-private-key ";
-
 /// Draws a key pair and writes `release.key` (mode 0600) and `release.pub` to `dir`; never overwrites one.
 ///
 /// # Errors
@@ -87,29 +84,19 @@ pub fn keygen(dir: &Path) -> Result<(PathBuf, PathBuf), SignError> {
         #[cfg(not(unix))]
         let _ = mode;
         let mut file = options.open(path).map_err(io(path))?;
-        let tag = if *path == private { TAG } else { "" };
+        let tag = if *path == private { PRIVATE_KEY_TAG } else { "" };
         writeln!(file, "{tag}{}", omnilabel_bundle::hex(&bytes)).and_then(|()| file.sync_all()).map_err(io(path))?;
     }
     Ok((private, public))
 }
 
-const PRIVATE_KEY: &str = "a private key as `keygen` writes it: 64 hex digits";
-
-fn hex32(path: &Path, expected: &'static str) -> Result<[u8; 32], SignError> {
+fn read_text(path: &Path) -> Result<String, SignError> {
     let text = std::fs::read_to_string(path).map_err(|source| SignError::Io { path: path.to_owned(), source })?;
-    let text = text.trim();
-    // Without the tag, for keys of before.
-    let text = if expected == PRIVATE_KEY { text.strip_prefix(TAG).unwrap_or(text) } else { text }.as_bytes();
-    let refuse = || SignError::Key { path: path.to_owned(), expected };
-    let digit = |b: u8| char::from(b).to_digit(16).map(|d| d as u8);
-    if text.len() != 64 {
-        return Err(refuse());
-    }
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(refuse)?;
-    }
-    Ok(bytes)
+    Ok(text.trim().to_owned())
+}
+
+fn key_bytes(text: &str) -> Option<[u8; 32]> {
+    omnilabel_bundle::unhex(text)?.try_into().ok()
 }
 
 /// Reads a private key; refuses one that others can read.
@@ -117,7 +104,10 @@ fn hex32(path: &Path, expected: &'static str) -> Result<[u8; 32], SignError> {
 /// # Errors
 /// [`SignError::Io`], [`SignError::Key`].
 pub fn read_key(path: &Path) -> Result<SigningKey, SignError> {
-    let seed = hex32(path, PRIVATE_KEY)?;
+    let text = read_text(path)?;
+    // Files of before have no tag.
+    let seed = key_bytes(text.strip_prefix(PRIVATE_KEY_TAG).unwrap_or(&text))
+        .ok_or_else(|| SignError::Key { path: path.to_owned(), expected: "a private key, as `omnilabel-trainer keygen` writes it" })?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -134,11 +124,13 @@ pub fn read_key(path: &Path) -> Result<SigningKey, SignError> {
 /// # Errors
 /// [`SignError::Io`], [`SignError::Key`].
 pub fn read_public(path: &Path) -> Result<VerifyingKey, SignError> {
-    const EXPECTED: &str = "a public Ed25519 key: 64 hex digits";
-    if path.extension().is_some_and(|end| end == "key") {
-        return Err(SignError::Key { path: path.to_owned(), expected: "a public key, such as release.pub: this name is a private key's" });
+    let refuse = |expected| SignError::Key { path: path.to_owned(), expected };
+    let text = read_text(path)?;
+    if text.starts_with(PRIVATE_KEY_TAG) || path.extension().is_some_and(|end| end == "key") {
+        return Err(refuse("a public key, such as release.pub; this is a private one"));
     }
-    VerifyingKey::from_bytes(&hex32(path, EXPECTED)?).map_err(|_| SignError::Key { path: path.to_owned(), expected: EXPECTED })
+    let key = key_bytes(&text).and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
+    key.ok_or_else(|| refuse("a public Ed25519 key: 64 hex digits"))
 }
 
 /// What a release names beside its files.
@@ -277,6 +269,9 @@ impl SignedKeys {
         let mut set = KeySet { format: 1, site, serial, ..KeySet::default() };
         for (channel, counter) in newest {
             let channel = heapless::String::try_from(channel.as_str()).map_err(|_| refuse("a channel's name is longer than 64 bytes"))?;
+            if *counter >= MAX_COUNTER || set.newest_of(&channel).is_some() {
+                return Err(refuse(&format!("the newest release of {channel} is given twice, or is not below 2⁴⁸")));
+            }
             let newest = Newest { channel, counter: *counter };
             set.newest.push(newest).map_err(|_| refuse(&format!("more than {MAX_KEYS} channels")))?;
         }
@@ -302,10 +297,12 @@ impl SignedKeys {
         let text = std::fs::read_to_string(path).map_err(|source| SignError::Io { path: path.to_owned(), source })?;
         let signed: Self =
             serde_json::from_str(&text).map_err(|_| refuse("expected the file that `omnilabel-trainer keys` wrote".to_owned()))?;
-        let root = hex_bytes(&signed.root).and_then(|bytes| VerifyingKey::from_bytes(&bytes.try_into().ok()?).ok());
-        let signature = hex_bytes(&signed.signature).and_then(|bytes| Signature::from_slice(&bytes).ok());
+        let root = omnilabel_bundle::unhex(&signed.root).and_then(|bytes| VerifyingKey::from_bytes(&bytes.try_into().ok()?).ok());
+        let signature = omnilabel_bundle::unhex(&signed.signature).and_then(|bytes| Signature::from_slice(&bytes).ok());
         let (Some(root), Some(signature)) = (root, signature) else {
-            return Err(refuse("`root` or `signature` is no such thing".to_owned()));
+            return Err(refuse(
+                "`root` is no Ed25519 key or `signature` no signature: write the file anew with `omnilabel-trainer keys`".to_owned(),
+            ));
         };
         let good = root.verify_strict(&[KEYS_DOMAIN, signed.keys.as_bytes()].concat(), &signature);
         good.map_err(|_| refuse("the signature is not the root key's".to_owned()))?;
@@ -324,7 +321,9 @@ impl SignedKeys {
     pub fn check_channel(&self, channel: &str) -> Result<(), SignError> {
         let set: KeySet = serde_json::from_str(&self.keys).map_err(SignError::Manifest)?;
         let refuse = || SignError::Keys {
-            message: format!("the set names no newest release of the channel {channel}: `keys --newest {channel}=COUNTER`"),
+            message: format!(
+                "the set does not name the newest release of the channel {channel}: sign the next one with `omnilabel-trainer keys … --newest {channel}=COUNTER`"
+            ),
         };
         set.newest_of(channel).map(|_| ()).ok_or_else(refuse)
     }
@@ -336,16 +335,11 @@ impl SignedKeys {
     pub fn attach(&self, message: &mut ReleaseMsg) -> Result<(), SignError> {
         let long = |_| SignError::Keys { message: format!("the set has {} bytes, {MAX_KEY_SET} at most", self.keys.len()) };
         message.keys = heapless::Vec::from_slice(self.keys.as_bytes()).map_err(long)?;
-        let signature = hex_bytes(&self.signature).unwrap_or_default();
+        let unreadable = || SignError::Keys { message: "the signature is not hex".to_owned() };
+        let signature = omnilabel_bundle::unhex(&self.signature).ok_or_else(unreadable)?;
         message.keys_signature = heapless::Vec::from_slice(&signature).map_err(long)?;
         Ok(())
     }
-}
-
-fn hex_bytes(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
-    let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 /// Checks a signature strictly, and only then parses the manifest.
@@ -410,6 +404,13 @@ mod tests {
         assert!(read("yard", &key).unwrap_err().contains("keys.json"));
         assert!(SignedKeys::sign(&root, "yard", 0, &[key.verifying_key()], &[]).is_err());
         assert!(SignedKeys::sign(&root, "yard", 1, &[], &[]).is_err());
+        let newest = |newest: &[(&str, u64)]| {
+            let newest: Vec<_> = newest.iter().map(|&(channel, counter)| (channel.to_owned(), counter)).collect();
+            SignedKeys::sign(&root, "yard", 1, &[key.verifying_key()], &newest)
+        };
+        assert!(newest(&[("stable", 1 << 48)]).is_err() && newest(&[("stable", 3), ("stable", 4)]).is_err());
+        let named = newest(&[("stable", 3)]).unwrap();
+        assert!(named.check_channel("stable").is_ok() && named.check_channel("beta").unwrap_err().to_string().contains("beta"));
         assert!(SignedKeys::sign(&root, "yard", 1, &[key.verifying_key(); 9], &[]).is_err());
 
         let mut message = sign(&key, &manifest()).unwrap();

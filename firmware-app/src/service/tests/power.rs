@@ -38,7 +38,9 @@ async fn update(cut_at: usize) -> Option<(End, usize)> {
     }
     let steps = power::restore(&state);
     // A broker of another update that is being started has the lock's descriptor from its fork to its exec.
+    let start = Instant::now();
     while lock(&state).is_err() {
+        assert!(start.elapsed() < DEADLINE, "the device's lock is still held");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
@@ -57,7 +59,8 @@ async fn update(cut_at: usize) -> Option<(End, usize)> {
 
     let model = centre.model.unwrap();
     let (slots, running) = Slots::look(&state, &trust(&state)).unwrap();
-    assert_eq!((slots.state().phase, slots.state().highest, slots.recovered()), (Phase::Idle, COUNTER, None), "cut at step {cut_at}");
+    let State { phase, highest, set, .. } = slots.state();
+    assert_eq!((phase, highest, set, slots.recovered()), (Phase::Idle, COUNTER, 1, None), "cut at step {cut_at}");
     assert!(!state.join("blocks").exists(), "cut at step {cut_at}");
     if model.confirmed == COUNTER {
         assert_eq!((running.manifest().name.as_str(), slots.state().confirmed_counter), ("second", COUNTER), "cut at step {cut_at}");

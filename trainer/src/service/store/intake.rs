@@ -1,7 +1,6 @@
 //! One commit: everything that waits in the queue, in one transaction with one fsync.
 
 use super::{Store, StoreError, marker, runs};
-use crate::service::collector::EVICTED;
 use omnilabel_keypoints::wire::{AckMsg, HistogramMsg, LabelKey, ModelMsg, StatusMsg};
 use sha2::{Digest, Sha256};
 use sqlx::SqliteConnection;
@@ -68,6 +67,9 @@ pub struct Committed {
     /// Frames that were settled now without being kept.
     pub refused: Vec<RefusedFrame>,
 }
+
+/// Why a frame of which only the header came is not kept.
+pub(crate) const EVICTED: &str = "the device evicted it to keep to its byte budget";
 
 /// A frame that is not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

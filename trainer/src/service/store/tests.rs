@@ -118,7 +118,7 @@ async fn a_frame_that_was_told_to_be_evicted_and_comes_after_all_is_kept() {
     let store = Store::open(dir.path(), false).await.unwrap();
     let told = |sequence| {
         let (device, Record::Frame { key, frame, .. }) = frame(sequence) else { unreachable!() };
-        let refused = Some(crate::service::collector::EVICTED.to_owned());
+        let refused = Some(super::intake::EVICTED.to_owned());
         (device, Record::Frame { key, frame, refused, jpeg: Vec::new() })
     };
     let done = store.commit(&[label(1, true), told(1), label(2, true), frame(2)], 1).await.unwrap();
