@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod changed;
+
+use changed::{changed_weights, noise};
 use omnilabel_bundle::{Bundle, Manifest, seal};
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::ensemble::Average;
@@ -157,31 +160,6 @@ fn golden_frames() {
     assert!(error.contains("../x"), "{error}");
 }
 
-/// The shipped model with `change` applied to the values of the tensors that `which` names, sealed anew with its old golden frames.
-fn changed_weights(which: impl Fn(&str) -> bool, mut change: impl FnMut(f32) -> f32) -> (tempfile::TempDir, Bundle) {
-    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../zoo/nano-scenes");
-    let (dir, shipped) = (tempfile::tempdir().unwrap(), Bundle::open(&zoo).unwrap());
-    std::fs::create_dir(dir.path().join("golden")).unwrap();
-    for name in shipped.manifest().files.keys() {
-        std::fs::copy(zoo.join(name), dir.path().join(name)).unwrap();
-    }
-    let path = dir.path().join("weights.safetensors");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let (header, tensors) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    // The same numbers in every run.
-    let tensors: std::collections::BTreeMap<_, _> = tensors.tensors().into_iter().filter(|(name, _)| which(name)).collect();
-    for (name, tensor) in tensors {
-        assert_eq!(tensor.dtype, safetensors::Dtype::F32, "{name}");
-        let (from, to) = tensor.data_offsets;
-        for value in bytes[8 + header..][from..to].as_chunks_mut::<4>().0 {
-            *value = change(f32::from_le_bytes(*value)).to_le_bytes();
-        }
-    }
-    std::fs::write(&path, &bytes).unwrap();
-    let bundle = seal(dir.path(), shipped.manifest().clone()).unwrap();
-    (dir, bundle)
-}
-
 /// Hashes say that weights came as they were signed; golden frames, that they are those of which the detections were made. Weights that
 /// are all wrong by at most a fifth of a percent are noticed, and nine in ten tensors that are wrong by a tenth.
 #[test]
@@ -190,14 +168,7 @@ fn golden_frames_tell_slightly_changed_weights() {
     let (_dir, same) = changed_weights(|_| false, |value| value);
     assert_eq!(check(&same), Ok(()));
     for percent in [5.0, 2.0, 1.0, 0.5, 0.2, 0.1] {
-        let mut random = 1_u32;
-        let (_dir, noisy) = changed_weights(
-            |_| true,
-            |value| {
-                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                value * (1.0 + 0.01 * percent * (f64::from(random) / f64::from(u32::MAX) * 2.0 - 1.0) as f32)
-            },
-        );
+        let (_dir, noisy) = changed_weights(|_| true, noise(percent));
         println!("weights changed by up to {percent} %: {:?}", check(&noisy));
         assert!(percent < 0.2 || check(&noisy).is_err(), "{percent} %");
     }

@@ -9,10 +9,12 @@
 #[path = "../candle_graphs/mod.rs"]
 mod candle_graphs;
 mod graphs;
+#[path = "../onnx_runtime/mod.rs"]
+mod onnx_runtime;
 mod reference;
 
 use candle_graphs::Candle;
-use graphs::{OnnxRuntime, RecordingBackbone};
+use graphs::RecordingBackbone;
 use omnilabel_bundle::Bundle;
 use omnilabel_detect::frame::transform;
 use omnilabel_detect::proposals::{LevelOutput, proposals};
@@ -27,6 +29,7 @@ use omnilabel_rcnn::network::Network;
 use omnilabel_rcnn::targets::{RoiSample, Sampled, Truth};
 use omnilabel_rcnn::train::{Chosen, objective_on};
 use omnilabel_runtime::{BackboneOutput, Graphs, Teacher, TractGraphs, ViewPlan};
+use onnx_runtime::OnnxRuntime;
 use reference::{Case, Reference, Values};
 use std::sync::Arc;
 
@@ -118,7 +121,7 @@ fn check(preset: &str, expected: Naming) {
     let runtimes: [(&str, Box<dyn Graphs>); 3] = [
         ("candle", Box::new(Candle(network.clone()))),
         ("tract", Box::new(TractGraphs::load(&bundle, 2).unwrap())),
-        ("onnxruntime", Box::new(OnnxRuntime::start(folder.path(), &config))),
+        ("onnxruntime", Box::new(OnnxRuntime::start(&bundle).expect("tests/setup makes .venv-test"))),
     ];
     for (runtime, graphs) in runtimes {
         let graphs = RecordingBackbone::new(graphs);
@@ -128,7 +131,7 @@ fn check(preset: &str, expected: Naming) {
             compare_detections(&format!("{preset}, {runtime}, {case}"), case, &outcome.values(case), &teacher, &bundle, &seen);
         }
     }
-    let onnxruntime = OnnxRuntime::start(folder.path(), &config);
+    let onnxruntime = OnnxRuntime::start(&bundle).expect("tests/setup makes .venv-test");
     for case in &outcome.detect {
         compare_batch(&format!("{preset}, {case}"), case, &outcome.values(case), &network, &onnxruntime, &bundle);
     }
@@ -283,7 +286,7 @@ fn compare_batch(what: &str, case: &Case, values: &Values, network: &Network, on
         case.frames.iter().map(|frame| transform(frame, &bundle.manifest().input, View { short_side: case.side, flip: false })).collect();
     let (rows, columns) = (images[0].rows, images[0].columns);
     let data: Vec<f32> = images.iter().flat_map(|image| image.data.iter().copied()).collect();
-    for (level, (shape, found)) in onnxruntime.batch(&data, images.len(), rows, columns).into_iter().enumerate() {
+    for (level, (shape, found)) in graphs::batch(onnxruntime, &data, images.len(), rows, columns).into_iter().enumerate() {
         let (expected_shape, expected) = values.get(&format!("features_{level}"));
         assert_eq!(shape, expected_shape, "{what}: shape of map {level} on ONNX Runtime");
         let off = worst(&found, expected) / scale(expected);
