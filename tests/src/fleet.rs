@@ -3,9 +3,11 @@
 use crate::peers::{Mosquitto, Process, succeed, teacher, until};
 use omnilabel_keypoints::wire::Encoding;
 use omnilabel_scenes::{DEFAULT_SIZE, Look, write_coco};
+use omnilabel_trainer::service::events::now_ms;
 use omnilabel_trainer::service::rounds::{Publish, release_bundle};
 use omnilabel_trainer::service::sign::read_key;
 use omnilabel_trainer::service::store::Store;
+use omnilabel_trainer::service::waves::Waves;
 use omnilabel_trainer::service::{DeviceCounts, Event, EventReader, ServiceConfig, read_counts};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -157,7 +159,8 @@ impl Site {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let store = Store::attach(&config.state_dir).await.expect("the centre's store");
-            release_bundle(&config, &store, &key, Publish { bundle, name: "untried", round: None }).await.expect("a release")
+            let release = Publish { bundle, name: "untried", round: None, waves: Waves::at_once(now_ms()) };
+            release_bundle(&config, &store, &key, release).await.expect("a release")
         })
     }
 

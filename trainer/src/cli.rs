@@ -2,8 +2,10 @@
 //!
 //! One file per subcommand: its arguments and what it prints.
 
+mod backup;
 mod check_config;
 mod common;
+mod dataset;
 mod distill;
 mod evaluate;
 mod experiment;
@@ -12,8 +14,11 @@ mod keygen;
 mod keys;
 mod presets;
 mod release;
+mod rollout;
+mod round;
 mod run;
 mod score;
+mod status;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -52,6 +57,18 @@ enum Command {
     Keys(keys::Args),
     /// Sign and publish a bundle by hand
     Release(release::Args),
+    /// What the collected labels are, whether they are whole, and a way out
+    Dataset(dataset::Args),
+    /// Copy what the centre knows, while it runs
+    Backup(backup::Args),
+    /// Put a backup into an empty state folder
+    Restore(backup::RestoreArgs),
+    /// Ask the centre for a round with the labels that are there
+    Round(round::Args),
+    /// Halt, resume or promote the release that goes out, or take it back
+    Rollout(rollout::Args),
+    /// What the centre has: devices, labels, rounds, the release that goes out, what it could not use
+    Status(status::Args),
 }
 
 /// Parses `args` (with the program name first) and runs the command.
@@ -73,6 +90,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             Command::Keygen(args) => keygen::run(args),
             Command::Keys(args) => keys::run(args),
             Command::Release(args) => release::run(args),
+            Command::Dataset(args) => dataset::run(args),
+            Command::Backup(args) => backup::run(&args),
+            Command::Restore(args) => backup::run_restore(&args),
+            Command::Round(args) => round::run(&args),
+            Command::Rollout(args) => rollout::run(args),
+            Command::Status(args) => status::run(args),
         },
         Err(error) => error.exit(),
     }

@@ -2,7 +2,7 @@
 
 mod pck;
 
-pub use pck::{Bin, PCK_PART, pck, pck_by_agreement};
+pub use pck::{Bin, PCK_PART, pck, pck_by_agreement, pck_by_keypoint};
 
 use crate::score::{CocoScores, GroundTruth, ScoreError, score};
 use omnilabel_bundle::Bundle;

@@ -86,17 +86,21 @@ impl Report {
     }
 
     pub(super) fn message(&self, state: &State) -> ModelMsg {
-        let trial = match state.phase {
-            Phase::Idle => None,
-            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
-        };
         let mut reason = heapless::String::new();
         for c in self.reason.chars() {
             if reason.push(c).is_err() {
                 break;
             }
         }
-        ModelMsg { version: VERSION, confirmed: state.confirmed_counter, trial, refused: self.refused, reason }
+        ModelMsg { version: VERSION, confirmed: state.confirmed_counter, trial: trial_of(state), refused: self.refused, reason }
+    }
+}
+
+/// Counter of the release on trial.
+const fn trial_of(state: &State) -> Option<u64> {
+    match state.phase {
+        Phase::Idle => None,
+        Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
     }
 }
 
@@ -171,10 +175,7 @@ impl Core {
         if self.candidate.take().is_some() {
             self.swap(Arc::clone(&self.confirmed));
         }
-        let counter = match before.phase {
-            Phase::Idle => None,
-            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
-        };
+        let counter = trial_of(&before);
         if self.test == Test::Runs {
             // It may still write: the slot keeps its mark until it is done.
             self.test = Test::Over { again: false };
@@ -239,6 +240,11 @@ impl Core {
                 return;
             }
             Err(error) => return self.report.refuse(Some(counter), error.to_string()),
+        }
+        // What it has begun it ends, whatever the share of the fleet is now.
+        if trial_of(&state) != Some(counter) && !message.is_turn_of(&self.config.device, counter) {
+            tracing::debug!(counter, "a release goes out, and it is not this device's turn yet");
+            return;
         }
         // A device without a clock relies on the counter.
         let now = now_ms();

@@ -26,6 +26,22 @@ pub const MAX_BLOCKS: usize = 384;
 /// The largest block in bytes: an MQTT packet with room to spare.
 pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
 
+/// Where a device stands in the order in which a release goes out, in thousandths of the fleet: by both, so that it is another device's
+/// turn first each time. FNV-1a with the last mixing of MurmurHash3: any even spread would do, this one is what everybody computes.
+pub const fn turn(device: &str, counter: u64) -> u16 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let (name, counter) = (device.as_bytes(), counter.to_le_bytes());
+    let mut i = 0;
+    while i < name.len() + counter.len() {
+        let byte = if i < name.len() { name[i] } else { counter[i - name.len()] };
+        hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        i += 1;
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    ((hash ^ (hash >> 33)) % 1000) as u16
+}
+
 /// One file of a release's bundle. JSON is read with std's serde_json at the edges; the type lives here for both sides.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReleaseFile {

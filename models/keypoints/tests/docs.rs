@@ -85,6 +85,7 @@ fn release() -> ReleaseMsg {
         signature: signature.into_iter().collect(),
         keys: keys.into_iter().collect(),
         keys_signature: keys_signature.into_iter().collect(),
+        waiting: 900,
     }
 }
 

@@ -187,7 +187,23 @@ impl Link {
         will: Option<Will>,
         subscriptions: Vec<String>,
     ) -> Result<(Self, mpsc::Receiver<Incoming>), LinkError> {
+        Self::open_ahead(config, client_id, will, subscriptions, RECEIVE_QUEUE)
+    }
+
+    /// The same with another number of messages (1 to 4,096) that the broker may send ahead of the owner, for one who takes many small ones
+    /// at a time.
+    ///
+    /// # Errors
+    /// [`LinkError::Tls`], [`LinkError::Config`].
+    pub fn open_ahead(
+        config: &LinkConfig,
+        client_id: &str,
+        will: Option<Will>,
+        subscriptions: Vec<String>,
+        ahead: usize,
+    ) -> Result<(Self, mpsc::Receiver<Incoming>), LinkError> {
         config.check()?;
+        let ahead = ahead.clamp(1, pump::BACKLOG_MESSAGES);
         let mut options = rumqttc::MqttOptions::new(client_id, rumqttc::Broker::tcp(config.host.clone(), config.port));
         options
             .set_clean_start(true)
@@ -195,7 +211,7 @@ impl Link {
             .set_connect_timeout(Duration::from_secs(10))
             .set_max_packet_size(Some(MAX_PACKET as u32))
             .set_incoming_packet_size_limit(rumqttc::IncomingPacketSizeLimit::Bytes(MAX_PACKET as u32))
-            .set_receive_maximum(Some(RECEIVE_QUEUE as u16))
+            .set_receive_maximum(Some(ahead as u16))
             .set_ack_mode(rumqttc::AckMode::Manual);
         if let Some(tls) = &config.tls {
             options.set_transport(rumqttc::Transport::tls_with_config(tls::configuration(tls)?));
@@ -207,7 +223,7 @@ impl Link {
             .capacity(PUBLISH_QUEUE)
             .try_build()
             .map_err(|error| LinkError::Config(error.to_string()))?;
-        let (subscriptions, receiver, close, closed) = pump::start(client.clone(), eventloop, subscriptions);
+        let (subscriptions, receiver, close, closed) = pump::start(client.clone(), eventloop, subscriptions, ahead);
         Ok((Self { inner: Arc::new(Inner { client, subscriptions, close, closed }) }, receiver))
     }
 

@@ -1,7 +1,7 @@
 //! Two tasks around the client's event loop. The *polling* task only polls and never waits for anybody else; the *forwarding* task
 //! subscribes after each connect, hands messages to the owner and acknowledges them to the broker once the owner has them.
 
-use crate::{Backoff, Incoming, RECEIVE_QUEUE};
+use crate::{Backoff, Incoming};
 use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ const STABLE: Duration = Duration::from_secs(5);
 /// Brokers do not keep to the receive maximum: rumqttd 0.20 ignores it and mosquitto 2.0.11 loses count of it when the client
 /// publishes too. What they send beyond it waits here, so that the polling task never waits for the owner (who may be waiting in a
 /// publish); past these limits the connection is dropped, which loses nothing that outbox and collector do not repeat.
-const BACKLOG_MESSAGES: usize = 4096;
+pub(crate) const BACKLOG_MESSAGES: usize = 4096;
 /// The same in bytes of payload.
 const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 
@@ -50,10 +50,11 @@ pub(crate) fn start(
     client: AsyncClient,
     eventloop: EventLoop,
     subscriptions: Vec<String>,
+    ahead: usize,
 ) -> (Subscriptions, mpsc::Receiver<Incoming>, watch::Sender<bool>, watch::Receiver<bool>) {
     let subscriptions: Subscriptions = Arc::new(Mutex::new(subscriptions));
     let (items, inner) = mpsc::channel(BACKLOG_MESSAGES);
-    let (outgoing, receiver) = mpsc::channel(RECEIVE_QUEUE);
+    let (outgoing, receiver) = mpsc::channel(ahead);
     let (close, closing) = watch::channel(false);
     let (done, closed) = watch::channel(false);
     let (connection, current) = watch::channel(0);

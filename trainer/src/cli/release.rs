@@ -2,11 +2,12 @@
 
 use super::run::{runtime, stop_signal};
 use crate::service::config::ServiceConfig;
-use crate::service::events::{Event, EventLog};
+use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rounds::{Publish, copy_bundle, release_bundle};
 use crate::service::server::{release_keys, serve_release};
 use crate::service::sign::read_key;
 use crate::service::store::Store;
+use crate::service::waves::Waves;
 use anyhow::{Context, bail};
 use omnilabel_bundle::{Bundle, hex};
 use omnilabel_runtime::{Teacher, check_golden};
@@ -26,6 +27,9 @@ pub(super) struct Args {
     /// Name for people, instead of the manifest's
     #[arg(long)]
     name: Option<String>,
+    /// To the whole fleet at once, without the waves of `[rollout]`
+    #[arg(long)]
+    at_once: bool,
     /// Publish it and serve its blocks until interrupted; without it, the running centre does
     #[arg(long)]
     serve: bool,
@@ -52,7 +56,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let name = args.name.unwrap_or_else(|| bundle.manifest().name.clone());
     runtime()?.block_on(async {
         let store = Store::attach(&config.state_dir).await?;
-        let counter = release_bundle(&config, &store, &key, Publish { bundle: &kept, name: &name, round: None }).await?;
+        let waves = if args.at_once { Waves::at_once(now_ms()) } else { Waves::begin(&config.rollout, now_ms()) };
+        let counter = release_bundle(&config, &store, &key, Publish { bundle: &kept, name: &name, round: None, waves }).await?;
         let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
         events.emit(Event::Released { round: None, counter, name: name.clone(), reason: "by hand".to_owned() });
         omnilabel_console::say!("release {counter} ({name}) for channel {}", config.release.channel);

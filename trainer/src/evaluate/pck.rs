@@ -12,6 +12,8 @@ pub const PCK_PART: f32 = 0.2;
 
 /// A labelled keypoint of a person whose torso is labelled.
 struct Judged<'d> {
+    /// Its index in the skeleton.
+    joint: usize,
     /// Whether it was found within [`PCK_PART`] of the torso.
     right: bool,
     /// What was found: by the person's detection, the one whose box overlaps the person's most.
@@ -25,6 +27,17 @@ pub fn pck(dataset: &Dataset, detections: &Detections) -> Option<f64> {
     let judged = judge(dataset, detections);
     let right = judged.iter().filter(|keypoint| keypoint.right).count();
     (!judged.is_empty()).then(|| right as f64 / judged.len() as f64)
+}
+
+/// [`pck`] of each keypoint of the skeleton; `None` for one that nobody has labelled, and empty where no torso is labelled.
+pub fn pck_by_keypoint(dataset: &Dataset, detections: &Detections) -> Vec<Option<f64>> {
+    let judged = judge(dataset, detections);
+    let of = |joint: usize| {
+        let all = judged.iter().filter(|keypoint| keypoint.joint == joint);
+        let (right, count) = all.fold((0_u64, 0_u64), |(right, count), keypoint| (right + u64::from(keypoint.right), count + 1));
+        (count > 0).then(|| right as f64 / count as f64)
+    };
+    if judged.is_empty() { Vec::new() } else { (0..dataset.skeleton.len()).map(of).collect() }
 }
 
 /// Values of equally many, sorted by something else.
@@ -91,7 +104,7 @@ fn judge<'d>(dataset: &Dataset, detections: &'d Detections) -> Vec<Judged<'d>> {
         for joint in 0..dataset.skeleton.len() {
             let Some(truth) = point(joint) else { continue };
             let found = best.and_then(|d| Some((d, d.keypoints.get(joint)?)));
-            judged.push(Judged { right: found.is_some_and(|(_, k)| distance(k.point, truth) <= near), found });
+            judged.push(Judged { joint, right: found.is_some_and(|(_, k)| distance(k.point, truth) <= near), found });
         }
     }
     judged

@@ -2,14 +2,14 @@
 
 use crate::arm::{ArmConfig, ArmOutcome, StepReport, train_arm};
 use crate::calibrate::{Judged, judge_boxes};
-use crate::evaluate::{EvaluateError, evaluate, load};
+use crate::evaluate::{EvaluateError, evaluate, load, pck_by_keypoint};
 use crate::mix::MANUAL_PERCENT;
 use crate::samples::SampleSet;
 use crate::service::config::{RoundConfig, ServiceConfig};
 use crate::start::{self, Start};
 use anyhow::Context;
 use omnilabel_bundle::{Bundle, DETECTOR, MANIFEST, Manifest};
-use omnilabel_coco::Dataset;
+use omnilabel_coco::{Dataset, ResultRecord};
 use omnilabel_keypoints::label::{Detection, Thresholds};
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::device::Compute;
@@ -30,6 +30,10 @@ pub struct Judgement {
     pub judged: Vec<Judged>,
     /// The detections of each picture that could be read.
     pub detections: Vec<Vec<Detection>>,
+    /// The same as COCO results.
+    pub results: Vec<ResultRecord>,
+    /// PCK of each keypoint, where there is one; empty where no torso is labelled.
+    pub pck: Vec<Option<f64>>,
 }
 
 /// One student to train.
@@ -141,8 +145,9 @@ impl TrainArm for Arm {
             judge_boxes(&dataset, image.image_id, &image.detections, &mut judged);
         }
         let scores = evaluation.single.named().map(|(name, value)| (name.to_owned(), value)).to_vec();
+        let (results, pck) = (detections.results(&dataset), pck_by_keypoint(&dataset, &detections));
         let detections = detections.images.into_iter().map(|image| image.detections).collect();
-        Ok(Some(Judgement { ap: evaluation.single.ap, scores, judged, detections }))
+        Ok(Some(Judgement { ap: evaluation.single.ap, scores, judged, detections, results, pck }))
     }
 
     fn train(&self, job: &Job, progress: &mut dyn FnMut(Progress), stop: &AtomicBool) -> anyhow::Result<Option<PathBuf>> {

@@ -39,6 +39,9 @@ pub enum Rejected {
     /// One device too many.
     #[error("more than {0} devices")]
     Devices(usize),
+    /// Not in the list of devices.
+    #[error("not a device of `collector.devices`")]
+    Unknown,
 }
 
 /// What a message becomes.
@@ -76,26 +79,36 @@ impl Intake {
     /// Reads one message: the device and what becomes of it.
     ///
     /// # Errors
-    /// See [`Rejected`].
-    pub fn take(&mut self, topic: &str, payload: Vec<u8>) -> Result<(String, Taken), Rejected> {
+    /// See [`Rejected`]; with the payload as it came.
+    pub fn take(&mut self, topic: &str, payload: Vec<u8>) -> Result<(String, Taken), (Rejected, Vec<u8>)> {
+        match self.read(topic, &payload) {
+            Ok((device, read)) => Ok((device, read.with(payload))),
+            Err(rejected) => Err((rejected, payload)),
+        }
+    }
+
+    fn read(&mut self, topic: &str, payload: &[u8]) -> Result<(String, Read), Rejected> {
         let (device, kind) = topic::parse_device(&self.prefix, &self.site, topic).ok_or(Rejected::Topic)?;
         topic::id(device).map_err(|_| Rejected::Topic)?;
-        let taken = self.read(kind, payload)?;
+        if !self.limits.devices.is_empty() && !self.limits.devices.iter().any(|known| known == device) {
+            return Err(Rejected::Unknown);
+        }
+        let read = self.message(kind, payload)?;
         if !self.devices.contains(device) {
             if self.devices.len() >= self.limits.max_devices {
                 return Err(Rejected::Devices(self.limits.max_devices));
             }
             self.devices.insert(device.to_owned());
         }
-        Ok((device.to_owned(), taken))
+        Ok((device.to_owned(), read))
     }
 
-    fn read(&self, kind: Kind, payload: Vec<u8>) -> Result<Taken, Rejected> {
-        Ok(Taken::Store(match kind {
-            Kind::Labels => Record::Label(Box::new(self.label(payload)?)),
-            Kind::Frames => self.frame(payload)?,
+    fn message(&self, kind: Kind, payload: &[u8]) -> Result<Read, Rejected> {
+        Ok(Read::Store(match kind {
+            Kind::Labels => return Ok(Read::Label(Box::new(self.label(payload)?))),
+            Kind::Frames => return self.frame(payload),
             Kind::Status => {
-                let status: StatusMsg = decode(&payload)?;
+                let status: StatusMsg = decode(payload)?;
                 for (what, value) in [
                     ("frames", status.frames),
                     ("bad_frames", status.bad_frames),
@@ -110,50 +123,49 @@ impl Intake {
                 Record::Status(status)
             }
             Kind::Model => {
-                let model: ModelMsg = decode(&payload)?;
+                let model: ModelMsg = decode(payload)?;
                 below("confirmed", model.confirmed, MAX_COUNT)?;
                 below("trial", model.trial.unwrap_or(0), MAX_COUNT)?;
                 below("refused", model.refused.unwrap_or(0), MAX_COUNT)?;
                 Record::Model(Box::new(model))
             }
             Kind::Histogram => {
-                let histogram: HistogramMsg = decode(&payload)?;
+                let histogram: HistogramMsg = decode(payload)?;
                 below("model", histogram.model, MAX_COUNT)?;
                 below("frames", histogram.frames, MAX_COUNT)?;
                 Record::Histogram(Box::new(histogram))
             }
-            Kind::BlocksGet => return Ok(Taken::Blocks(Box::new(decode(&payload)?))),
+            Kind::BlocksGet => return Ok(Read::Blocks(Box::new(decode(payload)?))),
             Kind::Ack => return Err(Rejected::Topic),
         }))
     }
 
-    fn label(&self, payload: Vec<u8>) -> Result<LabelRow, Rejected> {
-        let label: LabelMsg = decode(&payload)?;
+    fn label(&self, payload: &[u8]) -> Result<LabelRow, Rejected> {
+        let label: LabelMsg = decode(payload)?;
         key(label.key())?;
         below("model", label.model, MAX_COUNT)?;
         below("captured_ms", label.captured_ms, i64::MAX as u64)?;
         let other = label.instances.iter().find(|i| i.keypoints.len() != self.keypoints);
         let refused = if let Some(instance) = other {
             Some(format!("its skeleton has {} keypoints, the manual set's has {}", instance.keypoints.len(), self.keypoints))
-        } else if label.width == 0 || label.height == 0 {
-            Some(format!("its frame has {} × {} pixels", label.width, label.height))
         } else {
-            None
+            impossible(&label)
         };
         Ok(LabelRow {
             key: label.key(),
             frame: label.frame,
             captured_ms: label.captured_ms,
             model: label.model,
+            model_hash: label.model_hash,
             instances: label.instances.len() as u32,
             kept: label.instances.iter().filter(|i| i.kept).count() as u32,
             wants_frame: label.jpeg,
             refused,
-            payload,
+            payload: Vec::new(),
         })
     }
 
-    fn frame(&self, payload: Vec<u8>) -> Result<Record, Rejected> {
+    fn frame(&self, payload: &[u8]) -> Result<Read, Rejected> {
         let malformed = || Rejected::Wire(WireError::Malformed(0));
         let (length, rest) = payload.split_first_chunk::<2>().ok_or_else(malformed)?;
         let length = usize::from(u16::from_be_bytes(*length));
@@ -170,8 +182,51 @@ impl Intake {
         } else {
             picture(jpeg).err()
         };
-        Ok(Record::Frame { key, frame: header.frame, refused, jpeg: jpeg.to_vec() })
+        Ok(Read::Frame { key, frame: header.frame, refused, jpeg_at: 2 + length })
     }
+}
+
+/// What a message is, without the bytes that are kept of it.
+enum Read {
+    Label(Box<LabelRow>),
+    Frame { key: LabelKey, frame: u64, refused: Option<String>, jpeg_at: usize },
+    Store(Record),
+    Blocks(Box<BlockRequest>),
+}
+
+impl Read {
+    fn with(self, mut payload: Vec<u8>) -> Taken {
+        match self {
+            Self::Label(row) => Taken::Store(Record::Label(Box::new(LabelRow { payload, ..*row }))),
+            Self::Frame { key, frame, refused, jpeg_at } => {
+                Taken::Store(Record::Frame { key, frame, refused, jpeg: payload.split_off(jpeg_at) })
+            }
+            Self::Store(record) => Taken::Store(record),
+            Self::Blocks(request) => Taken::Blocks(request),
+        }
+    }
+}
+
+/// Why nobody could have seen this on a frame: sides that no frame has, boxes that end before they begin, points farther outside of the
+/// frame than it is large (a model may well guess where a hand is that the frame cuts off).
+fn impossible(label: &LabelMsg) -> Option<String> {
+    let limit = omnilabel_detect::frame::MAX_FRAME_SIDE;
+    if [label.width, label.height].iter().any(|side| !(1..=limit).contains(side)) {
+        return Some(format!("its frame has {} × {} pixels, 1 to {limit} expected", label.width, label.height));
+    }
+    // 1/16 px.
+    let near = |value: i32, side: u32| (-16 * i64::from(side)..=32 * i64::from(side)).contains(&i64::from(value));
+    label.instances.iter().enumerate().find_map(|(index, instance)| {
+        let [x1, y1, x2, y2] = instance.rect;
+        if x1 > x2 || y1 > y2 {
+            return Some(format!("the box of instance {index} ends before it begins: {:?} in 1/16 px", instance.rect));
+        }
+        if ![x1, x2].iter().all(|x| near(*x, label.width)) || ![y1, y2].iter().all(|y| near(*y, label.height)) {
+            return Some(format!("the box of instance {index} begins or ends far outside of the frame: {:?} in 1/16 px", instance.rect));
+        }
+        let far = instance.keypoints.iter().position(|point| !near(point.0, label.width) || !near(point.1, label.height))?;
+        Some(format!("keypoint {far} of instance {index} lies far outside of the frame: {:?} in 1/16 px", instance.keypoints[far]))
+    })
 }
 
 /// Checks the head of a JPEG without decoding its pixels.

@@ -68,6 +68,9 @@ pub struct ServiceConfig {
     pub gate: GateConfig,
     /// How it goes out.
     pub release: ReleaseConfig,
+    /// Waves.
+    #[serde(default)]
+    pub rollout: RolloutConfig,
 }
 
 fn default_client() -> String {
@@ -86,11 +89,13 @@ pub struct CollectorConfig {
     pub max_frame_bytes: usize,
     /// Messages of devices beyond this number are refused.
     pub max_devices: usize,
+    /// Messages of other devices are refused; empty: of none.
+    pub devices: Vec<String>,
 }
 
 impl Default for CollectorConfig {
     fn default() -> Self {
-        Self { batch: 256, batch_bytes: 16 << 20, max_frame_bytes: omnilabel_link::MAX_PACKET, max_devices: 1000 }
+        Self { batch: 1024, batch_bytes: 16 << 20, max_frame_bytes: omnilabel_link::MAX_PACKET, max_devices: 1000, devices: Vec::new() }
     }
 }
 
@@ -147,8 +152,10 @@ const fn default_seed() -> u64 {
 pub struct RoundConfig {
     /// New labels with frames that start a round.
     pub min_labels: u64,
-    /// Rounds over the life of the store; 0 only collects.
+    /// Rounds over the life of the store; 0 only collects. What is started by hand is not limited.
     pub max_rounds: u64,
+    /// When set, a label that has waited so long for a round starts one, however few there are.
+    pub max_age_hours: Option<u32>,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// Options of the training.
@@ -157,7 +164,7 @@ pub struct RoundConfig {
 
 impl Default for RoundConfig {
     fn default() -> Self {
-        Self { min_labels: 500, max_rounds: 1, checkpoint_every: 100, train: TrainOptions::default() }
+        Self { min_labels: 500, max_rounds: 1, max_age_hours: None, checkpoint_every: 100, train: TrainOptions::default() }
     }
 }
 
@@ -187,11 +194,15 @@ pub struct GateConfig {
     pub margin: f64,
     /// When set, it must be above by this much instead.
     pub min_improvement: Option<f64>,
+    /// When set, the share of resampled held-out sets on which that has to hold, too.
+    pub sure: Option<f64>,
+    /// When set, no keypoint's PCK and no third of the people by size may fall by more than this.
+    pub max_regression: Option<f64>,
 }
 
 impl Default for GateConfig {
     fn default() -> Self {
-        Self { margin: 0.005, min_improvement: None }
+        Self { margin: 0.005, min_improvement: None, sure: None, max_regression: None }
     }
 }
 
@@ -228,6 +239,28 @@ const fn default_block() -> u32 {
 
 const fn default_rate() -> u64 {
     32 << 20
+}
+
+/// `[rollout]`: how a release goes out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutConfig {
+    /// Percent of the fleet in each wave, rising, the last 100.
+    pub waves: Vec<f64>,
+    /// Of the devices that are there and did not refuse it, the share that has to confirm before the next wave.
+    pub confirmed: f64,
+    /// Of the devices that are there, the share that may refuse it; more halt the release.
+    pub max_refused: f64,
+    /// Seconds that a wave takes at least.
+    pub settle_seconds: u32,
+    /// Minutes after which it is decided without those that have said nothing: it goes on with more than half, and halts otherwise.
+    pub deadline_minutes: u32,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self { waves: vec![100.0], confirmed: 0.9, max_refused: 0.1, settle_seconds: 60, deadline_minutes: 60 }
+    }
 }
 
 impl ServiceConfig {
@@ -276,7 +309,7 @@ impl ServiceConfig {
         let id = |name: &str| topic::id(name).is_ok();
         let unit = |value: f64| (0.0..=1.0).contains(&value);
         let quote = |text: &str| format!("{text:?}");
-        let checks: [(bool, &'static str, String, &'static str); 18] = [
+        let checks: [(bool, &'static str, String, &'static str); 21] = [
             (!self.client_id.is_empty(), "client_id", quote(&self.client_id), "a name"),
             (!self.broker.host.is_empty(), "broker.host", quote(&self.broker.host), "a host name or address"),
             (id(&self.broker.site), "broker.site", quote(&self.broker.site), "1 to 64 of [A-Za-z0-9._-]"),
@@ -289,6 +322,12 @@ impl ServiceConfig {
                 "1 to 2097152, the largest packet",
             ),
             (self.collector.max_devices > 0, "collector.max_devices", self.collector.max_devices.to_string(), "1 or more"),
+            (
+                self.collector.devices.iter().all(|device| id(device)),
+                "collector.devices",
+                format!("{:?}", self.collector.devices),
+                "names of 1 to 64 of [A-Za-z0-9._-]",
+            ),
             (
                 self.model.short_side.is_none_or(|side| SHORT_SIDES.contains(&side)),
                 "model.short_side",
@@ -314,6 +353,8 @@ impl ServiceConfig {
             (unit(self.calibration.precision), "calibration.precision", self.calibration.precision.to_string(), "0 to 1"),
             (unit(self.calibration.ignore_margin), "calibration.ignore_margin", self.calibration.ignore_margin.to_string(), "0 to 1"),
             (unit(self.gate.margin), "gate.margin", self.gate.margin.to_string(), "0 to 1"),
+            (self.gate.sure.is_none_or(unit), "gate.sure", format!("{:?}", self.gate.sure), "0 to 1"),
+            (self.gate.max_regression.is_none_or(unit), "gate.max_regression", format!("{:?}", self.gate.max_regression), "0 to 1"),
             (self.gate.min_improvement.is_none_or(unit), "gate.min_improvement", format!("{:?}", self.gate.min_improvement), "0 to 1"),
         ];
         let release = [
@@ -326,7 +367,16 @@ impl ServiceConfig {
             ),
             (self.release.bytes_per_second > 0, "release.bytes_per_second", self.release.bytes_per_second.to_string(), "1 or more"),
         ];
-        for (good, key, found, expected) in checks.into_iter().chain(release) {
+        let rollout = &self.rollout;
+        let rising = rollout.waves.windows(2).all(|pair| pair[0] < pair[1]);
+        let whole = rollout.waves.last() == Some(&100.0) && rollout.waves.iter().all(|percent| (0.1..=100.0).contains(percent));
+        let rollout = [
+            (rising && whole, "rollout.waves", format!("{:?}", rollout.waves), "percent of the fleet, from 0.1 on, rising, the last 100"),
+            (rollout.confirmed > 0.5 && unit(rollout.confirmed), "rollout.confirmed", rollout.confirmed.to_string(), "above 0.5, to 1"),
+            (unit(rollout.max_refused), "rollout.max_refused", rollout.max_refused.to_string(), "0 to 1"),
+            (rollout.deadline_minutes > 0, "rollout.deadline_minutes", rollout.deadline_minutes.to_string(), "1 or more"),
+        ];
+        for (good, key, found, expected) in checks.into_iter().chain(release).chain(rollout) {
             if !good {
                 return Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), found, expected });
             }
@@ -385,5 +435,10 @@ key = "release.key"
         check(&GOOD.replace("site = \"home\"", "site = \"a/b\""), "broker.site");
         check(&GOOD.replace("key = \"release.key\"", ""), "key");
         check(&format!("{GOOD}block_bytes = 12"), "release.block_bytes");
+        for waves in ["[]", "[100, 50]", "[10, 50]", "[0, 100]", "[50, 50, 100]", "[10, nan, 100]"] {
+            check(&format!("{GOOD}[rollout]\nwaves = {waves}"), "rollout.waves");
+        }
+        check(&format!("{GOOD}[rollout]\nconfirmed = 0.5"), "rollout.confirmed");
+        check(&format!("{GOOD}[collector]\ndevices = [\"cam/1\"]"), "collector.devices");
     }
 }

@@ -149,6 +149,19 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A release goes out to more devices, to all, or to no more.
+    Wave {
+        /// Its counter.
+        counter: u64,
+        /// Thousandths of the fleet that it is for.
+        share: u16,
+        /// Whether nobody else may begin with it.
+        halted: bool,
+        /// Whether all waves have proved it.
+        complete: bool,
+        /// Why.
+        reason: String,
+    },
     /// A device reported what it runs.
     DeviceModel {
         /// The device.

@@ -26,19 +26,56 @@ impl Decision {
     }
 }
 
-/// Compares the AP of the two exported bundles on the same held-out manual labels, both in `[0, 1]`.
-pub fn decide(running_ap: f64, candidate_ap: f64, config: &GateConfig) -> Decision {
-    if !candidate_ap.is_finite() || !running_ap.is_finite() {
-        return Decision::Refuse(format!("AP cannot be compared: running {running_ap}, candidate {candidate_ap}"));
+/// What is known of both models on the same held-out manual labels. AP and PCK in `[0, 1]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evidence {
+    /// AP of the running model.
+    pub running: f64,
+    /// AP of the student.
+    pub candidate: f64,
+    /// AP of the student less AP of the running model, on resamples of the images.
+    pub differences: Vec<f64>,
+    /// What both have a number for: a keypoint's PCK, AP of a third of the people; name, running model, student.
+    pub parts: Vec<(String, f64, f64)>,
+}
+
+/// Compares the two exported bundles.
+pub fn decide(evidence: &Evidence, config: &GateConfig) -> Decision {
+    let Evidence { running, candidate, differences, parts } = evidence;
+    let (running, candidate) = (*running, *candidate);
+    if !candidate.is_finite() || !running.is_finite() {
+        return Decision::Refuse(format!("AP cannot be compared: running {running}, candidate {candidate}"));
     }
-    if candidate_ap < 0.0 || running_ap < 0.0 {
+    if candidate < 0.0 || running < 0.0 {
         return Decision::Refuse(format!(
-            "the held-out labels cannot tell the models apart, nobody in them counts: running AP {running_ap}, candidate AP {candidate_ap}"
+            "the held-out labels cannot tell the models apart, nobody in them counts: running AP {running}, candidate AP {candidate}"
         ));
     }
-    let needed = config.min_improvement.map_or(running_ap - config.margin, |gain| running_ap + gain);
-    let numbers = format!("candidate AP {candidate_ap:.4}, running AP {running_ap:.4}, needed {needed:.4}");
-    if candidate_ap >= needed { Decision::Release(numbers) } else { Decision::Refuse(numbers) }
+    let gain = config.min_improvement.unwrap_or(-config.margin);
+    let mut said = format!("candidate AP {candidate:.4}, running AP {running:.4}, needed {:.4}", running + gain);
+    let reached = differences.iter().filter(|difference| **difference >= gain).count() as f64 / differences.len().max(1) as f64;
+    if !differences.is_empty() {
+        said += &format!(", reached on {:.1} % of {} resamples of the images", 100.0 * reached, differences.len());
+    }
+    if candidate < running + gain {
+        return Decision::Refuse(said);
+    }
+    if let Some(sure) = config.sure
+        && (differences.is_empty() || reached < sure)
+    {
+        return Decision::Refuse(format!("{said}: {:.1} % needed", 100.0 * sure));
+    }
+    let worst = parts.iter().max_by(|a, b| (a.1 - a.2).total_cmp(&(b.1 - b.2))).filter(|(_, before, after)| after < before);
+    if let Some((name, before, after)) = worst {
+        said += &format!("; the largest fall is {name}'s, from {:.1} to {:.1} %", 100.0 * before, 100.0 * after);
+        if config.max_regression.is_some_and(|most| before - after > most) {
+            return Decision::Refuse(format!(
+                "{said}: at most {:.1} points are allowed",
+                100.0 * config.max_regression.unwrap_or_default()
+            ));
+        }
+    }
+    Decision::Release(said)
 }
 
 #[cfg(test)]
@@ -46,7 +83,8 @@ mod tests {
     use super::*;
 
     fn check(running: f64, candidate: f64, margin: f64, gain: Option<f64>, released: bool) {
-        let decision = decide(running, candidate, &GateConfig { margin, min_improvement: gain });
+        let config = GateConfig { margin, min_improvement: gain, ..GateConfig::default() };
+        let decision = decide(&Evidence { running, candidate, ..Evidence::default() }, &config);
         assert_eq!(decision.released(), released, "{decision:?}");
         let compared = running >= 0.0 && candidate >= 0.0;
         assert_eq!(decision.reason().contains(&format!("candidate AP {candidate:.4}")), compared, "{decision:?}");
@@ -64,6 +102,35 @@ mod tests {
         check(0.0, 0.0, 0.0, None, true);
         check(-1.0, -1.0, 0.01, None, false);
         check(-1.0, 0.5, 0.01, None, false);
-        assert!(decide(-1.0, -1.0, &GateConfig::default()).reason().contains("nobody in them counts"));
+        let nobody = Evidence { running: -1.0, candidate: -1.0, ..Evidence::default() };
+        assert!(decide(&nobody, &GateConfig::default()).reason().contains("nobody in them counts"));
+    }
+
+    #[test]
+    fn an_improvement_has_to_be_sure_when_that_is_asked_for() {
+        let evidence = |bad: usize| Evidence {
+            running: 0.5,
+            candidate: 0.52,
+            differences: (0..100).map(|i| if i < bad { -0.03 } else { 0.02 }).collect(),
+            ..Evidence::default()
+        };
+        let config = GateConfig { margin: 0.01, sure: Some(0.95), ..GateConfig::default() };
+        assert!(decide(&evidence(5), &config).released());
+        let refused = decide(&evidence(6), &config);
+        assert!(!refused.released() && refused.reason().contains("94.0 % of 100 resamples"), "{refused:?}");
+        assert!(decide(&evidence(6), &GateConfig { sure: None, ..config.clone() }).released());
+        let unknown = Evidence { differences: Vec::new(), ..evidence(0) };
+        assert!(!decide(&unknown, &config).released(), "nothing is sure that was not looked at");
+    }
+
+    #[test]
+    fn no_part_may_fall_by_more_than_is_allowed() {
+        let parts = [("left_hand", 0.9, 0.95), ("right_foot", 0.8, 0.69), ("small people", 0.4, 0.35)];
+        let parts = parts.map(|(name, before, after)| (name.to_owned(), before, after)).to_vec();
+        let evidence = Evidence { running: 0.5, candidate: 0.6, parts, ..Evidence::default() };
+        let decide = |most| decide(&evidence, &GateConfig { max_regression: most, ..GateConfig::default() });
+        assert!(decide(None).released() && decide(Some(0.12)).released());
+        let refused = decide(Some(0.1));
+        assert!(!refused.released() && refused.reason().contains("right_foot's, from 80.0 to 69.0 %"), "{refused:?}");
     }
 }

@@ -14,12 +14,19 @@
 //! | [`dataset`] | a snapshot of labels as a COCO folder |
 //! | [`rounds`] | one round after the other, each step resumable |
 //! | [`arm`] | what a round asks of the training code |
+//! | [`verify`] | whether what is stored is whole |
 //! | [`gate`] | whether a student goes out (pure) |
 //! | [`sign`] | keys, manifests, signatures |
+//! | `acks` | which outboxes wait to be told what is stored (pure) |
 //! | [`rollout`] | the retained release and its blocks |
+//! | [`waves`] | to whom it goes, and when to more (pure) |
+//! | [`steer`] | what people say about it |
+//! | [`backup`] | a copy of all of it, and its way back |
 //! | [`server`] | the loops around all of it |
 
+mod acks;
 pub mod arm;
+pub mod backup;
 pub mod collector;
 pub mod config;
 pub mod dataset;
@@ -29,7 +36,10 @@ pub mod rollout;
 pub mod rounds;
 pub mod server;
 pub mod sign;
+pub mod steer;
 pub mod store;
+pub mod verify;
+pub mod waves;
 
 #[cfg(test)]
 pub(crate) mod testing;

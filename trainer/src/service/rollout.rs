@@ -55,7 +55,7 @@ struct Place {
 #[derive(Debug)]
 pub struct Rollout {
     counter: u64,
-    message: Vec<u8>,
+    message: Box<ReleaseMsg>,
     blocks: HashMap<String, Place>,
     queue: VecDeque<String>,
     queued: HashSet<String>,
@@ -81,9 +81,6 @@ impl Rollout {
         if let Some(keys) = keys {
             keys.attach(&mut message).map_err(|error| refuse(error.to_string()))?;
         }
-        let mut buffer = vec![0; ReleaseMsg::MAX_BYTES];
-        let length = message.encode(Encoding::Cbor, &mut buffer).map_err(|e| refuse(e.to_string()))?;
-        buffer.truncate(length);
         let root = PathBuf::from(&release.bundle);
         let mut blocks = HashMap::new();
         for (index, file) in manifest.files.iter().enumerate() {
@@ -94,7 +91,7 @@ impl Rollout {
                 offset += bytes as u64;
             }
         }
-        Ok(Self { counter, message: buffer, blocks, queue: VecDeque::new(), queued: HashSet::new(), sent: HashMap::new() })
+        Ok(Self { counter, message: Box::new(message), blocks, queue: VecDeque::new(), queued: HashSet::new(), sent: HashMap::new() })
     }
 
     /// The release's counter.
@@ -103,8 +100,20 @@ impl Rollout {
     }
 
     /// What is published, retained, on `…/release/{channel}`.
-    pub fn message(&self) -> &[u8] {
-        &self.message
+    ///
+    /// # Errors
+    /// [`RolloutError::Manifest`].
+    pub fn message(&self) -> Result<Vec<u8>, RolloutError> {
+        let mut buffer = vec![0; ReleaseMsg::MAX_BYTES];
+        let refuse = |message: String| RolloutError::Manifest { counter: self.counter, message };
+        let length = self.message.encode(Encoding::Cbor, &mut buffer).map_err(|e| refuse(e.to_string()))?;
+        buffer.truncate(length);
+        Ok(buffer)
+    }
+
+    /// Says how many thousandths of the fleet have to wait; whether that is new.
+    pub fn hold_back(&mut self, waiting: u16) -> bool {
+        std::mem::replace(&mut self.message.waiting, waiting) != waiting
     }
 
     /// Queues the wanted blocks that this release has, that do not wait already and were not sent a moment ago. The queue is

@@ -15,6 +15,7 @@ use crate::service::gate::{self, Decision};
 use crate::service::sign::{self, Naming};
 use crate::service::store::Store;
 use crate::service::store::ledger::Selection;
+use crate::service::waves::Waves;
 use anyhow::{Context, bail, ensure};
 use ed25519_dalek::SigningKey;
 use omnilabel_bundle::Bundle;
@@ -44,6 +45,9 @@ pub struct Judged {
     /// The score at which the model's precision on the held-out labels is the wanted one; `paper` mode does not need it.
     #[serde(default)]
     pub precise: Option<f32>,
+    /// PCK of each keypoint, where there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pck: Vec<Option<f64>>,
 }
 
 /// What is known of a round: the first thing that is missing is its next step. Kept as JSON in the store.
@@ -221,7 +225,14 @@ impl Rounds {
     }
 
     async fn begin(&self, rounds: &[RoundState]) -> anyhow::Result<Stepped> {
-        if rounds.len() as u64 >= self.config.round.max_rounds {
+        let wanted = self.store.round_is_wanted().await?;
+        if rounds.len() as u64 >= self.config.round.max_rounds && !wanted {
+            return Ok(Stepped::Idle);
+        }
+        // While a release goes out, labels come of two models; whose are to be used is known when it is through, or halted.
+        if let Some(newest) = self.store.latest_release().await?
+            && !newest.waves()?.is_over()
+        {
             return Ok(Stepped::Idle);
         }
         let release = self.store.running_release().await?;
@@ -230,7 +241,14 @@ impl Rounds {
         // A round begins with enough labels that no round has seen. What a refused round was made from did not help: it is set aside.
         let seen = rounds.iter().map(|r| r.up_to).max().unwrap_or(0);
         let fresh = self.store.selected(Selection { teacher, after: seen, up_to }).await?;
-        if fresh < self.config.round.min_labels {
+        let old = match self.config.round.max_age_hours {
+            Some(hours) => {
+                let oldest = self.store.oldest(Selection { teacher, after: seen, up_to }).await?;
+                oldest.is_some_and(|received| now_ms().saturating_sub(received) >= u64::from(hours) * 3_600_000)
+            }
+            None => false,
+        };
+        if fresh == 0 || (fresh < self.config.round.min_labels && !wanted && !old) {
             return Ok(Stepped::Idle);
         }
         let after = rounds.iter().filter(|r| r.released.is_none()).map(|r| r.up_to).max().unwrap_or(0);
@@ -253,6 +271,7 @@ impl Rounds {
             failed: None,
         };
         self.store.save_round(&state).await?;
+        self.store.want_round(false).await?;
         let labels = self.store.selected(Selection { teacher, after, up_to }).await?;
         self.events.emit(Event::RoundStarted { round, labels, teacher });
         Ok(Stepped::Done)
@@ -264,7 +283,7 @@ impl Rounds {
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         if state.running_judged.is_none() {
             let Some(judgement) = self.judge(state, "running", state.running.clone()).await? else { return Ok(false) };
-            state.running_judged = Some(Judged { ap: judgement.ap, precise: self.precise(&judgement) });
+            state.running_judged = Some(Judged { ap: judgement.ap, precise: self.precise(&judgement), pck: judgement.pck });
         } else if state.thresholds.is_none() {
             state.thresholds = Some(self.calibrate(state).await?);
         } else if state.dataset_sha256.is_none() {
@@ -282,12 +301,12 @@ impl Rounds {
                 manifest.ap = Some(judgement.ap);
                 manifest.thresholds = self.own_thresholds(&judgement, manifest.thresholds.floor);
             })?;
-            state.candidate_judged = Some(Judged { ap: judgement.ap, precise: None });
+            state.candidate_judged = Some(Judged { ap: judgement.ap, precise: None, pck: judgement.pck });
         } else if state.decision.is_none() {
             let (Some(running), Some(candidate)) = (&state.running_judged, &state.candidate_judged) else {
                 bail!("the round has no judgements");
             };
-            state.decision = Some(gate::decide(running.ap, candidate.ap, &self.config.gate));
+            state.decision = Some(gate::decide(&self.evidence(state.round, running, candidate)?, &self.config.gate));
         } else {
             match &state.decision {
                 Some(Decision::Refuse(reason)) => {
@@ -298,7 +317,8 @@ impl Rounds {
                     let reason = reason.clone();
                     let name = format!("round-{}", state.round);
                     state.ended = true;
-                    let release = Publish { bundle: &self.student(state.round), name: &name, round: Some(state) };
+                    let waves = Waves::begin(&self.config.rollout, now_ms());
+                    let release = Publish { bundle: &self.student(state.round), name: &name, round: Some(state), waves };
                     let counter = release_bundle(&self.config, &self.store, &self.key, release).await?;
                     state.released = Some(counter);
                     self.events.emit(Event::Released { round: Some(state.round), counter, name, reason });
@@ -326,6 +346,8 @@ impl Rounds {
             .context("the evaluation panicked")?
             .with_context(|| format!("evaluating the {which} model"))?;
         let Some(judgement) = judgement else { return Ok(None) };
+        let results = self.results(state.round, which);
+        omnilabel_coco::write_results(&results, &judgement.results)?;
         self.events.emit(Event::Evaluated {
             round: state.round,
             which: which.to_owned(),
@@ -417,6 +439,8 @@ pub struct Publish<'a> {
     pub name: &'a str,
     /// The round that ends with this release.
     pub round: Option<&'a RoundState>,
+    /// How it goes out.
+    pub waves: Waves,
 }
 
 /// Signs a bundle under the next counter and records it; the running service finds and publishes it.
@@ -440,7 +464,7 @@ pub async fn release_bundle(config: &ServiceConfig, store: &Store, key: &Signing
     let message = sign::sign(key, &sign::build_manifest(&bundle, naming)?)?;
     let ended = what.round.map(|state| RoundState { released: Some(counter), ended: true, ..state.clone() });
     let path = std::path::absolute(what.bundle).with_context(|| what.bundle.display().to_string())?;
-    store.add_release(counter, what.name, &path, (&message.manifest, &message.signature), ended.as_ref(), now_ms()).await?;
+    store.add_release(counter, what.name, &path, (&message.manifest, &message.signature), ended.as_ref(), &what.waves).await?;
     Ok(counter)
 }
 
@@ -470,6 +494,7 @@ pub fn copy_bundle(bundle: &Bundle, to: &Path) -> anyhow::Result<PathBuf> {
     Ok(to.to_owned())
 }
 
+mod evidence;
 mod tau;
 #[cfg(test)]
 mod tests;

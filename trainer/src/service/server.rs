@@ -1,11 +1,12 @@
 //! The loops around the pure parts. Three tasks, joined by bounded queues:
 //!
-//! - *collector*: reads the link, commits what waits. It never waits for the way out (the link could then not be read, and a full link
-//!   could not be written), so acknowledgements go to the sender with a queue that drops when full: an acknowledgement that is
-//!   dropped is made again when the device repeats its message.
+//! - *collector*: reads the links, commits what waits. It never waits for the way out (the link could then not be read, and a full link
+//!   could not be written), so what is to be acknowledged goes to the sender by a queue that drops when full: an acknowledgement that
+//!   is dropped is made again when the device repeats its message.
 //! - *sender*: publishes acknowledgements, the release, blocks.
 //! - *rounds*: trains on a blocking thread.
 
+use crate::service::acks::AckQueue;
 use crate::service::arm::TrainArm;
 use crate::service::collector::{Intake, Taken};
 use crate::service::config::ServiceConfig;
@@ -16,6 +17,8 @@ use crate::service::sign::{self, SignedKeys};
 use crate::service::store::Store;
 use crate::service::store::intake::{Record, RefusedFrame};
 use crate::service::store::ledger::ReleaseRow;
+use crate::service::store::quarantine::Quarantined;
+use crate::service::waves::{self, Decision, Waves};
 use anyhow::Context;
 use ed25519_dalek::SigningKey;
 use omnilabel_keypoints::wire::topic::{self, Kind};
@@ -27,10 +30,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
-/// Acknowledgements and block requests that wait for the link; more are dropped.
+/// Block requests that wait for the sender; more are dropped.
 const OUT_QUEUE: usize = 1024;
+/// Small messages that the broker sends ahead of their commit, so that one commit has many: 32 MiB of the largest labels.
+const SMALL_AHEAD: usize = 1024;
+/// Acknowledgements a second: each is a retained message through the broker and costs as much as a label. Outboxes that wait meanwhile are
+/// told of everything that came in the one answer that they get.
+const ACKS_PER_SECOND: f64 = 1000.0;
+/// What was not used of it for so long may be used at once.
+const ACK_BURST: Duration = Duration::from_millis(50);
 /// How often `labels` events are written, releases looked for, and rounds considered.
 const TICK: Duration = Duration::from_millis(500);
+/// Messages that go into quarantine between two ticks; more are counted and not kept, or one broken device would keep the disk busy.
+const KEPT_PER_TICK: usize = 64;
+/// Every so many ticks the wave of the release under way is judged.
+const WAVES_EVERY: u64 = 4;
 /// How long a failed commit waits before it is tried again; meanwhile nothing is read.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
@@ -39,11 +53,6 @@ const COMMIT_RETRY: Duration = Duration::from_secs(1);
 pub struct ServeOptions {
     /// Draw a new collector epoch: the state folder was restored from a backup.
     pub new_collector_epoch: bool,
-}
-
-enum Out {
-    Ack(String, Box<AckMsg>),
-    Blocks(Box<BlockRequest>),
 }
 
 /// Runs until `stop` becomes true: the collector from the first message on, rounds as labels arrive.
@@ -64,28 +73,34 @@ pub async fn serve(
 
     let intake =
         Intake::new(&config.broker.prefix, &config.broker.site, rounds.keypoints(), config.collector.clone(), store.devices().await?);
-    let (link, incoming) = Link::open(&config.broker, &config.client_id, None, intake.subscriptions())?;
+    // Pictures come on a connection of their own, so that what waits of both is bounded in bytes and labels wait for no picture.
+    let (pictures, small) = intake.subscriptions().into_iter().partition(|filter| filter.ends_with(Kind::Frames.name()));
+    let (link, incoming) = Link::open_ahead(&config.broker, &config.client_id, None, small, SMALL_AHEAD)?;
+    let (frames_link, frames) = Link::open(&config.broker, &format!("{}-frames", config.client_id), None, pictures)?;
     let running = store.running_release().await?.map_or(0, |r| r.counter());
     events.emit(Event::Started { collector: store.collector(), running });
 
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
+    let acks = AckQueue::new(2 * config.collector.max_devices);
     let collector = Collector {
         config: config.clone(),
         store: store.clone(),
         events: Arc::clone(&events),
         intake,
         out,
+        acks: acks.clone(),
         announce: Arc::clone(&announce),
         models: BTreeMap::new(),
         changed: BTreeSet::new(),
         rejected: (0, String::new()),
+        kept: 0,
         claimed: Vec::new(),
     };
     let keys = release_keys(&config)?;
-    let sender = Sender { config, keys, store: store.clone(), events: Arc::clone(&events), link: link.clone(), rollout: None };
+    let sender = Sender { config, keys, store: store.clone(), events: Arc::clone(&events), link: link.clone(), acks, rollout: None };
     let (halt, halted) = watch::channel(false);
-    let mut collector = tokio::spawn(collector.run(incoming, halted.clone()));
+    let mut collector = tokio::spawn(collector.run(incoming, frames, halted.clone()));
     let sender = tokio::spawn(sender.run(queued, announce, halted.clone()));
     let rounds = tokio::spawn(rounds.run(halted));
 
@@ -99,7 +114,7 @@ pub async fn serve(
         Some(ended) => ended.context("the collector failed"),
         None => collector.await.context("the collector failed"),
     };
-    link.close().await;
+    tokio::join!(link.close(), frames_link.close());
     sender.abort();
     // Between two steps of the training the flag is seen, and a checkpoint written.
     rounds.await.context("the rounds failed")?;
@@ -129,7 +144,8 @@ pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
     let keys = release_keys(&config)?;
-    let sender = Sender { config, keys, store, events: Arc::new(events), link: link.clone(), rollout: None };
+    let acks = AckQueue::new(0);
+    let sender = Sender { config, keys, store, events: Arc::new(events), link: link.clone(), acks, rollout: None };
     let sender = tokio::spawn(sender.run(queued, Arc::clone(&announce), stop.clone()));
     loop {
         let message = tokio::select! {
@@ -142,7 +158,7 @@ pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog
             Some(Incoming::Message { topic, payload, .. }) => {
                 if let Ok((_, Taken::Blocks(request))) = intake.take(&topic, payload) {
                     // A full queue drops the request: the device asks again.
-                    drop(out.try_send(Out::Blocks(request)));
+                    drop(out.try_send(request));
                 }
             }
             None => break,
@@ -159,28 +175,39 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await.map(|_| ());
 }
 
+/// By which connection a message came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Small,
+    Frames,
+}
+
 struct Collector {
     config: ServiceConfig,
     store: Store,
     events: Arc<EventLog>,
     intake: Intake,
-    out: mpsc::Sender<Out>,
+    out: mpsc::Sender<Box<BlockRequest>>,
+    acks: AckQueue,
     announce: Arc<Notify>,
     models: BTreeMap<String, ModelMsg>,
     changed: BTreeSet<String>,
     rejected: (u64, String),
+    /// Of these, put into quarantine since the last tick.
+    kept: usize,
     /// Releases that devices say they run, and that are to be looked up.
     claimed: Vec<(String, u64)>,
 }
 
 impl Collector {
-    async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>, mut stop: watch::Receiver<bool>) {
+    async fn run(mut self, mut small: mpsc::Receiver<Incoming>, mut frames: mpsc::Receiver<Incoming>, mut stop: watch::Receiver<bool>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reported = 0;
         loop {
             let first = tokio::select! {
-                message = incoming.recv() => message,
+                message = small.recv() => message.map(|message| (message, Way::Small)),
+                message = frames.recv() => message.map(|message| (message, Way::Frames)),
                 _ = tick.tick() => {
                     self.report(&mut reported).await;
                     continue;
@@ -190,13 +217,18 @@ impl Collector {
             let Some(first) = first else { break };
             let (mut batch, mut bytes) = (Vec::new(), 0);
             let mut next = Some(first);
-            while let Some(message) = next {
-                if let Some((device, record, size)) = self.take(message) {
+            while let Some((message, way)) = next {
+                if let Some((device, record, size)) = self.take(message, way) {
                     batch.push((device, record));
                     bytes += size;
                 }
                 let full = batch.len() >= self.config.collector.batch || bytes >= self.config.collector.batch_bytes;
-                next = if full { None } else { incoming.try_recv().ok() };
+                next = if full {
+                    None
+                } else {
+                    let frame = || frames.try_recv().map(|message| (message, Way::Frames)).ok();
+                    small.try_recv().map(|message| (message, Way::Small)).ok().or_else(frame)
+                };
             }
             if !batch.is_empty() && !self.commit(&batch, &mut stop).await {
                 break;
@@ -206,8 +238,9 @@ impl Collector {
     }
 
     /// What is to be stored of one message: device, record, bytes.
-    fn take(&mut self, incoming: Incoming) -> Option<(String, Record, usize)> {
+    fn take(&mut self, incoming: Incoming, way: Way) -> Option<(String, Record, usize)> {
         match incoming {
+            Incoming::Connected | Incoming::Disconnected { .. } if way == Way::Frames => tracing::debug!("the frames' link: {incoming:?}"),
             Incoming::Connected => {
                 self.events.emit(Event::Broker { connected: true, reason: String::new() });
                 self.announce.notify_one();
@@ -224,11 +257,17 @@ impl Collector {
                         return Some((device, record, size));
                     }
                     // A full queue drops the request: the device asks again.
-                    Ok((_, Taken::Blocks(request))) => drop(self.out.try_send(Out::Blocks(request))),
-                    Err(rejected) => {
+                    Ok((_, Taken::Blocks(request))) => drop(self.out.try_send(request)),
+                    Err((rejected, payload)) => {
                         self.rejected.0 += 1;
                         self.rejected.1 = format!("{}: {rejected}", topic.chars().take(160).collect::<String>());
                         tracing::warn!("message refused: {}", self.rejected.1);
+                        if self.kept < KEPT_PER_TICK {
+                            self.kept += 1;
+                            let kept = Quarantined::new(&topic, payload, rejected.to_string());
+                            let size = kept.kept_bytes();
+                            return Some((String::new(), Record::Quarantined(Box::new(kept)), size));
+                        }
                     }
                 }
             }
@@ -257,10 +296,8 @@ impl Collector {
         loop {
             match self.store.commit(batch, now_ms()).await {
                 Ok(done) => {
-                    for (device, ack) in done.acks {
-                        self.changed.insert(device.clone());
-                        drop(self.out.try_send(Out::Ack(device, Box::new(ack))));
-                    }
+                    self.changed.extend(done.touched.iter().map(|touched| touched.device.clone()));
+                    self.acks.add(done.touched);
                     for (device, LabelKey { epoch, sequence }) in done.conflicts {
                         self.events.emit(Event::Conflict { device, epoch, sequence });
                     }
@@ -286,6 +323,7 @@ impl Collector {
     }
 
     async fn report(&mut self, reported: &mut u64) {
+        self.kept = 0;
         for (device, counter) in std::mem::take(&mut self.claimed) {
             match self.store.latest_release().await {
                 Ok(newest) if newest.as_ref().map_or(0, ReleaseRow::counter) < counter => {
@@ -335,33 +373,39 @@ struct Sender {
     store: Store,
     events: Arc<EventLog>,
     link: Link,
+    acks: AckQueue,
     rollout: Option<Rollout>,
 }
 
 impl Sender {
-    async fn run(mut self, mut queued: mpsc::Receiver<Out>, announce: Arc<Notify>, mut stop: watch::Receiver<bool>) {
+    async fn run(mut self, mut queued: mpsc::Receiver<Box<BlockRequest>>, announce: Arc<Notify>, mut stop: watch::Receiver<bool>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // When the next block may go out, so that blocks do not crowd out acknowledgements.
         let mut block_due = tokio::time::Instant::now();
+        let mut ack_due = block_due;
+        let mut ticks = 0_u64;
         loop {
             let waiting = self.rollout.as_ref().is_some_and(Rollout::has_queued);
+            let unanswered = !self.acks.is_empty();
             let result = tokio::select! {
                 biased;
                 () = stopped(&mut stop) => return,
                 () = announce.notified() => self.announce().await,
-                Some(out) = queued.recv() => match out {
-                    Out::Ack(device, ack) => self.ack(&device, &ack).await,
-                    Out::Blocks(request) => {
-                        if let Some(rollout) = &mut self.rollout {
-                            let unknown = rollout.request(&request, Instant::now());
-                            if unknown > 0 {
-                                tracing::debug!("{unknown} blocks were asked for that release {} does not have", rollout.counter());
-                            }
+                () = tokio::time::sleep_until(ack_due), if unanswered => {
+                    ack_due = ack_due.max(tokio::time::Instant::now() - ACK_BURST);
+                    self.answer(&mut ack_due).await
+                }
+                () = self.acks.added(), if !unanswered => Ok(()),
+                Some(request) = queued.recv() => {
+                    if let Some(rollout) = &mut self.rollout {
+                        let unknown = rollout.request(&request, Instant::now());
+                        if unknown > 0 {
+                            tracing::debug!("{unknown} blocks were asked for that release {} does not have", rollout.counter());
                         }
-                        Ok(())
                     }
-                },
+                    Ok(())
+                }
                 () = tokio::time::sleep_until(block_due), if waiting => match self.block().await {
                     Ok(bytes) => {
                         let pause = Duration::from_secs_f64(bytes as f64 / self.config.release.bytes_per_second as f64);
@@ -370,7 +414,13 @@ impl Sender {
                     }
                     Err(error) => Err(error),
                 },
-                _ = tick.tick() => self.release(false).await,
+                _ = tick.tick() => {
+                    ticks += 1;
+                    match if ticks.is_multiple_of(WAVES_EVERY) { self.waves().await } else { Ok(()) } {
+                        Ok(()) => self.release(false).await,
+                        Err(error) => Err(error.context("the waves of the release")),
+                    }
+                }
             };
             if let Err(error) = result {
                 self.events.emit(Event::Error { what: "publish".to_owned(), message: omnilabel_console::line(&error) });
@@ -379,10 +429,27 @@ impl Sender {
     }
 
     async fn announce(&mut self) -> anyhow::Result<()> {
-        for (device, ack) in self.store.current_acks().await? {
-            self.ack(&device, &ack).await?;
-        }
+        self.acks.add(self.store.outboxes().await?);
         self.release(true).await
+    }
+
+    /// Tells the outbox that has waited longest what is stored of it, and says when the next one may be told.
+    async fn answer(&mut self, due: &mut tokio::time::Instant) -> anyhow::Result<()> {
+        let Some(touched) = self.acks.take() else { return Ok(()) };
+        let acks = match self.store.acks(&touched).await {
+            Ok(acks) => acks,
+            Err(error) => {
+                // The database is busy or full: as patient as a commit.
+                *due = tokio::time::Instant::now() + COMMIT_RETRY;
+                self.acks.add([touched]);
+                return Err(error.into());
+            }
+        };
+        for ack in acks {
+            *due += Duration::from_secs_f64(1.0 / ACKS_PER_SECOND);
+            self.ack(&touched.device, &ack).await?;
+        }
+        Ok(())
     }
 
     async fn ack(&self, device: &str, ack: &AckMsg) -> anyhow::Result<()> {
@@ -397,12 +464,43 @@ impl Sender {
     async fn release(&mut self, again: bool) -> anyhow::Result<()> {
         let Some(row) = self.store.latest_release().await? else { return Ok(()) };
         let fresh = self.rollout.as_ref().is_none_or(|r| r.counter() != row.counter());
+        let waiting = row.waves()?.waiting();
         if fresh {
             self.rollout = Some(self.signed(row)?);
         }
-        if let Some(rollout) = self.rollout.as_ref().filter(|_| fresh || again) {
+        if let Some(rollout) = &mut self.rollout
+            && (rollout.hold_back(waiting) | fresh | again)
+        {
             let topic = topic::release(&self.config.broker.prefix, &self.config.broker.site, &self.config.release.channel);
-            self.link.publish(topic.as_str(), rollout.message().to_vec(), true).await?;
+            self.link.publish(topic.as_str(), rollout.message()?, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Judges the wave of the newest release.
+    async fn waves(&self) -> anyhow::Result<()> {
+        let Some(release) = self.store.latest_release().await? else { return Ok(()) };
+        let before = release.waves()?;
+        if before.is_over() {
+            return Ok(());
+        }
+        let tally = waves::tally(&self.store.standings().await?, release.counter(), release.model_hash(), before.share());
+        let now = now_ms();
+        let (after, reason) = match waves::judge(&before, tally, now, &self.config.rollout) {
+            Decision::Wait => return Ok(()),
+            Decision::Advance(reason) => (Waves { wave: before.wave + 1, since_ms: now, ..before }, reason),
+            Decision::Complete(reason) => (Waves { complete: true, ..before }, reason),
+            Decision::Halt(reason) => (Waves { halted: Some(reason.clone()), ..before }, reason),
+        };
+        // Where a person was faster, what they said holds.
+        if self.store.save_waves(&release, &after).await? {
+            self.events.emit(Event::Wave {
+                counter: release.counter(),
+                share: after.share(),
+                halted: after.halted.is_some(),
+                complete: after.complete,
+                reason,
+            });
         }
         Ok(())
     }

@@ -5,14 +5,22 @@
 //! |---|---|
 //! | `store.rs` | opening, the collector epoch |
 //! | [`intake`] | one commit of incoming records, with the acknowledgements it allows |
+//! | [`labels`] | its labels in few statements |
+//! | [`account`] | its numbers |
+//! | [`audit`] | all of it in pages, recounted |
+//! | [`quarantine`] | what could not be used |
 //! | [`runs`] | settled sequences as runs, watermark |
 //! | [`ledger`] | rounds, releases |
 //! | [`counts`] | what was committed, stored, lost, repeated |
 
+mod account;
+pub mod audit;
 pub mod counts;
 pub mod intake;
+mod labels;
 pub mod ledger;
 mod marker;
+pub mod quarantine;
 pub mod runs;
 
 use sqlx::SqlitePool;
@@ -59,6 +67,9 @@ pub enum StoreError {
     },
 }
 
+/// Connections to the database at most: the collector, the sender, the rounds, the page.
+const CONNECTIONS: u32 = 4;
+
 /// The open store. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -74,6 +85,11 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn attach(state_dir: &Path) -> Result<Self, StoreError> {
+        Self::connect(state_dir, 0).await
+    }
+
+    /// With `kept` connections that are there from the beginning on.
+    async fn connect(state_dir: &Path, kept: u32) -> Result<Self, StoreError> {
         std::fs::create_dir_all(state_dir).map_err(|source| StoreError::Io { path: state_dir.to_owned(), source })?;
         let path = state_dir.join("centre.sqlite");
         let options = SqliteConnectOptions::new()
@@ -82,11 +98,9 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30));
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.map_err(|source| StoreError::Sql {
-            path: path.clone(),
-            operation: "open",
-            source,
-        })?;
+        // None is closed for its age: a service has as many descriptors after a year as after a minute.
+        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).min_connections(kept).max_lifetime(None).idle_timeout(None);
+        let pool = pool.connect_with(options).await.map_err(|source| StoreError::Sql { path: path.clone(), operation: "open", source })?;
         sqlx::migrate!().run(&pool).await.map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
         let mut store = Self { pool, path, collector: 0 };
         store.collector = store.meta("collector").await?.map_or(0, i64::cast_unsigned);
@@ -102,7 +116,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn open(state_dir: &Path, new_epoch: bool) -> Result<Self, StoreError> {
-        let mut store = Self::attach(state_dir).await?;
+        let mut store = Self::connect(state_dir, CONNECTIONS).await?;
         let known = store.meta("collector").await?;
         let commits = store.meta("commits").await?.unwrap_or(0);
         let restored = match (known, marker::read(state_dir)?) {
@@ -135,9 +149,31 @@ impl Store {
         self.path.parent().unwrap_or(Path::new("."))
     }
 
+    /// Writes a copy of the database as it is at one moment, while others write; how many labels it holds.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; a file that is there is one.
+    pub async fn copy_to(&self, path: &Path) -> Result<u64, StoreError> {
+        let text = path.to_str().ok_or_else(|| self.content(format!("the path {} is not UTF-8", path.display())))?;
+        sqlx::query("VACUUM INTO ?").bind(text).execute(&self.pool).await.map_err(self.sql("copy"))?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(SqliteConnectOptions::new().filename(path).read_only(true))
+            .await
+            .map_err(self.sql("open the copy"))?;
+        let labels: i64 = sqlx::query_scalar("SELECT count(*) FROM labels").fetch_one(&pool).await.map_err(self.sql("read the copy"))?;
+        pool.close().await;
+        Ok(labels.cast_unsigned())
+    }
+
     /// Closes all connections and folds the write-ahead log into the database.
     pub async fn close(self) {
         self.pool.close().await;
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn pool(&self) -> &SqlitePool {
+        &self.pool
     }
 
     async fn meta(&self, key: &str) -> Result<Option<i64>, StoreError> {

@@ -142,7 +142,9 @@ impl TrainArm for MeanPose {
         let judged = results.iter().map(|_| Judged { score, right: true }).collect();
         let keypoints = || (0..K).map(|_| Keypoint { probability: STUDENT_PROBABILITY, ..Keypoint::default() }).collect();
         let detections = dataset.images.iter().map(|_| vec![Detection { rect: Rect::default(), score, keypoints: keypoints() }]).collect();
-        Ok(Some(Judgement { ap: scores.ap, scores: scores.named().map(|(n, v)| (n.to_owned(), v)).to_vec(), judged, detections }))
+        let ap = scores.ap;
+        let scores = scores.named().map(|(n, v)| (n.to_owned(), v)).to_vec();
+        Ok(Some(Judgement { ap, scores, judged, detections, results, pck: vec![Some(ap); K] }))
     }
 
     fn train(&self, job: &Job, progress: &mut dyn FnMut(Progress), stop: &AtomicBool) -> anyhow::Result<Option<PathBuf>> {

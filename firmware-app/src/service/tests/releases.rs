@@ -61,6 +61,31 @@ async fn releases_are_taken_on_trial_confirmed_refused_or_reverted_while_labels_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_release_is_taken_when_it_is_this_devices_turn() {
+    let Some(broker) = Broker::start() else { return };
+    let device = Device::provisioned(&broker, 10, 200.0, false);
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    let (first, blocks) = release(&bundle(&device.folder.path().join("centre-3"), "second", 2, 9000), 3);
+    centre.keep(&blocks);
+    let turn = omnilabel_keypoints::release::turn("cam-1", 3);
+    assert!((1..999).contains(&turn), "{turn}: the test needs another name");
+    // One thousandth too few: the device goes on with what it has, and refuses nothing. A release for it comes by the same way, so that
+    // this one has been seen by then.
+    centre.publish_release(&ReleaseMsg { waiting: 1000 - turn, ..sign(&first, &key()) }).await;
+    let (foreign, _) = release(&bundle(&device.folder.path().join("centre-2"), "foreign", 2, 9000), 2);
+    let foreign = omnilabel_keypoints::release::ReleaseManifest { site: "elsewhere".try_into().unwrap(), ..foreign };
+    centre.publish_release(&sign(&foreign, &key())).await;
+    centre.until("the release for another site is refused", |c| c.model.as_ref().is_some_and(|m| m.refused == Some(2))).await;
+    assert!(centre.model.as_ref().is_some_and(|m| m.confirmed == 0 && m.trial.is_none()), "{:?}", centre.model);
+
+    centre.publish_release(&ReleaseMsg { waiting: 999 - turn, ..sign(&first, &key()) }).await;
+    centre.until("release 3 is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 3)).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clean_stop_in_a_probation_costs_the_release_nothing_and_a_crash_reverts_it() {
     let Some(broker) = Broker::start() else { return };
     let mut device = Device::provisioned(&broker, 10, 200.0, false);

@@ -342,6 +342,17 @@ pub struct ReleaseMsg {
     /// Ed25519 of the root key over [`crate::release::KEYS_DOMAIN`] ‖ keys; empty where those are.
     #[serde(with = "bytes", rename = "r", default)]
     pub keys_signature: Vec<u8, 64>,
+    /// Thousandths of the fleet whose turn has not come: devices whose [`crate::release::turn`] is 1000 − `waiting` or more. Not signed:
+    /// who may write here can hold a release back anyway.
+    #[serde(rename = "w", default)]
+    pub waiting: u16,
+}
+
+impl ReleaseMsg {
+    /// Whether it is a device's turn to take the release with this counter.
+    pub const fn is_turn_of(&self, device: &str, counter: u64) -> bool {
+        (crate::release::turn(device, counter) as u32) + (self.waiting as u32) < 1000
+    }
 }
 
 /// `…/blocks/get`: the device asks for the blocks it misses.

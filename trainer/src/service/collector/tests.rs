@@ -6,7 +6,7 @@ use proptest::prelude::*;
 const LABELS: &str = "omnilabel/v1/home/cam-1/labels";
 
 fn check(topic: &str, payload: Vec<u8>, expect: &str) {
-    let error = World::new().intake().take(topic, payload).expect_err(expect).to_string();
+    let error = World::new().intake().take(topic, payload).expect_err(expect).0.to_string();
     assert!(error.contains(expect), "{error} does not say {expect}");
 }
 
@@ -34,6 +34,33 @@ fn a_label_of_another_skeleton_is_kept_but_marked() {
     label.instances.push(WireInstance::default()).unwrap();
     let (_, Taken::Store(Record::Label(row))) = World::new().intake().take(LABELS, encode(&label)).unwrap() else { panic!() };
     assert!(row.refused.as_ref().unwrap().contains("0 keypoints, the manual set's has 4"), "{row:?}");
+}
+
+#[test]
+fn a_label_that_nobody_could_have_seen_is_kept_but_marked() {
+    let refused = |change: &dyn Fn(&mut LabelMsg)| {
+        let mut label = LabelMsg::decode(&messages(1, 0.0, 0).remove(0).1).unwrap();
+        change(&mut label);
+        let (_, Taken::Store(Record::Label(row))) = World::new().intake().take(LABELS, encode(&label)).unwrap() else { panic!() };
+        assert_eq!(row.payload, encode(&label), "kept as it came");
+        row.refused.unwrap_or_default()
+    };
+    assert_eq!(refused(&|_| {}), "");
+    assert!(refused(&|label| label.width = 0).contains("0 × "));
+    assert!(refused(&|label| label.height = 1_000_000).contains("1000000 pixels"));
+    assert!(refused(&|label| label.instances[0].rect.swap(0, 2)).contains("instance 0"));
+    assert!(refused(&|label| label.instances[0].rect[3] = i32::MAX).contains("begins or ends far outside"));
+    assert!(refused(&|label| label.instances[0].keypoints[1].0 = i32::MIN).contains("keypoint 1 of instance 0"));
+}
+
+#[test]
+fn a_list_of_devices_keeps_out_all_others() {
+    let mut world = World::new();
+    world.config.collector.devices = vec!["cam-2".to_owned()];
+    let label = || messages(1, 0.0, 0).remove(0).1;
+    let (rejected, payload) = world.intake().take(LABELS, label()).unwrap_err();
+    assert_eq!((rejected, payload), (Rejected::Unknown, label()));
+    assert!(world.intake().take("omnilabel/v1/home/cam-2/labels", label()).is_ok());
 }
 
 #[test]
@@ -80,7 +107,7 @@ fn the_number_of_devices_is_bounded() {
     for device in ["a", "b", "a"] {
         intake.take(&format!("omnilabel/v1/home/{device}/labels"), label.clone()).unwrap();
     }
-    assert_eq!(intake.take("omnilabel/v1/home/c/labels", label).unwrap_err(), Rejected::Devices(2));
+    assert_eq!(intake.take("omnilabel/v1/home/c/labels", label).unwrap_err().0, Rejected::Devices(2));
 }
 
 proptest! {

@@ -59,7 +59,7 @@ async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle() {
     // A device that knows only the public key and the messages rebuilds the bundle byte for byte.
     let release = rounds.store.latest_release().await.unwrap().unwrap();
     let mut rollout = Rollout::new(&release, None).unwrap();
-    let message = ReleaseMsg::decode(rollout.message()).unwrap();
+    let message = ReleaseMsg::decode(&rollout.message().unwrap()).unwrap();
     let key = sign::read_public(&world.dir.path().join(sign::PUBLIC)).unwrap();
     let manifest = sign::verify(&key, &message).unwrap();
     manifest.check("home", "stable", 0).unwrap();
@@ -85,6 +85,50 @@ async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle() {
     rollout.request(&request, Instant::now() + crate::service::rollout::REPEAT_AFTER);
     let refused = rollout.next(Instant::now()).unwrap().unwrap_err().to_string();
     assert!(refused.contains("weights.safetensors"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_begins_by_hand_or_when_a_label_has_waited_long() {
+    let mut world = World::new();
+    world.config.round.max_age_hours = Some(2);
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.want_round(true).await.unwrap();
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Idle, "there is no label at all");
+    rounds.store.commit(&world.labels("cam-1", 1..=3, 0.0, 0), now_ms()).await.unwrap();
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Done);
+    to_the_end(&rounds).await;
+    // Asked for once, made once; the next one is the configuration's again.
+    assert!(!rounds.store.round_is_wanted().await.unwrap());
+    let state = rounds.store.rounds().await.unwrap().remove(0);
+    assert!(state.ended && state.decision.unwrap().reason().contains("1000 resamples"));
+
+    let world = World::new();
+    let mut rounds = self::rounds(&world, MeanPose::default()).await;
+    let three_hours_ago = now_ms() - 3 * 3_600_000;
+    rounds.store.commit(&world.labels("cam-1", 1..=3, 0.0, 0), three_hours_ago).await.unwrap();
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Idle, "three are too few, however old");
+    rounds.config.round.max_age_hours = Some(4);
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Idle);
+    rounds.config.round.max_age_hours = Some(2);
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Done);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_round_begins_while_a_release_goes_out() {
+    let mut world = World::new();
+    world.config.round.max_rounds = 5;
+    world.config.rollout.waves = vec![50.0, 100.0];
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let release = rounds.store.latest_release().await.unwrap().unwrap();
+    assert_eq!((release.waves().unwrap().share(), release.waves().unwrap().is_over()), (500, false));
+    rounds.store.commit(&world.labels("cam-2", 1..=12, 0.0, 0), 2).await.unwrap();
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Idle);
+    // Halted: the model before it still runs, and its labels count.
+    crate::service::steer::steer(&rounds.store, crate::service::steer::Order::Halt, "anna").await.unwrap();
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Done);
+    assert_eq!(rounds.store.rounds().await.unwrap()[1].teacher, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

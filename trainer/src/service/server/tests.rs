@@ -210,10 +210,12 @@ async fn what_is_not_kept_is_an_event() {
         events: Arc::new(EventLog::open(&config.state_dir).unwrap()),
         intake: world.intake(),
         out,
+        acks: AckQueue::new(10),
         announce: Arc::new(Notify::new()),
         models: BTreeMap::new(),
         changed: BTreeSet::new(),
         rejected: (0, String::new()),
+        kept: 0,
         claimed: Vec::new(),
     };
     // The label and its frame, both again, and another label under the same key.
@@ -231,6 +233,15 @@ async fn what_is_not_kept_is_an_event() {
     assert_eq!((device.as_str(), *said), ("cam-1", bytes));
     assert!(reason.contains("at most 1000"), "{reason}");
     assert_eq!(*conflict, Event::Conflict { device: "cam-1".into(), epoch: 77, sequence: 1 });
+
+    // What cannot be used is kept with its reason, and makes nobody a device.
+    let bad = Incoming::Message { topic: "omnilabel/v1/home/stranger/labels".to_owned(), payload: b"nonsense".to_vec(), retained: false };
+    let (device, record, _) = collector.take(bad, Way::Small).unwrap();
+    assert!(collector.commit(&[(device, record)], &mut stopping).await);
+    let kept = collector.store.quarantined(10).await.unwrap();
+    assert!(kept.len() == 1 && kept[0].topic.contains("stranger") && kept[0].reason.contains("not a valid message"), "{kept:?}");
+    assert_eq!(collector.store.quarantined_payload(kept[0].id).await.unwrap().as_deref(), Some(&b"nonsense"[..]));
+    assert_eq!(collector.store.devices().await.unwrap(), ["cam-1"]);
 
     // Who runs a release that nobody made here has it from somebody else.
     collector.model("cam-1", &ModelMsg { version: 1, confirmed: 0, ..ModelMsg::default() });

@@ -78,17 +78,11 @@ impl Store {
     pub async fn counts(&self) -> Result<Vec<DeviceCounts>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT d.device, d.online, d.confirmed, d.trial, d.refused AS refused_release, d.reason, \
-             coalesce(e.committed, 0) AS committed, coalesce(e.pending, 0) AS pending, coalesce(e.evicted, 0) AS evicted, \
-             coalesce(e.duplicates, 0) AS duplicates, coalesce(e.conflicts, 0) AS conflicts, \
-             coalesce(l.stored, 0) AS stored, coalesce(l.settled, 0) AS settled, coalesce(l.refused, 0) AS refused, \
-             coalesce(f.frames, 0) AS frames \
-             FROM devices d \
-             LEFT JOIN (SELECT device, sum(committed) AS committed, sum(pending) AS pending, sum(evicted) AS evicted, \
-                        sum(duplicates) AS duplicates, sum(conflicts) AS conflicts FROM epochs GROUP BY device) e USING (device) \
-             LEFT JOIN (SELECT device, count(*) AS stored, sum(settled) AS settled, count(refused) AS refused FROM labels GROUP BY device) l \
-                        USING (device) \
-             LEFT JOIN (SELECT device, count(jpeg) AS frames FROM frames GROUP BY device) f USING (device) \
-             ORDER BY d.device",
+             coalesce(sum(e.committed), 0) AS committed, coalesce(sum(e.pending), 0) AS pending, coalesce(sum(e.evicted), 0) AS evicted, \
+             coalesce(sum(e.duplicates), 0) AS duplicates, coalesce(sum(e.conflicts), 0) AS conflicts, \
+             coalesce(sum(e.stored), 0) AS stored, coalesce(sum(e.settled), 0) AS settled, coalesce(sum(e.refused), 0) AS refused, \
+             coalesce(sum(e.frames), 0) AS frames \
+             FROM devices d LEFT JOIN epochs e USING (device) GROUP BY d.device ORDER BY d.device",
         )
         .fetch_all(&self.pool)
         .await
@@ -120,14 +114,12 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn tally(&self, device: &str) -> Result<(u64, u64), StoreError> {
-        let (stored, duplicates): (i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM labels WHERE device = ?1), \
-             (SELECT coalesce(sum(duplicates), 0) FROM epochs WHERE device = ?1)",
-        )
-        .bind(device)
-        .fetch_one(&self.pool)
-        .await
-        .map_err(self.sql("count"))?;
+        let (stored, duplicates): (i64, i64) =
+            sqlx::query_as("SELECT coalesce(sum(stored), 0), coalesce(sum(duplicates), 0) FROM epochs WHERE device = ?")
+                .bind(device)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(self.sql("count"))?;
         Ok((stored.cast_unsigned(), duplicates.cast_unsigned()))
     }
 

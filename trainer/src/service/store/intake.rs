@@ -1,9 +1,11 @@
 //! One commit: everything that waits in the queue, in one transaction with one fsync.
 
-use super::{Store, StoreError, marker, runs};
+use super::account::Account;
+use super::quarantine::{self, Quarantined};
+use super::{Store, StoreError, labels, marker, runs};
 use omnilabel_keypoints::wire::{AckMsg, HistogramMsg, LabelKey, ModelMsg, StatusMsg};
 use sha2::{Digest, Sha256};
-use sqlx::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the store keeps of a label beside its bytes.
@@ -17,6 +19,8 @@ pub struct LabelRow {
     pub captured_ms: u64,
     /// Counter of the teacher's release.
     pub model: u64,
+    /// First 8 bytes of the SHA-256 of its bundle's manifest.
+    pub model_hash: u64,
     /// Instances in it.
     pub instances: u32,
     /// Of these above the device's τ.
@@ -51,13 +55,15 @@ pub enum Record {
     Model(Box<ModelMsg>),
     /// From `…/histogram`.
     Histogram(Box<HistogramMsg>),
+    /// From anywhere: what could not be used.
+    Quarantined(Box<Quarantined>),
 }
 
 /// What a commit did.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Committed {
-    /// Acknowledgements by device, in the order they should be sent.
-    pub acks: Vec<(String, AckMsg)>,
+    /// What may be acknowledged now, see [`Store::acks`].
+    pub touched: Vec<Touched>,
     /// Labels stored now.
     pub stored: u64,
     /// Labels and frames that were there already.
@@ -66,6 +72,17 @@ pub struct Committed {
     pub conflicts: Vec<(String, LabelKey)>,
     /// Frames that were settled now without being kept.
     pub refused: Vec<RefusedFrame>,
+}
+
+/// Sequences of one outbox whose labels or frames have come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// The device.
+    pub device: String,
+    /// Its outbox epoch.
+    pub epoch: u64,
+    /// At least one.
+    pub sequences: BTreeSet<u64>,
 }
 
 /// Why a frame of which only the header came is not kept.
@@ -93,24 +110,24 @@ impl Store {
         let now = now_ms.cast_signed();
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
         let mut done = Committed::default();
-        for (device, epoch) in stated_epochs(records) {
-            seen(&mut tx, device, epoch, now).await.map_err(self.sql("store a device"))?;
-        }
-        let mut outboxes: BTreeMap<(&str, i64), Outbox> = BTreeMap::new();
+        seen(&mut tx, &stated_epochs(records), now).await.map_err(self.sql("store a device"))?;
+        let rows: Vec<(&str, &LabelRow)> = records
+            .iter()
+            .filter_map(|(device, record)| match record {
+                Record::Label(row) => Some((device.as_str(), &**row)),
+                _ => None,
+            })
+            .collect();
+        // Labels first: a frame that comes in the same batch finds its label here, whichever was sent first.
+        let mut outboxes = Outboxes::new();
+        labels::store(&mut tx, &rows, now, &mut outboxes, &mut done).await.map_err(self.sql("store labels"))?;
         for (device, record) in records {
             match record {
-                Record::Label(row) => {
-                    let (epoch, sequence) = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
-                    let outbox = outboxes.entry((device, epoch)).or_default();
-                    outbox.touched.insert(sequence);
-                    if label(&mut tx, device, row, now, &mut done).await.map_err(self.sql("store a label"))? {
-                        outbox.settled.insert(sequence);
-                    }
-                }
+                Record::Label(_) => {}
                 Record::Frame { key, frame, refused, jpeg } => {
                     let (epoch, sequence) = (key.epoch.cast_signed(), key.sequence.cast_signed());
                     let outbox = outboxes.entry((device, epoch)).or_default();
-                    outbox.touched.insert(sequence);
+                    outbox.touched.insert(key.sequence);
                     let hash = Sha256::digest(jpeg);
                     let kept = refused.is_none().then_some(jpeg.as_slice());
                     let fresh = sqlx::query(
@@ -132,7 +149,7 @@ impl Store {
                         done.repeated += 1;
                         // It came after all, from before it was evicted.
                         if kept.is_some() {
-                            sqlx::query(
+                            let updated = sqlx::query(
                                 "UPDATE frames SET sha256 = ?, refused = NULL, jpeg = ? \
                                  WHERE device = ? AND epoch = ? AND sequence = ? AND refused = ?",
                             )
@@ -145,8 +162,10 @@ impl Store {
                             .execute(&mut *tx)
                             .await
                             .map_err(self.sql("store a frame"))?;
+                            outbox.account.frames += updated.rows_affected().cast_signed();
                         }
                     } else {
+                        outbox.account.frames += i64::from(kept.is_some());
                         if settle(&mut tx, device, epoch, sequence).await.map_err(self.sql("settle a label"))? {
                             outbox.settled.insert(sequence);
                         }
@@ -174,12 +193,14 @@ impl Store {
                     .await
                     .map_err(self.sql("store a histogram"))?;
                 }
+                Record::Quarantined(what) => quarantine::insert(&mut tx, what, now).await.map_err(self.sql("quarantine a message"))?,
             }
         }
-        for ((device, epoch), Outbox { touched, settled }) in &outboxes {
-            runs::insert(&mut tx, device, *epoch, settled).await.map_err(self.sql("store what is settled"))?;
-            let acks = runs::acks(&mut tx, self.collector, device, *epoch, touched).await.map_err(self.sql("read the watermark"))?;
-            done.acks.extend(acks.into_iter().map(|ack| ((*device).to_owned(), ack)));
+        for ((device, epoch), outbox) in outboxes {
+            runs::insert(&mut tx, device, epoch, &outbox.settled).await.map_err(self.sql("store what is settled"))?;
+            let account = Account { settled: outbox.settled.len() as i64, ..outbox.account };
+            account.add(&mut tx, device, epoch).await.map_err(self.sql("count"))?;
+            done.touched.push(Touched { device: device.to_owned(), epoch: epoch.cast_unsigned(), sequences: outbox.touched });
         }
         let commits: i64 = sqlx::query_scalar(
             "INSERT INTO meta (key, value) VALUES ('commits', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value",
@@ -192,43 +213,70 @@ impl Store {
         Ok(done)
     }
 
-    /// The current acknowledgement of every device's latest outbox epoch, for a (re)connect.
+    /// What an outbox is told: everything that is committed of it, naming at least the runs that hold the touched sequences.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn current_acks(&self) -> Result<Vec<(String, AckMsg)>, StoreError> {
+    pub async fn acks(&self, of: &Touched) -> Result<Vec<AckMsg>, StoreError> {
         let mut db = self.pool.acquire().await.map_err(self.sql("acquire"))?;
-        let latest: Vec<(String, i64)> = sqlx::query_as("SELECT device, epoch FROM devices WHERE epoch IS NOT NULL")
-            .fetch_all(&mut *db)
+        let touched = of.sequences.iter().map(|sequence| sequence.cast_signed()).collect();
+        runs::acks(&mut db, self.collector, &of.device, of.epoch.cast_signed(), &touched).await.map_err(self.sql("read the watermark"))
+    }
+
+    /// Every device's latest outbox epoch, with nothing touched: what is to be acknowledged on a (re)connect.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn outboxes(&self) -> Result<Vec<Touched>, StoreError> {
+        let latest: Vec<(String, i64)> = sqlx::query_as("SELECT device, epoch FROM devices WHERE epoch IS NOT NULL ORDER BY device")
+            .fetch_all(&self.pool)
             .await
             .map_err(self.sql("read devices"))?;
-        let mut acks = Vec::new();
-        for (device, epoch) in latest {
-            let found =
-                runs::acks(&mut db, self.collector, &device, epoch, &BTreeSet::new()).await.map_err(self.sql("read the watermark"))?;
-            acks.extend(found.into_iter().map(|ack| (device.clone(), ack)));
-        }
-        Ok(acks)
+        let touched = |(device, epoch): (String, i64)| Touched { device, epoch: epoch.cast_unsigned(), sequences: BTreeSet::new() };
+        Ok(latest.into_iter().map(touched).collect())
     }
 }
 
+/// What a batch says of each outbox, by device and epoch.
+pub(super) type Outboxes<'a> = BTreeMap<(&'a str, i64), Outbox>;
+
 /// What a batch says of one outbox epoch.
 #[derive(Default)]
-struct Outbox {
+pub(super) struct Outbox {
     /// Sequences of its labels and frames.
-    touched: BTreeSet<i64>,
+    pub(super) touched: BTreeSet<u64>,
     /// Of these, what is settled from now on.
-    settled: BTreeSet<i64>,
+    pub(super) settled: BTreeSet<i64>,
+    /// What is to be added to its account.
+    pub(super) account: Account,
 }
 
-/// The devices of a batch, with the latest outbox epoch that each speaks of.
-fn stated_epochs(records: &[(String, Record)]) -> BTreeMap<&str, Option<i64>> {
-    let mut devices: BTreeMap<&str, Option<i64>> = BTreeMap::new();
+/// What a batch says of a device.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stated {
+    /// The latest outbox epoch.
+    epoch: Option<i64>,
+    /// When the last label was captured by the device's clock, where it has one.
+    captured_ms: Option<i64>,
+    /// Counter and hash of the model that made the last label.
+    labelled: Option<(i64, i64)>,
+}
+
+fn stated_epochs(records: &[(String, Record)]) -> BTreeMap<&str, Stated> {
+    let mut devices: BTreeMap<&str, Stated> = BTreeMap::new();
     for (device, record) in records {
-        let epoch = devices.entry(device).or_default();
+        // What could not be used makes nobody a device.
+        if matches!(record, Record::Quarantined(_)) {
+            continue;
+        }
+        let stated = devices.entry(device).or_default();
         match record {
-            Record::Label(row) => *epoch = Some(row.key.epoch.cast_signed()),
-            Record::Status(status) if !is_last_will(status) => *epoch = Some(status.epoch.cast_signed()),
+            Record::Label(row) => {
+                stated.epoch = Some(row.key.epoch.cast_signed());
+                stated.labelled = Some((row.model.cast_signed(), row.model_hash.cast_signed()));
+                stated.captured_ms = (row.captured_ms > 0).then_some(row.captured_ms.cast_signed()).or(stated.captured_ms);
+            }
+            Record::Status(status) if !is_last_will(status) => stated.epoch = Some(status.epoch.cast_signed()),
             _ => {}
         }
     }
@@ -240,66 +288,26 @@ const fn is_last_will(status: &StatusMsg) -> bool {
     !status.online && status.epoch == 0
 }
 
-async fn seen(db: &mut SqliteConnection, device: &str, epoch: Option<i64>, now: i64) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO devices (device, seen_ms, epoch) VALUES (?, ?, ?) ON CONFLICT (device) DO UPDATE \
-         SET seen_ms = excluded.seen_ms, epoch = coalesce(excluded.epoch, epoch)",
-    )
-    .bind(device)
-    .bind(now)
-    .bind(epoch)
-    .execute(db)
-    .await
-    .map(drop)
-}
+/// Rows of one statement: SQLite takes at most 32,766 parameters.
+pub(super) const ROWS: usize = 128;
 
-/// Stores one label; whether it is new and settled.
-async fn label(db: &mut SqliteConnection, device: &str, row: &LabelRow, now: i64, done: &mut Committed) -> Result<bool, sqlx::Error> {
-    let (epoch, sequence) = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
-    let settled: Option<bool> = sqlx::query_scalar(
-        "INSERT OR IGNORE INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, \
-         settled, refused, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
-         NOT ?10 OR EXISTS (SELECT 1 FROM frames WHERE device = ?1 AND epoch = ?2 AND sequence = ?3), ?11, ?12) RETURNING settled",
-    )
-    .bind(device)
-    .bind(epoch)
-    .bind(sequence)
-    .bind(row.frame.cast_signed())
-    .bind(now)
-    .bind(row.captured_ms.cast_signed())
-    .bind(row.model.cast_signed())
-    .bind(row.instances)
-    .bind(row.kept)
-    .bind(row.wants_frame)
-    .bind(&row.refused)
-    .bind(&row.payload)
-    .fetch_optional(&mut *db)
-    .await?;
-    if let Some(settled) = settled {
-        done.stored += 1;
-        return Ok(settled);
+async fn seen(db: &mut SqliteConnection, devices: &BTreeMap<&str, Stated>, now: i64) -> Result<(), sqlx::Error> {
+    let devices: Vec<_> = devices.iter().collect();
+    for chunk in devices.chunks(ROWS) {
+        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO devices (device, seen_ms, epoch, ahead_ms, label_model, label_hash) ");
+        query.push_values(chunk, |mut row, (device, stated)| {
+            let ahead = stated.captured_ms.map(|captured| captured.saturating_sub(now).max(0));
+            row.push_bind(**device).push_bind(now).push_bind(stated.epoch).push_bind(ahead);
+            row.push_bind(stated.labelled.map(|labelled| labelled.0)).push_bind(stated.labelled.map(|labelled| labelled.1));
+        });
+        query.push(
+            " ON CONFLICT (device) DO UPDATE SET seen_ms = excluded.seen_ms, epoch = coalesce(excluded.epoch, epoch), \
+             ahead_ms = coalesce(excluded.ahead_ms, ahead_ms), label_model = coalesce(excluded.label_model, label_model), \
+             label_hash = coalesce(excluded.label_hash, label_hash)",
+        );
+        query.build().persistent(false).execute(&mut *db).await?;
     }
-    let same: bool = sqlx::query_scalar("SELECT payload = ? FROM labels WHERE device = ? AND epoch = ? AND sequence = ?")
-        .bind(&row.payload)
-        .bind(device)
-        .bind(epoch)
-        .bind(sequence)
-        .fetch_one(&mut *db)
-        .await?;
-    done.repeated += 1;
-    if !same {
-        done.conflicts.push((device.to_owned(), row.key));
-    }
-    sqlx::query(
-        "INSERT INTO epochs (device, epoch, duplicates, conflicts) VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE \
-         SET duplicates = duplicates + 1, conflicts = conflicts + excluded.conflicts",
-    )
-    .bind(device)
-    .bind(epoch)
-    .bind(!same)
-    .execute(db)
-    .await?;
-    Ok(false)
+    Ok(())
 }
 
 /// Marks the label of a frame that has just been stored as settled; whether it is here and was not.

@@ -2,6 +2,8 @@
 
 use super::{Store, StoreError};
 use crate::service::rounds::RoundState;
+use crate::service::waves::{Standing, Waves};
+use omnilabel_keypoints::release::ReleaseManifest;
 use omnilabel_keypoints::wire::LabelKey;
 
 /// Which labels a round is made from: those of one teacher, after `after` and up to `up_to` in the order of their arrival, with their
@@ -39,12 +41,34 @@ pub struct ReleaseRow {
     pub manifest: Vec<u8>,
     /// The signature over them.
     pub signature: Vec<u8>,
+    created_ms: i64,
+    waves: Option<String>,
 }
 
 impl ReleaseRow {
     /// Its counter.
     pub const fn counter(&self) -> u64 {
         self.counter.cast_unsigned()
+    }
+
+    /// When it was signed, Unix ms.
+    pub const fn created_ms(&self) -> u64 {
+        self.created_ms.cast_unsigned()
+    }
+
+    /// How it goes out; one of a version of the centre that knew no waves went out to all.
+    ///
+    /// # Errors
+    /// Text in the database that this code did not write.
+    pub fn waves(&self) -> Result<Waves, serde_json::Error> {
+        self.waves.as_deref().map_or_else(|| Ok(Waves::at_once(self.created_ms())), serde_json::from_str)
+    }
+
+    /// First 8 bytes of the SHA-256 of its bundle's manifest, as labels name it.
+    pub fn model_hash(&self) -> Option<u64> {
+        let manifest: ReleaseManifest = serde_json::from_slice(&self.manifest).ok()?;
+        let file = manifest.files.iter().find(|file| file.path == "manifest.json")?;
+        Some(u64::from_be_bytes(*omnilabel_bundle::unhex(&file.sha256)?.first_chunk()?))
     }
 }
 
@@ -74,6 +98,37 @@ impl Store {
             .await
             .map_err(self.sql("count labels"))?;
         Ok(count.cast_unsigned())
+    }
+
+    /// When the first label of a selection came, Unix ms.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn oldest(&self, which: Selection) -> Result<Option<u64>, StoreError> {
+        let received: Option<i64> = sqlx::query_scalar(selection!("l.received_ms", "ORDER BY l.id LIMIT 1"))
+            .bind(which.teacher.cast_signed())
+            .bind(which.after)
+            .bind(which.up_to)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(self.sql("read labels"))?;
+        Ok(received.map(i64::cast_unsigned))
+    }
+
+    /// Asks for a round with whatever labels there are, or takes that back.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn want_round(&self, wanted: bool) -> Result<(), StoreError> {
+        self.set_meta("round_wanted", i64::from(wanted)).await
+    }
+
+    /// Whether somebody asked for a round that has not begun.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn round_is_wanted(&self) -> Result<bool, StoreError> {
+        Ok(self.meta("round_wanted").await? == Some(1))
     }
 
     /// The labels of a selection in the order of their keys, so that the same labels make the same data set.
@@ -204,7 +259,7 @@ impl Store {
         Ok(own.max(theirs).cast_unsigned() + 1)
     }
 
-    /// Records a signed release, together with the end of the round it comes from.
+    /// Records a signed release with the way it goes out, together with the end of the round it comes from.
     ///
     /// # Errors
     /// See [`StoreError`]; a counter that is taken is an error.
@@ -215,21 +270,25 @@ impl Store {
         bundle: &std::path::Path,
         signed: (&[u8], &[u8]),
         round: Option<&RoundState>,
-        now_ms: u64,
+        waves: &Waves,
     ) -> Result<(), StoreError> {
         let bundle = bundle.to_str().ok_or_else(|| self.content(format!("the path {} is not UTF-8", bundle.display())))?;
+        let waves_json = serde_json::to_string(waves).map_err(|e| self.content(e.to_string()))?;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
-        sqlx::query("INSERT INTO releases (counter, name, bundle, manifest, signature, created_ms, round) VALUES (?, ?, ?, ?, ?, ?, ?)")
-            .bind(counter.cast_signed())
-            .bind(name)
-            .bind(bundle)
-            .bind(signed.0)
-            .bind(signed.1)
-            .bind(now_ms.cast_signed())
-            .bind(round.map(|r| r.round.cast_signed()))
-            .execute(&mut *tx)
-            .await
-            .map_err(self.sql("write a release"))?;
+        sqlx::query(
+            "INSERT INTO releases (counter, name, bundle, manifest, signature, created_ms, round, waves) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(counter.cast_signed())
+        .bind(name)
+        .bind(bundle)
+        .bind(signed.0)
+        .bind(signed.1)
+        .bind(waves.since_ms.cast_signed())
+        .bind(round.map(|r| r.round.cast_signed()))
+        .bind(waves_json)
+        .execute(&mut *tx)
+        .await
+        .map_err(self.sql("write a release"))?;
         if let Some(state) = round {
             let json = serde_json::to_string(state).map_err(|e| self.content(e.to_string()))?;
             sqlx::query(SAVE_ROUND)
@@ -249,26 +308,93 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn latest_release(&self) -> Result<Option<ReleaseRow>, StoreError> {
-        sqlx::query_as("SELECT counter, name, bundle, manifest, signature FROM releases ORDER BY counter DESC LIMIT 1")
+        sqlx::query_as("SELECT counter, name, bundle, manifest, signature, created_ms, waves FROM releases ORDER BY counter DESC LIMIT 1")
             .fetch_optional(&self.pool)
             .await
             .map_err(self.sql("read releases"))
     }
 
-    /// The release that the fleet runs: the newest that no device refused, or that some device confirmed in spite of it. `None` is the
-    /// provisioned model.
+    /// The release that the fleet runs: the newest that went out to all and that no device refused, or that some device confirmed in spite
+    /// of it. `None` is the provisioned model.
     ///
     /// # Errors
     /// See [`StoreError`].
     pub async fn running_release(&self) -> Result<Option<ReleaseRow>, StoreError> {
+        self.running_before(i64::MAX.cast_unsigned()).await
+    }
+
+    /// The release that ran before the one with this counter, see [`Store::running_release`]. `None` is the provisioned model.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn running_before(&self, counter: u64) -> Result<Option<ReleaseRow>, StoreError> {
         sqlx::query_as(
-            "SELECT counter, name, bundle, manifest, signature FROM releases r \
-             WHERE NOT EXISTS (SELECT 1 FROM devices d WHERE d.refused = r.counter) \
-             OR EXISTS (SELECT 1 FROM devices d WHERE d.confirmed = r.counter) ORDER BY counter DESC LIMIT 1",
+            "SELECT counter, name, bundle, manifest, signature, created_ms, waves FROM releases r \
+             WHERE counter < ? AND coalesce(json_extract(waves, '$.complete'), 1) = 1 \
+             AND (NOT EXISTS (SELECT 1 FROM devices d WHERE d.refused = r.counter) \
+             OR EXISTS (SELECT 1 FROM devices d WHERE d.confirmed = r.counter)) ORDER BY counter DESC LIMIT 1",
         )
+        .bind(counter.cast_signed())
         .fetch_optional(&self.pool)
         .await
         .map_err(self.sql("read releases"))
+    }
+
+    /// Writes how a release goes out, unless somebody else did since `release` was read; whether it was written.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn save_waves(&self, release: &ReleaseRow, waves: &Waves) -> Result<bool, StoreError> {
+        let json = serde_json::to_string(waves).map_err(|e| self.content(e.to_string()))?;
+        let written = sqlx::query("UPDATE releases SET waves = ? WHERE counter = ? AND waves IS ?")
+            .bind(json)
+            .bind(release.counter)
+            .bind(&release.waves)
+            .execute(&self.pool)
+            .await
+            .map_err(self.sql("write the waves of a release"))?;
+        Ok(written.rows_affected() > 0)
+    }
+
+    /// What every device says of the models that it runs.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn standings(&self) -> Result<Vec<Standing>, StoreError> {
+        type Row = (String, bool, i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+        let rows: Vec<Row> = sqlx::query_as("SELECT device, online, confirmed, trial, refused, label_model, label_hash FROM devices")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.sql("read devices"))?;
+        Ok(rows
+            .into_iter()
+            .map(|(device, online, confirmed, trial, refused, model, hash)| Standing {
+                device,
+                online,
+                confirmed: confirmed.cast_unsigned(),
+                trial: trial.map(i64::cast_unsigned),
+                refused: refused.map(i64::cast_unsigned),
+                labelled: model.zip(hash).map(|(model, hash)| (model.cast_unsigned(), hash.cast_unsigned())),
+            })
+            .collect())
+    }
+
+    /// Names the bundles of releases below another state folder.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn move_bundles(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), StoreError> {
+        let text = |path: &std::path::Path| {
+            path.to_str().map(str::to_owned).ok_or_else(|| self.content(format!("the path {} is not UTF-8", path.display())))
+        };
+        let (from, to) = (text(from)?, text(to)?);
+        sqlx::query("UPDATE releases SET bundle = ?2 || substr(bundle, length(?1) + 1) WHERE substr(bundle, 1, length(?1) + 1) = ?1 || '/'")
+            .bind(from)
+            .bind(to)
+            .execute(&self.pool)
+            .await
+            .map_err(self.sql("move bundles"))
+            .map(drop)
     }
 }
 

@@ -26,6 +26,20 @@ fn consecutive(sequences: &BTreeSet<i64>) -> Vec<(i64, i64)> {
 }
 
 async fn insert_run(db: &mut SqliteConnection, device: &str, epoch: i64, first: i64, last: i64) -> Result<(), sqlx::Error> {
+    // Nearly always: the highest run goes on.
+    let extended = sqlx::query(
+        "UPDATE runs SET last = ?4 WHERE device = ?1 AND epoch = ?2 AND last = ?3 - 1 \
+         AND first = (SELECT max(first) FROM runs WHERE device = ?1 AND epoch = ?2)",
+    )
+    .bind(device)
+    .bind(epoch)
+    .bind(first)
+    .bind(last)
+    .execute(&mut *db)
+    .await?;
+    if extended.rows_affected() > 0 {
+        return Ok(());
+    }
     // The run that begins at or below it, and those that begin in it or right above.
     let below: Option<(i64, i64)> =
         sqlx::query_as("SELECT first, last FROM runs WHERE device = ? AND epoch = ? AND first <= ? ORDER BY first DESC LIMIT 1")

@@ -2,6 +2,7 @@
 
 use super::intake::{LabelRow, Record};
 use super::*;
+use crate::service::waves::Waves;
 use omnilabel_keypoints::wire::{AckMsg, LabelKey, MAX_GAPS, StatusMsg};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ fn label(sequence: u64, wants_frame: bool) -> (String, Record) {
         frame: sequence,
         captured_ms: 0,
         model: 0,
+        model_hash: 0,
         instances: 1,
         kept: 1,
         wants_frame,
@@ -24,6 +26,15 @@ fn label(sequence: u64, wants_frame: bool) -> (String, Record) {
 fn frame(sequence: u64) -> (String, Record) {
     let key = LabelKey { epoch: u64::MAX - 5, sequence };
     ("cam".to_owned(), Record::Frame { key, frame: sequence, refused: None, jpeg: vec![1, 2, 3] })
+}
+
+/// What may be told after a commit, by device.
+async fn told(store: &Store, done: &super::intake::Committed) -> Vec<(String, AckMsg)> {
+    let mut told = Vec::new();
+    for touched in &done.touched {
+        told.extend(store.acks(touched).await.unwrap().into_iter().map(|ack| (touched.device.clone(), ack)));
+    }
+    told
 }
 
 fn covered(acks: &[(String, AckMsg)]) -> BTreeSet<u64> {
@@ -73,11 +84,12 @@ proptest! {
                 assert_eq!(done.conflicts, []);
                 let settled: BTreeSet<u64> = labels.iter().copied().filter(|q| !wants(*q) || frames.contains(q)).collect();
                 let watermark = (1..).take_while(|q| settled.contains(q)).last().unwrap_or(0);
-                for (_, ack) in &done.acks {
+                let acks = told(&store, &done).await;
+                for (_, ack) in &acks {
                     assert_eq!((ack.watermark, ack.epoch, ack.collector), (watermark, u64::MAX - 5, store.collector()));
                     assert!(ack.stored.iter().all(|&(first, last)| first > watermark + 1 && first <= last));
                 }
-                let acked = covered(&done.acks);
+                let acked = covered(&acks);
                 assert!(acked.is_subset(&settled), "acknowledged but not stored: {:?}", acked.difference(&settled));
                 for (q, _) in &batch {
                     assert_eq!(acked.contains(q), settled.contains(q), "sequence {q}");
@@ -99,31 +111,36 @@ async fn many_gaps_are_all_acknowledged_in_several_messages() {
     let store = Store::open(dir.path(), false).await.unwrap();
     let records: Vec<_> = (1..=40).map(|i| label(2 * i, false)).collect();
     let done = store.commit(&records, 1).await.unwrap();
-    assert_eq!(done.acks.len(), 40_usize.div_ceil(MAX_GAPS));
-    assert_eq!(covered(&done.acks), (1..=40).map(|i| 2 * i).collect());
+    let acks = told(&store, &done).await;
+    assert_eq!(acks.len(), 40_usize.div_ceil(MAX_GAPS));
+    assert_eq!(covered(&acks), (1..=40).map(|i| 2 * i).collect());
     // One that comes again is acknowledged again, though 16 lower runs lie before it.
     let done = store.commit(&[label(80, false)], 2).await.unwrap();
-    assert!(covered(&done.acks).contains(&80));
+    assert!(covered(&told(&store, &done).await).contains(&80));
     assert_eq!(done.repeated, 1);
     // With the gaps filled, one watermark says it all.
     let rest: Vec<_> = (1..=40).map(|i| label(2 * i - 1, false)).collect();
     let done = store.commit(&rest, 3).await.unwrap();
-    assert_eq!((done.acks.len(), done.acks[0].1.watermark, done.acks[0].1.stored.len()), (1, 80, 0));
-    assert_eq!(store.current_acks().await.unwrap(), vec![("cam".to_owned(), done.acks[0].1.clone())]);
+    let acks = told(&store, &done).await;
+    assert_eq!((acks.len(), acks[0].1.watermark, acks[0].1.stored.len()), (1, 80, 0));
+    let outboxes = store.outboxes().await.unwrap();
+    assert_eq!(outboxes.len(), 1);
+    assert_eq!(store.acks(&outboxes[0]).await.unwrap(), [acks[0].1.clone()]);
 }
 
 #[tokio::test]
 async fn a_frame_that_was_told_to_be_evicted_and_comes_after_all_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), false).await.unwrap();
-    let told = |sequence| {
+    let evicted = |sequence| {
         let (device, Record::Frame { key, frame, .. }) = frame(sequence) else { unreachable!() };
         let refused = Some(super::intake::EVICTED.to_owned());
         (device, Record::Frame { key, frame, refused, jpeg: Vec::new() })
     };
-    let done = store.commit(&[label(1, true), told(1), label(2, true), frame(2)], 1).await.unwrap();
-    assert_eq!((covered(&done.acks), done.refused.len()), (BTreeSet::from([1, 2]), 0), "settled, and no fault of the frame");
-    store.commit(&[frame(1), told(2)], 2).await.unwrap();
+    let done = store.commit(&[label(1, true), evicted(1), label(2, true), frame(2)], 1).await.unwrap();
+    let settled = covered(&told(&store, &done).await);
+    assert_eq!((settled, done.refused.len()), (BTreeSet::from([1, 2]), 0), "settled, and no fault of the frame");
+    store.commit(&[frame(1), evicted(2)], 2).await.unwrap();
     let kept: Vec<Option<Vec<u8>>> = sqlx::query_scalar("SELECT jpeg FROM frames ORDER BY sequence").fetch_all(&store.pool).await.unwrap();
     assert_eq!(kept, [Some(vec![1, 2, 3]), Some(vec![1, 2, 3])]);
 }
@@ -139,6 +156,54 @@ async fn the_first_of_two_labels_under_one_key_stays() {
     assert_eq!((done.stored, done.repeated, done.conflicts), (1, 1, vec![("cam".to_owned(), key)]));
     let all = super::ledger::Selection { teacher: 0, after: 0, up_to: i64::MAX };
     assert_eq!(store.payloads(all).await.unwrap(), vec![1_u64.to_le_bytes().to_vec()]);
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_brought_up_to_date_with_its_accounts() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SqliteConnectOptions::new().filename(dir.path().join("centre.sqlite")).create_if_missing(true);
+    let pool = SqlitePoolOptions::new().connect_with(options).await.unwrap();
+    let mut first = sqlx::migrate!();
+    first.migrations.to_mut().truncate(1);
+    first.run(&pool).await.unwrap();
+    for statement in [
+        "INSERT INTO devices (device, seen_ms) VALUES ('cam', 1), ('new', 1)",
+        "INSERT INTO epochs (device, epoch, committed, duplicates) VALUES ('cam', 7, 3, 4)",
+        "INSERT INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, settled, \
+         refused, payload) VALUES ('cam', 7, 1, 1, 1, 1, 0, 1, 1, 0, 1, NULL, x'01'), ('cam', 7, 2, 1, 1, 1, 0, 1, 1, 1, 0, 'why', x'02'), \
+         ('cam', 8, 1, 1, 1, 1, 0, 1, 1, 1, 1, NULL, x'03')",
+        "INSERT INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg) VALUES \
+         ('cam', 8, 1, 1, 1, x'00', NULL, x'01'), ('cam', 9, 1, 1, 1, x'00', 'no', NULL)",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+    let store = Store::open(dir.path(), false).await.unwrap();
+    let counts = store.counts().await.unwrap();
+    let cam = &counts[0];
+    assert_eq!((cam.committed, cam.stored, cam.settled, cam.refused, cam.frames, cam.duplicates), (3, 3, 2, 1, 1, 4));
+    assert_eq!((counts[1].device.as_str(), counts[1].stored), ("new", 0));
+    // And it goes on counting.
+    store.commit(&[label(1, false), label(1, false)], 2).await.unwrap();
+    assert_eq!(store.tally("cam").await.unwrap(), (4, 5));
+}
+
+#[tokio::test]
+async fn the_quarantine_keeps_the_newest_messages() {
+    use super::quarantine::{MAX_MESSAGES, MAX_PAYLOAD, Quarantined};
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false).await.unwrap();
+    let bad =
+        |reason: &str| (String::new(), Record::Quarantined(Box::new(Quarantined::new("a/b", vec![7; MAX_PAYLOAD + 5], reason.to_owned()))));
+    store.commit(&[bad("first"), bad("second"), bad("second")], 5).await.unwrap();
+    let kept = store.quarantined(2).await.unwrap();
+    assert_eq!(kept.iter().map(|row| (row.id, row.received_ms, row.bytes)).collect::<Vec<_>>(), [(3, 5, 32773), (2, 5, 32773)]);
+    assert_eq!(store.quarantined_payload(3).await.unwrap().unwrap().len(), MAX_PAYLOAD);
+    assert_eq!(store.quarantine_reasons(5).await.unwrap(), [("second".to_owned(), 2), ("first".to_owned(), 1)]);
+    sqlx::query("UPDATE quarantine SET id = id + ? WHERE id = 3").bind(MAX_MESSAGES - 2).execute(&store.pool).await.unwrap();
+    store.commit(&[bad("third")], 6).await.unwrap();
+    assert_eq!(store.quarantine_reasons(5).await.unwrap(), [("second".to_owned(), 1), ("third".to_owned(), 1)]);
+    assert_eq!(store.devices().await.unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -161,7 +226,8 @@ async fn a_restored_store_gets_a_new_epoch() {
     let second = store.collector();
     assert_ne!(second, first, "the database is older than what was acknowledged");
     let done = store.commit(&[label(1, false)], 3).await.unwrap();
-    assert_eq!((done.acks[0].1.collector, done.acks[0].1.watermark), (second, 1));
+    let ack = told(&store, &done).await.remove(0).1;
+    assert_eq!((ack.collector, ack.watermark), (second, 1));
     store.close().await;
 
     let store = Store::open(&state, true).await.unwrap();
@@ -201,9 +267,9 @@ async fn counters_only_grow_and_no_device_can_push_them_far() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), false).await.unwrap();
     assert_eq!(store.next_counter().await.unwrap(), 1);
-    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, 1).await.unwrap();
+    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
     assert_eq!(store.next_counter().await.unwrap(), 2);
-    assert!(store.add_release(1, "again", dir.path(), (b"m", b"s"), None, 1).await.is_err());
+    assert!(store.add_release(1, "again", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.is_err());
     let model = |device: &str, confirmed, refused| {
         let model = omnilabel_keypoints::wire::ModelMsg { version: 1, confirmed, refused, ..Default::default() };
         (device.to_owned(), Record::Model(Box::new(model)))
@@ -219,8 +285,8 @@ async fn counters_only_grow_and_no_device_can_push_them_far() {
 async fn a_release_that_the_fleet_refused_does_not_run() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), false).await.unwrap();
-    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, 1).await.unwrap();
-    store.add_release(2, "two", dir.path(), (b"m", b"s"), None, 1).await.unwrap();
+    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
+    store.add_release(2, "two", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
     let running = async || store.running_release().await.unwrap().map_or(0, |r| r.counter());
     assert_eq!(running().await, 2);
     let model = |confirmed, refused| {

@@ -1,0 +1,50 @@
+//! `omnilabel-trainer backup` and `restore`.
+
+use super::run::runtime;
+use crate::service::backup::{About, backup, restore};
+use crate::service::config::ServiceConfig;
+use crate::service::events::now_ms;
+use crate::service::store::Store;
+use anyhow::ensure;
+use omnilabel_console::say;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// `trainer.toml` of the centre, which may run (docs/CENTRE.md)
+    #[arg(long)]
+    config: PathBuf,
+    /// New folder of the backup
+    #[arg(long)]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    omnilabel_console::log("info");
+    let config = ServiceConfig::load(&args.config)?;
+    ensure!(config.state_dir.join("centre.sqlite").exists(), "{}: no centre has run here yet", config.state_dir.display());
+    let About { labels, bundles, .. } = runtime()?.block_on(async {
+        let store = Store::attach(&config.state_dir).await?;
+        backup(&store, &args.out, now_ms()).await
+    })?;
+    say!("{}: {labels} labels, {bundles} bundles; not in it: keys, certificates, data sets", args.out.display());
+    Ok(())
+}
+
+#[derive(clap::Args)]
+pub(super) struct RestoreArgs {
+    /// `trainer.toml` of the centre, whose `state_dir` holds none yet
+    #[arg(long)]
+    config: PathBuf,
+    /// What `backup` wrote
+    #[arg(long)]
+    from: PathBuf,
+}
+
+pub(super) fn run_restore(args: &RestoreArgs) -> anyhow::Result<()> {
+    omnilabel_console::log("info");
+    let config = ServiceConfig::load(&args.config)?;
+    let about = runtime()?.block_on(restore(&args.from, &config.state_dir))?;
+    say!("{}: {} labels, {} bundles; devices send again what they still hold", config.state_dir.display(), about.labels, about.bundles);
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! `omnilabel-trainer rollout`: what people say about the release that goes out.
+
+use super::run::runtime;
+use crate::service::config::ServiceConfig;
+use crate::service::events::{Event, EventLog};
+use crate::service::server::release_keys;
+use crate::service::sign::read_key;
+use crate::service::steer::{Order, recall, steer};
+use crate::service::store::Store;
+use anyhow::Context;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// `trainer.toml` of the centre (docs/CENTRE.md)
+    #[arg(long)]
+    config: PathBuf,
+    /// What is to become of the newest release
+    #[arg(value_enum)]
+    order: What,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// No further device begins with it
+    Halt,
+    /// It goes on where it was halted
+    Resume,
+    /// The next wave begins now
+    Promote,
+    /// The model before it is signed anew, for all at once
+    Recall,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    omnilabel_console::log("info");
+    let config = ServiceConfig::load(&args.config)?;
+    runtime()?.block_on(async {
+        let store = Store::attach(&config.state_dir).await?;
+        let by = "hand";
+        let order = match args.order {
+            What::Halt => Order::Halt,
+            What::Resume => Order::Resume,
+            What::Promote => Order::Promote,
+            What::Recall => {
+                release_keys(&config)?;
+                let key = read_key(&config.release.key)?;
+                let (counter, name) = recall(&config, &store, &key, by).await?;
+                let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
+                events.emit(Event::Released { round: None, counter, name: name.clone(), reason: "recall by hand".to_owned() });
+                omnilabel_console::say!("release {counter} ({name}) for channel {}", config.release.channel);
+                return Ok(());
+            }
+        };
+        omnilabel_console::say!("{}", steer(&store, order, by).await?);
+        Ok(())
+    })
+}

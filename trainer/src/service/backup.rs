@@ -1,0 +1,194 @@
+//! A copy of what the centre knows, made while it runs, and its way back. Copied are the database (labels, frames, rounds, releases), the
+//! bundles of rounds and releases, what the gate looked at, and the events; not keys, not data sets, not what a round can make again.
+
+use crate::service::events;
+use crate::service::rounds::copy_bundle;
+use crate::service::store::Store;
+use anyhow::{Context, bail, ensure};
+use omnilabel_bundle::{Bundle, hex};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+const ABOUT: &str = "backup.json";
+const DATABASE: &str = "centre.sqlite";
+
+/// What a backup says of itself, in `backup.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
+    /// Format, 1.
+    pub format: u32,
+    /// When it was made, Unix ms.
+    pub made_ms: u64,
+    /// The state folder it was made of: releases name their bundles by absolute paths.
+    pub state_dir: PathBuf,
+    /// SHA-256 of the copied database.
+    pub database_sha256: String,
+    /// Labels in it.
+    pub labels: u64,
+    /// Bundles in it.
+    pub bundles: u64,
+}
+
+/// Writes a backup of the state folder of `store` to `out`, which must not exist: whole or not at all.
+///
+/// # Errors
+/// Names the file and what is wrong.
+pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<About> {
+    ensure!(!out.exists(), "{}: is there already; a backup gets a folder of its own", out.display());
+    let state_dir = std::path::absolute(store.state_dir()).with_context(|| store.state_dir().display().to_string())?;
+    let part = out.with_extension("part");
+    if part.exists() {
+        std::fs::remove_dir_all(&part).with_context(|| part.display().to_string())?;
+    }
+    std::fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
+    let database = part.join(DATABASE);
+    // Bundles first: a release that is made meanwhile is then in neither.
+    let mut bundles = 0;
+    for kind in ["releases", "rounds"] {
+        for entry in entries(&state_dir.join(kind))? {
+            let place = Path::new(kind).join(entry.file_name().unwrap_or_default());
+            let (from, to) = if kind == "rounds" { (entry.join("bundle"), place.join("bundle")) } else { (entry.clone(), place.clone()) };
+            if from.join("manifest.json").exists() && from.extension().is_none_or(|end| end != "part") {
+                let parent = part.join(to.parent().unwrap_or(Path::new("")));
+                std::fs::create_dir_all(&parent).with_context(|| parent.display().to_string())?;
+                copy_bundle(&Bundle::open(&from)?, &part.join(&to))?;
+                bundles += 1;
+            }
+            for file in entries(&entry)?.into_iter().filter(|file| file.to_string_lossy().ends_with(".results.json")) {
+                copy(&file, &part.join(&place).join(file.file_name().unwrap_or_default()))?;
+            }
+        }
+    }
+    let log = state_dir.join(events::FILE);
+    if log.exists() {
+        copy(&log, &part.join(events::FILE))?;
+    }
+    let labels = store.copy_to(&database).await?;
+    let about = About { format: 1, made_ms: now_ms, state_dir, database_sha256: sha256(&database)?, labels, bundles };
+    let text = serde_json::to_string_pretty(&about)? + "\n";
+    std::fs::write(part.join(ABOUT), text).with_context(|| part.join(ABOUT).display().to_string())?;
+    std::fs::rename(&part, out).with_context(|| out.display().to_string())?;
+    Ok(about)
+}
+
+/// Puts a backup into `state_dir`, which must not hold a centre yet. At its next start the centre draws a new collector epoch, and the
+/// devices send again what they still hold.
+///
+/// # Errors
+/// Names the file and what is wrong; a database that is not the one that was copied is refused.
+pub async fn restore(from: &Path, state_dir: &Path) -> anyhow::Result<About> {
+    let path = from.join(ABOUT);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{}: a backup has this file", path.display()))?;
+    let about: About = serde_json::from_str(&text).with_context(|| format!("{}: expected what `backup` wrote", path.display()))?;
+    ensure!(about.format == 1, "{}: format {}, expected 1: a newer version made it", path.display(), about.format);
+    let database = from.join(DATABASE);
+    let found = sha256(&database)?;
+    ensure!(found == about.database_sha256, "{}: SHA-256 {found}, expected {}: it is damaged", database.display(), about.database_sha256);
+    if state_dir.join(DATABASE).exists() {
+        bail!("{}: a centre's state is there already: move it away first", state_dir.display());
+    }
+    copy_tree(from, state_dir)?;
+    let new = std::path::absolute(state_dir).with_context(|| state_dir.display().to_string())?;
+    let store = Store::attach(state_dir).await?;
+    store.move_bundles(&about.state_dir, &new).await?;
+    store.close().await;
+    Ok(about)
+}
+
+fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut found =
+        entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().with_context(|| folder.display().to_string())?;
+    found.sort();
+    Ok(found)
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let folder = to.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    std::fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
+    std::fs::File::open(to).and_then(|file| file.sync_all()).with_context(|| to.display().to_string())
+}
+
+/// All but the database, which comes last: a state folder without one is none.
+fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let (databases, others): (Vec<_>, Vec<_>) = entries(from)?.into_iter().partition(|path| path.ends_with(DATABASE));
+    for path in others.into_iter().chain(databases) {
+        let target = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() { copy_tree(&path, &target)? } else { copy(&path, &target)? }
+    }
+    Ok(())
+}
+
+fn sha256(path: &Path) -> anyhow::Result<String> {
+    let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).with_context(|| path.display().to_string())? {
+            0 => return Ok(hex(&hash.finalize())),
+            read => hash.update(&buffer[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::rounds::{Publish, release_bundle};
+    use crate::service::sign;
+    use crate::service::testing::World;
+    use crate::service::waves::Waves;
+
+    #[tokio::test]
+    async fn what_was_backed_up_runs_elsewhere_with_a_new_collector_epoch() {
+        let world = World::new();
+        let store = Store::open(&world.config.state_dir, false).await.unwrap();
+        store.commit(&world.labels("cam-1", 1..=4, 0.0, 0), 1).await.unwrap();
+        let (running, kept) = (Bundle::open(&world.config.model.running).unwrap(), world.config.state_dir.join("releases/one"));
+        let kept = copy_bundle(&running, &kept).unwrap();
+        let key = sign::read_key(&world.config.release.key).unwrap();
+        let what = Publish { bundle: &kept, name: "one", round: None, waves: Waves::at_once(1) };
+        release_bundle(&world.config, &store, &key, what).await.unwrap();
+        // The centre goes on while it is copied.
+        let (out, elsewhere) = (world.dir.path().join("backup"), world.dir.path().join("elsewhere/state"));
+        let about = backup(&store, &out, 5).await.unwrap();
+        assert_eq!((about.labels, about.bundles, about.made_ms), (4, 1, 5));
+        assert!(backup(&store, &out, 6).await.unwrap_err().to_string().contains("is there already"));
+        store.commit(&world.labels("cam-1", 5..=6, 0.0, 0), 2).await.unwrap();
+        let collector = store.collector();
+        store.close().await;
+
+        assert_eq!(restore(&out, &elsewhere).await.unwrap(), about);
+        assert!(restore(&out, &elsewhere).await.unwrap_err().to_string().contains("already"));
+        std::fs::remove_dir_all(&world.config.state_dir).unwrap();
+        let store = Store::open(&elsewhere, false).await.unwrap();
+        assert_ne!(store.collector(), collector, "devices are asked for what came after the copy");
+        assert_eq!(store.tally("cam-1").await.unwrap().0, 4);
+        let release = store.latest_release().await.unwrap().unwrap();
+        assert_eq!(Path::new(&release.bundle), std::path::absolute(elsewhere.join("releases/one")).unwrap());
+        crate::service::rollout::Rollout::new(&release, None).unwrap();
+        Bundle::open(Path::new(&release.bundle)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_backup_is_refused() {
+        let world = World::new();
+        let store = Store::open(&world.config.state_dir, false).await.unwrap();
+        let (out, elsewhere) = (world.dir.path().join("backup"), world.dir.path().join("elsewhere"));
+        backup(&store, &out, 5).await.unwrap();
+        let mut bytes = std::fs::read(out.join(DATABASE)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(out.join(DATABASE), bytes).unwrap();
+        assert!(restore(&out, &elsewhere).await.unwrap_err().to_string().contains("damaged"));
+        assert!(!elsewhere.exists());
+        std::fs::write(out.join(ABOUT), "{}").unwrap();
+        assert!(restore(&out, &elsewhere).await.unwrap_err().to_string().contains("backup.json"));
+    }
+}

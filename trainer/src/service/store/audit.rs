@@ -1,0 +1,134 @@
+//! Reads everything that is stored, in pages, for checks and exports.
+
+use super::{Store, StoreError};
+use omnilabel_keypoints::wire::LabelKey;
+use std::collections::BTreeMap;
+
+/// One label with what is stored beside it.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct StoredLabel {
+    /// In the order of arrival.
+    pub id: i64,
+    /// Who sent it.
+    pub device: String,
+    epoch: i64,
+    sequence: i64,
+    model: i64,
+    /// Instances, by the column.
+    pub instances: i64,
+    /// When it came, Unix ms.
+    pub received_ms: i64,
+    /// The message as it came.
+    pub payload: Vec<u8>,
+    /// Why it is not trained on.
+    pub refused: Option<String>,
+    /// SHA-256 of the picture as it came; `None` where none has come.
+    pub sha256: Option<Vec<u8>>,
+    /// The picture; `None` where it is not kept.
+    pub jpeg: Option<Vec<u8>>,
+}
+
+impl StoredLabel {
+    /// Its key.
+    pub const fn key(&self) -> LabelKey {
+        LabelKey { epoch: self.epoch.cast_unsigned(), sequence: self.sequence.cast_unsigned() }
+    }
+
+    /// Counter of the release whose model made it.
+    pub const fn model(&self) -> u64 {
+        self.model.cast_unsigned()
+    }
+}
+
+/// Which labels are looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Which {
+    /// Of this device only.
+    pub device: Option<String>,
+    /// By this model only.
+    pub model: Option<u64>,
+    /// That came at or after this time, Unix ms.
+    pub since_ms: u64,
+}
+
+/// Of one outbox: stored, settled, refused labels, and kept pictures.
+type Numbers = [i64; 4];
+
+impl Store {
+    /// Labels after the one with the number `after`, at most `limit`, in the order of their arrival.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn page(&self, which: &Which, after: i64, limit: u32) -> Result<Vec<StoredLabel>, StoreError> {
+        sqlx::query_as(
+            "SELECT l.id, l.device, l.epoch, l.sequence, l.model, l.instances, l.received_ms, l.payload, l.refused, f.sha256, f.jpeg \
+             FROM labels l LEFT JOIN frames f USING (device, epoch, sequence) \
+             WHERE l.id > ?1 AND l.received_ms >= ?2 AND (?3 IS NULL OR l.device = ?3) AND (?4 IS NULL OR l.model = ?4) \
+             ORDER BY l.id LIMIT ?5",
+        )
+        .bind(after)
+        .bind(which.since_ms.cast_signed())
+        .bind(&which.device)
+        .bind(which.model.map(u64::cast_signed))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(self.sql("read labels"))
+    }
+
+    /// What is counted otherwise than it is stored, one sentence each; nothing when all is well. Reads every row.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn recount(&self) -> Result<Vec<String>, StoreError> {
+        type Rows = Vec<(String, i64, i64, i64, i64, i64)>;
+        // One moment for all: the centre may be running.
+        let mut tx = self.pool.begin().await.map_err(self.sql("begin"))?;
+        let read = |sql: &'static str| sqlx::query_as(sql);
+        let counted: Rows = read("SELECT device, epoch, stored, settled, refused, frames FROM epochs ORDER BY device, epoch")
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(self.sql("read accounts"))?;
+        let labels: Rows = read(
+            "SELECT device, epoch, count(*), sum(settled), count(refused), 0 FROM labels GROUP BY device, epoch ORDER BY device, epoch",
+        )
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(self.sql("count labels"))?;
+        let frames: Rows = read("SELECT device, epoch, 0, 0, 0, count(jpeg) FROM frames GROUP BY device, epoch ORDER BY device, epoch")
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(self.sql("count frames"))?;
+        let settled: Rows =
+            read("SELECT device, epoch, 0, sum(last - first + 1), 0, 0 FROM runs GROUP BY device, epoch ORDER BY device, epoch")
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(self.sql("count runs"))?;
+        drop(tx);
+        let numbers = |rows: Rows| {
+            let mut sums: BTreeMap<(String, i64), Numbers> = BTreeMap::new();
+            for (device, epoch, stored, settled, refused, frames) in rows {
+                let sum = sums.entry((device, epoch)).or_default();
+                *sum = [sum[0] + stored, sum[1] + settled, sum[2] + refused, sum[3] + frames];
+            }
+            sums
+        };
+        let (counted, acknowledged) = (numbers(counted), numbers(settled));
+        let found = numbers(labels.into_iter().chain(frames).collect());
+        let mut wrong = Vec::new();
+        for key in counted.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>() {
+            let of = |sums: &BTreeMap<(String, i64), Numbers>| sums.get(key).copied().unwrap_or_default();
+            let (counted, found, acknowledged) = (of(&counted), of(&found), of(&acknowledged));
+            let outbox = format!("{}, outbox {:016x}", key.0, key.1);
+            for (at, what) in ["labels stored", "labels settled", "labels refused", "pictures"].into_iter().enumerate() {
+                if counted[at] != found[at] {
+                    wrong.push(format!("{outbox}: {} {what} are counted, {} are there", counted[at], found[at]));
+                }
+            }
+            if acknowledged[1] != found[1] {
+                wrong.push(format!("{outbox}: {} labels are acknowledged, {} are there", acknowledged[1], found[1]));
+            }
+        }
+        Ok(wrong)
+    }
+}

@@ -1,0 +1,188 @@
+//! Whether what is stored is what was sent, adds up, and does not leak into the held-out set.
+
+use crate::service::store::Store;
+use crate::service::store::audit::{StoredLabel, Which};
+use anyhow::Context;
+use omnilabel_coco::Dataset;
+use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::wire::{LabelMsg, Message};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+/// Labels of one page: with the largest pictures, 128 MiB.
+const PAGE: u32 = 64;
+/// Findings of a kind that are listed; all are counted.
+const LISTED: usize = 100;
+/// Pictures are near-duplicates when at most so many of 64 bits of their difference hashes differ: of unrelated pictures half of them do,
+/// and so few in one pair of 2 · 10¹¹ if bits were drawn by lot. Frames of one still scene differ in up to a handful.
+const NEAR_BITS: u32 = 6;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// Labels read.
+    pub labels: u64,
+    /// Pictures read.
+    pub pictures: u64,
+    /// What is wrong with how many of them.
+    pub wrong: u64,
+    /// The first of these, and every account that does not add up.
+    pub problems: Vec<String>,
+    /// Generated pictures that nearly show what a held-out one shows: what is judged on them was trained on them.
+    pub leaks: u64,
+    /// The first of these: picture, held-out picture, bits that differ.
+    pub leaked: Vec<(String, String, u32)>,
+}
+
+/// Reads all labels and pictures. `done` is told how many labels were read.
+///
+/// # Errors
+/// A store or a held-out set that cannot be read.
+pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> anyhow::Result<Verified> {
+    let mut held: Vec<(u64, &str)> = Vec::new();
+    for image in &heldout.images {
+        // One that cannot be read is judged on by nobody.
+        if let Ok(frame) = Frame::open(&heldout.image_path(image)) {
+            held.push((difference_hash(&frame), &image.file_name));
+        }
+    }
+    let mut verified = Verified::default();
+    let mut after = 0;
+    loop {
+        let page = store.page(&Which::default(), after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        for label in &page {
+            verified.labels += 1;
+            verified.pictures += u64::from(label.jpeg.is_some());
+            let name = format!("{}, outbox {:016x}, label {}", label.device, label.key().epoch, label.key().sequence);
+            if let Err(error) = check(label) {
+                verified.wrong += 1;
+                if verified.problems.len() < LISTED {
+                    verified.problems.push(format!("{name}: {}", omnilabel_console::line(&error)));
+                }
+            }
+            // What is refused is not trained on.
+            let frame = label.jpeg.as_ref().filter(|_| label.refused.is_none()).and_then(|jpeg| Frame::decode(&name, jpeg).ok());
+            let Some(hash) = frame.map(|frame| difference_hash(&frame)) else { continue };
+            let nearest = held.iter().map(|(of, image)| ((of ^ hash).count_ones(), *image)).min();
+            if let Some((bits, image)) = nearest.filter(|(bits, _)| *bits <= NEAR_BITS) {
+                verified.leaks += 1;
+                if verified.leaked.len() < LISTED {
+                    verified.leaked.push((name, image.to_owned(), bits));
+                }
+            }
+        }
+        done(verified.labels);
+    }
+    let accounts = store.recount().await?;
+    verified.wrong += accounts.len() as u64;
+    verified.problems.extend(accounts.into_iter().take(LISTED));
+    Ok(verified)
+}
+
+fn check(label: &StoredLabel) -> anyhow::Result<()> {
+    let message = LabelMsg::decode(&label.payload).context("its message cannot be decoded")?;
+    anyhow::ensure!(message.key() == label.key(), "its message has another key: {:?}", message.key());
+    anyhow::ensure!(message.model == label.model(), "its message names model {}, its row {}", message.model, label.model());
+    let instances = message.instances.len() as i64;
+    anyhow::ensure!(instances == label.instances, "its message has {instances} instances, its row {}", label.instances);
+    if let (Some(jpeg), Some(sha256)) = (&label.jpeg, &label.sha256) {
+        anyhow::ensure!(Sha256::digest(jpeg).as_slice() == sha256, "its picture is not the one that came: SHA-256 differs");
+    }
+    Ok(())
+}
+
+/// The difference hash (dHash) of a picture: mean brightness of 9 × 8 cells, one bit for each pair of neighbours in a row.
+pub fn difference_hash(frame: &Frame) -> u64 {
+    let (width, height) = (frame.size.width as usize, frame.size.height as usize);
+    let mut cells = [[0_u64; 9]; 8];
+    for (row, cells) in cells.iter_mut().enumerate() {
+        for (column, cell) in cells.iter_mut().enumerate() {
+            // Of a picture with fewer pixels than cells, neighbours share one.
+            let span = |at: usize, of: usize, side: usize| {
+                let from = (at * side / of).min(side.saturating_sub(1));
+                from..((at + 1) * side / of).max(from + 1).min(side)
+            };
+            let (rows, columns) = (span(row, 8, height), span(column, 9, width));
+            let count = (rows.len() * columns.len()).max(1) as u64;
+            let mut sum = 0_u64;
+            for y in rows {
+                let line = &frame.rgb[3 * (y * width + columns.start)..3 * (y * width + columns.end)];
+                // ITU-R BT.601 luma in thousandths.
+                sum += line.chunks_exact(3).map(|p| 299 * u64::from(p[0]) + 587 * u64::from(p[1]) + 114 * u64::from(p[2])).sum::<u64>();
+            }
+            *cell = sum / count;
+        }
+    }
+    cells.iter().flat_map(|row| row.windows(2)).fold(0, |hash, pair| hash << 1 | u64::from(pair[0] < pair[1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::testing::World;
+    use omnilabel_keypoints::geometry::Size;
+
+    #[tokio::test]
+    async fn what_is_whole_is_said_to_be_and_what_is_not_is_named() {
+        let world = World::new();
+        let store = Store::open(&world.config.state_dir, false).await.unwrap();
+        store.commit(&world.labels("cam-1", 101..=106, 0.0, 0), 1).await.unwrap();
+        let heldout = Dataset::load(&world.config.data.heldout).unwrap();
+        let whole = verify(&store, &heldout, &|_| ()).await.unwrap();
+        assert_eq!((whole.labels, whole.pictures, whole.wrong, &whole.problems[..]), (6, 6, 0, &[][..]));
+
+        let change = async |sql: &'static str| sqlx::query(sql).execute(store.pool()).await.unwrap();
+        change("UPDATE labels SET instances = 9 WHERE sequence = 102").await;
+        change("UPDATE frames SET jpeg = x'00' WHERE sequence = 103").await;
+        change("UPDATE labels SET payload = x'a0' WHERE sequence = 104").await;
+        change("UPDATE labels SET model = 5 WHERE sequence = 105").await;
+        change("UPDATE epochs SET stored = stored + 1").await;
+        change("UPDATE runs SET last = last + 2").await;
+        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        assert_eq!(found.wrong, 6, "{:?}", found.problems);
+        for (said, of) in [
+            ("label 102: its message has 1 instances, its row 9", 0),
+            ("label 103: its picture is not the one that came", 1),
+            ("label 104: its message cannot be decoded", 2),
+            ("label 105: its message names model 0, its row 5", 3),
+            ("7 labels stored are counted, 6 are there", 4),
+            ("8 labels are acknowledged, 6 are there", 5),
+        ] {
+            assert!(found.problems[of].contains(said), "{:?}", found.problems);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_held_out_picture_that_a_camera_sent_is_a_leak() {
+        let world = World::new();
+        let store = Store::open(&world.config.state_dir, false).await.unwrap();
+        // The test world's pictures are noise with a phase: those of other numbers are other noise.
+        let heldout = Dataset::load(&world.config.data.heldout).unwrap();
+        store.commit(&world.labels("cam-1", 3..=3, 0.0, 0), 1).await.unwrap();
+        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        assert_eq!((found.leaks, found.leaked[0].1.as_str(), found.leaked[0].2), (1, "3.jpg", 0));
+        let nothing = Dataset { images: Vec::new(), ..heldout };
+        assert_eq!(verify(&store, &nothing, &|_| ()).await.unwrap().leaks, 0);
+    }
+
+    #[test]
+    fn the_hash_follows_what_is_seen() {
+        let frame = |size: Size, at: &dyn Fn(u32, u32) -> u8| {
+            let rgb =
+                (0..size.height).flat_map(|y| (0..size.width).flat_map(move |x| [at(x * 900 / size.width, y * 800 / size.height); 3]));
+            Frame { size, rgb: rgb.collect() }
+        };
+        let scene = |x: u32, y: u32| ((x / 70 * 37 + y / 90 * 59) % 251) as u8;
+        let large = difference_hash(&frame(Size { width: 360, height: 240 }, &scene));
+        let small = difference_hash(&frame(Size { width: 180, height: 121 }, &scene));
+        let darker = difference_hash(&frame(Size { width: 360, height: 240 }, &|x, y| scene(x, y) / 2));
+        let other = difference_hash(&frame(Size { width: 360, height: 240 }, &|x, y| scene(y, x)));
+        assert!((large ^ small).count_ones() <= NEAR_BITS && (large ^ darker).count_ones() <= NEAR_BITS);
+        assert!((large ^ other).count_ones() > 3 * NEAR_BITS);
+        for size in [Size { width: 1, height: 1 }, Size { width: 3, height: 500 }, Size { width: 9, height: 8 }] {
+            difference_hash(&frame(size, &scene));
+        }
+    }
+}

@@ -1,0 +1,121 @@
+use super::*;
+use proptest::prelude::*;
+
+const COUNTER: u64 = 4;
+const MINUTE: u64 = 60_000;
+
+fn config() -> RolloutConfig {
+    RolloutConfig { waves: vec![10.0, 50.0, 100.0], settle_seconds: 60, deadline_minutes: 30, ..RolloutConfig::default() }
+}
+
+fn waves(wave: usize) -> Waves {
+    Waves { wave, ..Waves::begin(&config(), 0) }
+}
+
+fn fleet(size: usize) -> Vec<Standing> {
+    (0..size).map(|i| Standing { device: format!("cam-{i}"), online: true, ..Standing::default() }).collect()
+}
+
+/// The devices of the first wave.
+fn first(fleet: &mut [Standing]) -> Vec<&mut Standing> {
+    fleet.iter_mut().filter(|device| turn(&device.device, COUNTER) < 100).collect()
+}
+
+fn at(minutes: u64, fleet: &[Standing]) -> Decision {
+    judge(&waves(0), tally(fleet, COUNTER, Some(7), 100), minutes * MINUTE, &config())
+}
+
+#[test]
+fn a_wave_goes_on_when_nearly_all_of_it_have_confirmed() {
+    let mut fleet = fleet(200);
+    assert_eq!(at(10, &fleet), Decision::Wait);
+    // Whoever is not in the wave has no vote, whatever it says.
+    for device in fleet.iter_mut().filter(|device| turn(&device.device, COUNTER) >= 100) {
+        (device.confirmed, device.refused) = (COUNTER, Some(COUNTER));
+    }
+    assert_eq!(at(10, &fleet), Decision::Wait);
+    let members = first(&mut fleet).len();
+    assert!(members > 10, "{members}");
+    first(&mut fleet).iter_mut().for_each(|device| device.confirmed = COUNTER);
+    assert_eq!(at(0, &fleet), Decision::Wait, "not before it has settled");
+    assert!(matches!(at(2, &fleet), Decision::Advance(_)));
+    let last = judge(&waves(2), tally(&fleet, COUNTER, Some(7), 1000), 2 * MINUTE, &config());
+    assert!(matches!(last, Decision::Halt(_)), "in the last wave the others vote, too: {last:?}");
+    fleet.iter_mut().for_each(|device| device.refused = None);
+    let last = judge(&waves(2), tally(&fleet, COUNTER, Some(7), 1000), 2 * MINUTE, &config());
+    assert!(matches!(last, Decision::Complete(_)), "{last:?}");
+}
+
+#[test]
+fn refusals_beyond_the_limit_halt_it_at_once() {
+    let mut fleet = fleet(200);
+    let mut members = first(&mut fleet);
+    let allowed = (config().max_refused * members.len() as f64) as usize;
+    assert!(allowed > 0);
+    members.iter_mut().for_each(|device| device.confirmed = COUNTER);
+    members[..allowed].iter_mut().for_each(|device| device.refused = Some(COUNTER));
+    assert!(matches!(at(2, &fleet), Decision::Advance(_)));
+    first(&mut fleet)[allowed].refused = Some(COUNTER);
+    let Decision::Halt(reason) = at(0, &fleet) else { panic!() };
+    assert!(reason.contains("refused"), "{reason}");
+}
+
+#[test]
+fn who_is_gone_or_hangs_cannot_block_it_and_who_lies_has_one_vote() {
+    let mut fleet = fleet(400);
+    let mut members = first(&mut fleet);
+    let third = members.len() / 3;
+    members[third..].iter_mut().for_each(|device| device.confirmed = COUNTER);
+    members[..third].iter_mut().for_each(|device| device.online = false);
+    assert!(matches!(at(2, &fleet), Decision::Advance(_)), "a third is gone");
+    first(&mut fleet)[..third].iter_mut().for_each(|device| (device.online, device.trial) = (true, Some(COUNTER)));
+    assert_eq!(at(2, &fleet), Decision::Wait, "a third hangs");
+    let Decision::Advance(reason) = at(31, &fleet) else { panic!() };
+    assert!(reason.contains("not waited for"), "{reason}");
+    first(&mut fleet).iter_mut().skip(1).for_each(|device| (device.confirmed, device.trial) = (0, Some(COUNTER)));
+    first(&mut fleet)[0].confirmed = COUNTER;
+    assert_eq!(at(29, &fleet), Decision::Wait, "one that says it confirmed at once proves nothing");
+    assert!(matches!(at(31, &fleet), Decision::Halt(_)));
+    // Labels under the release's number by another model are no confirmation.
+    first(&mut fleet).iter_mut().for_each(|device| (device.confirmed, device.labelled) = (COUNTER, Some((COUNTER, 8))));
+    assert!(matches!(at(2, &fleet), Decision::Halt(_)));
+    first(&mut fleet).iter_mut().for_each(|device| device.labelled = Some((COUNTER - 1, 8)));
+    assert!(matches!(at(2, &fleet), Decision::Advance(_)), "labels that the earlier model made");
+}
+
+#[test]
+fn a_wave_without_devices_is_passed_and_an_absent_one_is_waited_for() {
+    assert!(matches!(at(0, &[]), Decision::Advance(_)));
+    assert_eq!(judge(&waves(2), Tally::default(), 99 * MINUTE, &config()), Decision::Wait, "nobody has it");
+    let mut fleet = fleet(100);
+    fleet.iter_mut().for_each(|device| device.online = false);
+    assert_eq!(at(500, &fleet), Decision::Wait);
+    let over = Waves { halted: Some("by hand".to_owned()), ..waves(0) };
+    assert_eq!(judge(&over, Tally { devices: 9, online: 9, confirmed: 9, ..Tally::default() }, 500 * MINUTE, &config()), Decision::Wait);
+}
+
+proptest! {
+    /// Whatever devices say, nothing goes on without a confirmation by more than half of those who are there and did not refuse.
+    #[test]
+    fn nothing_goes_on_unproved(online in 1_u64..50, votes in 0_u64..50, refusals in 0_u64..50, minutes in 0_u64..100) {
+        let (confirmed, refused) = (votes.min(online), refusals.min(online - votes.min(online)));
+        let tally = Tally { devices: online, online, confirmed, refused, trying: 0 };
+        if let Decision::Advance(_) | Decision::Complete(_) = judge(&waves(0), tally, minutes * MINUTE, &config()) {
+            prop_assert!(2 * confirmed > online - refused, "{tally:?}");
+            prop_assert!(refused as f64 <= config().max_refused * online as f64);
+            prop_assert!(minutes >= 1);
+        }
+    }
+
+    /// A share only grows, and every device is in the last one.
+    #[test]
+    fn who_has_it_keeps_it(device in "[a-z0-9-]{1,12}", counter in 0_u64..1 << 48) {
+        let mut had = false;
+        for share in waves(0).shares {
+            let has = turn(&device, counter) < share;
+            prop_assert!(has || !had);
+            had = has;
+        }
+        prop_assert!(had);
+    }
+}
