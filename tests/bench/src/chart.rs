@@ -7,18 +7,18 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(40, 40, 40);
+pub(crate) const FONT: &str = "sans-serif";
+pub(crate) const INK: RGBColor = RGBColor(40, 40, 40);
 const FASTER: RGBColor = RGBColor(0, 114, 178);
 const SLOWER: RGBColor = RGBColor(213, 94, 0);
 /// Height of a bar with its gap, px.
 const ROW: u32 = 30;
 
-fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+pub(crate) fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("chart: {error}")
 }
 
-fn text(size: i32, h: HPos, v: VPos) -> TextStyle<'static> {
+pub(crate) fn text(size: i32, h: HPos, v: VPos) -> TextStyle<'static> {
     (FONT, size).into_font().color(&INK).pos(Pos::new(h, v))
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn ratios(cases: &[CaseReport]) -> Result<String> {
     Ok(svg)
 }
 
-const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
+pub(crate) const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
 /// Width and height of a curve's panel, px.
 const PANEL: (u32, u32) = (480, 330);
 

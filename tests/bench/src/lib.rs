@@ -15,6 +15,7 @@
 //! | [`load`] | how much of the processor others took |
 //! | [`stats`] | medians and quartiles |
 //! | [`scale`] | how cost grows |
+//! | [`fleet`] | many simulated devices, a real broker and centre, faults |
 //! | [`startup`] | how long a device takes to its first label |
 //! | [`report`] | table, JSON and chart |
 
@@ -23,6 +24,7 @@ pub mod cases;
 mod chart;
 pub mod compare;
 pub mod fixture;
+pub mod fleet;
 pub mod load;
 pub mod ours;
 pub mod report;

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use omnilabel_bench::compare::{CaseReport, Ceiling, Effort};
 use omnilabel_bench::report::{Report, head, lines};
-use omnilabel_bench::{cases, compare, fixture, ours, scale, side, startup};
+use omnilabel_bench::{cases, compare, fixture, fleet, ours, scale, side, startup};
 use omnilabel_console::say;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,6 +34,8 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Simulates a fleet of devices around a real broker and a real centre while everything breaks; fails when a promise does.
+    Fleet(fleet::Options),
     /// Draws the chart of one or more reports, whose curves and cases are put together.
     Chart {
         /// What `compare` or `scale` wrote.
@@ -124,6 +126,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let spread = startup::first_label(rounds)?;
             say!("first label after {:.2} s (median of {rounds}; {:.2} to {:.2})", spread.median, spread.q1, spread.q3);
         }
+        Command::Fleet(options) => return Ok(if fleet::run(&options)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Command::Compare(options) => return compare(&options),
         Command::Scale(options) => return scale(&options),
     }

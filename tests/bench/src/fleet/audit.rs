@@ -1,0 +1,310 @@
+//! What the centre has, from its database and its event log, held against what the devices made.
+
+use super::device::DeviceReport;
+use super::update::Persona;
+use anyhow::{Context, Result};
+use omnilabel_trainer::service::{DeviceCounts, Event, EventReader, read_counts};
+use serde::Serialize;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, SqliteConnection};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+/// One outbox in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Rows.
+    pub(crate) rows: u64,
+    /// Different sequences.
+    pub(crate) keys: u64,
+    /// The highest sequence.
+    pub(crate) high: u64,
+}
+
+/// What the database says.
+pub(crate) struct Stored {
+    /// By device and outbox epoch.
+    pub(crate) outboxes: BTreeMap<(String, u64), Kept>,
+    /// Labels by the second since 1970 in which they came.
+    pub(crate) by_second: BTreeMap<u64, u64>,
+    /// Labels whose picture is not there.
+    pub(crate) unsettled: u64,
+    /// Every device's account, as the centre gives it.
+    pub(crate) counts: Vec<DeviceCounts>,
+}
+
+async fn open(database: &Path) -> Result<SqliteConnection> {
+    let options = SqliteConnectOptions::new().filename(database).read_only(true).busy_timeout(Duration::from_secs(30));
+    options.connect().await.with_context(|| database.display().to_string())
+}
+
+/// Labels that devices said to have committed, and to have still, by their last status.
+pub(crate) async fn stated(state: &Path) -> Result<(u64, u64)> {
+    let mut database = open(&state.join("centre.sqlite")).await?;
+    let (committed, pending): (i64, i64) =
+        sqlx::query_as("SELECT coalesce(sum(committed), 0), coalesce(sum(pending), 0) FROM epochs").fetch_one(&mut database).await?;
+    Ok((committed.cast_unsigned(), pending.cast_unsigned()))
+}
+
+/// Reads everything; the centre may run.
+pub(crate) async fn read(state: &Path) -> Result<Stored> {
+    let mut database = open(&state.join("centre.sqlite")).await?;
+    let rows: Vec<(String, i64, i64, i64, i64)> = sqlx::query_as(
+        "SELECT device, epoch, count(*), count(DISTINCT sequence), max(sequence) FROM labels GROUP BY device, epoch ORDER BY device, epoch",
+    )
+    .fetch_all(&mut database)
+    .await?;
+    let kept = |(device, epoch, rows, keys, high): (String, i64, i64, i64, i64)| {
+        ((device, epoch.cast_unsigned()), Kept { rows: rows.cast_unsigned(), keys: keys.cast_unsigned(), high: high.cast_unsigned() })
+    };
+    let seconds: Vec<(i64, i64, i64)> =
+        sqlx::query_as("SELECT received_ms / 1000, count(*), count(*) - sum(settled) FROM labels GROUP BY 1 ORDER BY 1")
+            .fetch_all(&mut database)
+            .await?;
+    Ok(Stored {
+        outboxes: rows.into_iter().map(kept).collect(),
+        by_second: seconds.iter().map(|&(second, labels, _)| (second.cast_unsigned(), labels.cast_unsigned())).collect(),
+        unsettled: seconds.iter().map(|&(_, _, unsettled)| unsettled.cast_unsigned()).sum(),
+        counts: read_counts(state).await?,
+    })
+}
+
+/// What became of the labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Labels {
+    /// Committed on the devices.
+    pub(crate) made: u64,
+    /// Different labels in the database.
+    pub(crate) stored: u64,
+    /// Made and not stored.
+    pub(crate) lost: u64,
+    /// Stored under a key that another row has, too.
+    pub(crate) twice: u64,
+    /// Stored and made by nobody.
+    pub(crate) foreign: u64,
+    /// Stored without the picture that they announced.
+    pub(crate) unsettled: u64,
+    /// Still in an outbox.
+    pub(crate) pending: u64,
+    /// By the centre's own account: committed, neither stored nor evicted.
+    pub(crate) missing: u64,
+    /// Came again with other bytes.
+    pub(crate) conflicts: u64,
+    /// Came again.
+    pub(crate) repeated: u64,
+    /// Were sent again, as devices do without being told to.
+    pub(crate) again: u64,
+    /// Outboxes, of all devices.
+    pub(crate) outboxes: u64,
+}
+
+impl Labels {
+    /// Holds the one against the other.
+    pub(crate) fn settle(devices: &[DeviceReport], stored: &Stored) -> Self {
+        let made: BTreeMap<(String, u64), u64> = devices
+            .iter()
+            .flat_map(|device| device.epochs.iter().map(|&(epoch, committed)| ((device.name.clone(), epoch), committed)))
+            .collect();
+        let mut labels = Self {
+            made: made.values().sum(),
+            unsettled: stored.unsettled,
+            pending: devices.iter().map(|device| device.pending).sum(),
+            missing: stored.counts.iter().map(DeviceCounts::missing).sum(),
+            conflicts: stored.counts.iter().map(|count| count.conflicts).sum(),
+            repeated: stored.counts.iter().map(|count| count.duplicates).sum(),
+            again: devices.iter().map(|device| device.again).sum(),
+            outboxes: made.len() as u64,
+            ..Self::default()
+        };
+        for (outbox, committed) in &made {
+            let keys = stored.outboxes.get(outbox).map_or(0, |kept| kept.keys);
+            labels.lost += committed.saturating_sub(keys);
+        }
+        for (outbox, kept) in &stored.outboxes {
+            labels.stored += kept.keys;
+            labels.twice += kept.rows - kept.keys;
+            let committed = made.get(outbox).copied().unwrap_or(0);
+            // Sequences are given without gaps from 1 on.
+            let beyond = u64::from(kept.high > committed);
+            labels.foreign += kept.keys.saturating_sub(committed).max(beyond);
+        }
+        labels
+    }
+}
+
+/// What the centre said, as far as it is counted.
+pub(crate) struct Said {
+    reader: EventReader,
+    /// Counter of the release, and when it was made, Unix ms.
+    pub(crate) released: Option<(u64, u64)>,
+    /// When a device first said that it confirmed which release, Unix ms.
+    confirmed: BTreeMap<(String, u64), u64>,
+    /// How often the centre was connected to the broker.
+    pub(crate) connections: u64,
+    /// Its errors by what it was doing, and how many messages it refused, by life.
+    pub(crate) troubles: BTreeMap<String, u64>,
+}
+
+impl Said {
+    /// Of the centre with this state folder.
+    pub(crate) fn new(state: &Path) -> Self {
+        let reader = EventReader::new(state);
+        Self { reader, released: None, confirmed: BTreeMap::new(), connections: 0, troubles: BTreeMap::new() }
+    }
+
+    /// Reads what is new.
+    pub(crate) fn poll(&mut self) -> Result<()> {
+        for stamped in self.reader.poll().context("events.jsonl")? {
+            match stamped.event {
+                Event::Released { counter, .. } => self.released = Some((counter, stamped.at_ms)),
+                Event::Broker { connected: true, .. } => self.connections += 1,
+                Event::DeviceModel { device, confirmed, .. } if confirmed > 0 => {
+                    self.confirmed.entry((device, confirmed)).or_insert(stamped.at_ms);
+                }
+                Event::Error { what, .. } => *self.troubles.entry(what).or_default() += 1,
+                Event::Rejected { .. } => *self.troubles.entry("messages refused".to_owned()).or_default() += 1,
+                Event::Conflict { .. } => *self.troubles.entry("other bytes under a key".to_owned()).or_default() += 1,
+                Event::FrameRefused { .. } => *self.troubles.entry("pictures refused".to_owned()).or_default() += 1,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of the release.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Release {
+    /// Its counter.
+    pub(crate) counter: u64,
+    /// Devices that are to confirm it.
+    pub(crate) good: u64,
+    /// Of these, what the centre says has confirmed it.
+    pub(crate) confirmed: u64,
+    /// The first of those that have not.
+    pub(crate) unconfirmed: Vec<String>,
+    /// Devices that are to refuse it, and of these what the centre says has refused it.
+    pub(crate) refused: (u64, u64),
+    /// Devices that are to hang, and of these what the centre says is still trying it.
+    pub(crate) hung: (u64, u64),
+    /// Devices that are to lie, and of these what the centre believes to run another release than it made, or this one.
+    pub(crate) lied: (u64, u64),
+    /// Blocks that devices took.
+    pub(crate) blocks: u64,
+    /// Seconds from the release until the centre knew so many of all good devices to have confirmed it.
+    pub(crate) half_secs: Option<f64>,
+    /// Nine tenths.
+    pub(crate) most_secs: Option<f64>,
+    /// All of them.
+    pub(crate) all_secs: Option<f64>,
+}
+
+impl Release {
+    /// `None` when none was made.
+    pub(crate) fn settle(devices: &[DeviceReport], counts: &[DeviceCounts], said: &Said) -> Option<Self> {
+        let (counter, released_ms) = said.released?;
+        let accounts: BTreeMap<&str, &DeviceCounts> = counts.iter().map(|count| (count.device.as_str(), count)).collect();
+        let mut release = Self { counter, blocks: devices.iter().map(|device| device.blocks).sum(), ..Self::default() };
+        let mut times = Vec::new();
+        for device in devices {
+            let account = accounts.get(device.name.as_str());
+            let holds = |check: fn(&DeviceCounts, u64) -> bool| account.is_some_and(|account| check(account, counter));
+            let count = |(all, seen): (u64, u64), held: bool| (all + 1, seen + u64::from(held));
+            match device.persona {
+                Persona::Good => {
+                    release.good += 1;
+                    if holds(|account, counter| account.confirmed == counter) {
+                        release.confirmed += 1;
+                    } else if release.unconfirmed.len() < 5 {
+                        release.unconfirmed.push(device.name.clone());
+                    }
+                    times.extend(said.confirmed.get(&(device.name.clone(), counter)).copied());
+                }
+                Persona::Refuses => {
+                    release.refused = count(release.refused, holds(|account, counter| account.refused_release == Some(counter)));
+                }
+                Persona::Hangs => release.hung = count(release.hung, holds(|account, counter| account.trial == Some(counter))),
+                Persona::LiesAtOnce | Persona::LiesBeyond => {
+                    release.lied = count(release.lied, holds(|account, counter| account.confirmed >= counter));
+                }
+            }
+        }
+        times.sort_unstable();
+        let after = |share: f64| {
+            let place = (share * release.good as f64).ceil().max(1.0) as usize;
+            times.get(place - 1).map(|at| at.saturating_sub(released_ms) as f64 / 1e3)
+        };
+        let (half, most, all) = (after(0.5), after(0.9), after(1.0));
+        Some(Self { half_secs: half, most_secs: most, all_secs: all, ..release })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::latency::Latencies;
+
+    fn device(name: &str, persona: Persona, epochs: &[(u64, u64)]) -> DeviceReport {
+        DeviceReport {
+            name: name.to_owned(),
+            persona,
+            epochs: epochs.to_vec(),
+            pending: 0,
+            calm: Latencies::default(),
+            faulty: Latencies::default(),
+            faults: Default::default(),
+            again: 2,
+            blocks: 3,
+            wrong: 0,
+            failure: None,
+        }
+    }
+
+    fn stored(outboxes: &[(&str, u64, u64, u64, u64)]) -> Stored {
+        let outbox =
+            |&(device, epoch, rows, keys, high): &(&str, u64, u64, u64, u64)| ((device.to_owned(), epoch), Kept { rows, keys, high });
+        Stored { outboxes: outboxes.iter().map(outbox).collect(), by_second: BTreeMap::new(), unsettled: 0, counts: Vec::new() }
+    }
+
+    #[test]
+    fn labels_are_counted_by_their_keys() {
+        let devices = [device("a", Persona::Good, &[(1, 10), (2, 5)]), device("b", Persona::Good, &[(3, 7)])];
+        let account = |outboxes: &[(&str, u64, u64, u64, u64)]| {
+            let labels = Labels::settle(&devices, &stored(outboxes));
+            assert_eq!((labels.made, labels.outboxes, labels.again), (22, 3, 4));
+            (labels.stored, labels.lost, labels.twice, labels.foreign)
+        };
+        let whole = [("a", 1, 10, 10, 10), ("a", 2, 5, 5, 5), ("b", 3, 7, 7, 7)];
+        assert_eq!(account(&whole), (22, 0, 0, 0));
+        assert_eq!(account(&whole[1..]), (12, 10, 0, 0), "an outbox is not there");
+        assert_eq!(account(&[("a", 1, 9, 9, 10), whole[1], whole[2]]), (21, 1, 0, 0));
+        assert_eq!(account(&[("a", 1, 12, 10, 10), whole[1], whole[2]]), (22, 0, 2, 0));
+        assert_eq!(account(&[("a", 1, 10, 10, 11), whole[1], whole[2]]), (22, 0, 0, 1), "a sequence that was never given");
+        assert_eq!(account(&[whole[0], whole[1], whole[2], ("c", 1, 2, 2, 2)]), (24, 0, 0, 2), "nobody's");
+    }
+
+    #[test]
+    fn a_release_is_judged_by_what_the_centre_says() {
+        let good = |name| device(name, Persona::Good, &[]);
+        let devices = [good("a"), good("b"), good("c"), device("d", Persona::Refuses, &[]), device("e", Persona::Hangs, &[])];
+        let account = |name: &str, confirmed, trial, refused_release| DeviceCounts {
+            device: name.to_owned(),
+            confirmed,
+            trial,
+            refused_release,
+            ..DeviceCounts::default()
+        };
+        let counts =
+            [account("a", 4, None, None), account("b", 4, None, None), account("d", 0, None, Some(4)), account("e", 0, None, None)];
+        let folder = tempfile::tempdir().unwrap();
+        let mut said = Said::new(folder.path());
+        assert_eq!(Release::settle(&devices, &counts, &said), None);
+        said.released = Some((4, 1_000));
+        said.confirmed = [(("a".to_owned(), 4), 3_000), (("b".to_owned(), 4), 6_000), (("b".to_owned(), 3), 10)].into();
+        let release = Release::settle(&devices, &counts, &said).unwrap();
+        assert_eq!((release.good, release.confirmed, release.unconfirmed.as_slice()), (3, 2, ["c".to_owned()].as_slice()));
+        assert_eq!((release.refused, release.hung, release.lied), ((1, 1), (1, 0), (0, 0)));
+        assert_eq!((release.half_secs, release.most_secs, release.all_secs), (Some(5.0), None, None));
+    }
+}
