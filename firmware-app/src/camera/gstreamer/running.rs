@@ -15,6 +15,9 @@ const SAID: usize = 8 * 1024;
 /// How long a process that was killed, or whose output ended, may take to be gone.
 const GOING: Duration = Duration::from_secs(2);
 
+/// How long its last words may take after its end.
+const HEARD: Duration = Duration::from_millis(500);
+
 /// Whether the program is there.
 ///
 /// # Errors
@@ -57,6 +60,8 @@ pub(super) struct Running {
     child: Child,
     frames: Receiver<Result<Frame, PpmError>>,
     said: Arc<Mutex<Vec<u8>>>,
+    /// Ends with what it says.
+    heard: Receiver<()>,
     pub(super) since: Instant,
 }
 
@@ -75,8 +80,10 @@ impl Running {
         let (out, err) = (child.stdout.take(), child.stderr.take());
         let said = Arc::new(Mutex::new(Vec::new()));
         let (frames, taken) = sync_channel(1);
-        let running = Self { child, frames: taken, said: Arc::clone(&said), since: Instant::now() };
-        match out.zip(err).ok_or_else(|| format!("{PROGRAM} has no pipes")).and_then(|(out, err)| listen(out, err, frames, said)) {
+        let (hearing, heard) = sync_channel(0);
+        let running = Self { child, frames: taken, said: Arc::clone(&said), heard, since: Instant::now() };
+        let pipes = out.zip(err).ok_or_else(|| format!("{PROGRAM} has no pipes"));
+        match pipes.and_then(|(out, err)| listen(out, err, frames, said, hearing)) {
             Ok(()) => Ok(running),
             Err(error) => {
                 running.kill();
@@ -99,6 +106,8 @@ impl Running {
     fn ended(&mut self, error: Option<&PpmError>) -> Ended {
         // After half a picture it may well go on writing.
         let status = reap(&mut self.child, GOING);
+        // Its last words may still be in the pipe, which a process of its own may hold open.
+        let _ = self.heard.recv_timeout(HEARD);
         let said = String::from_utf8_lossy(&self.said.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
         let killed = status.is_some_and(|status| status.code().is_none());
         // gst-launch ends well when a stream breaks off, but has said so.
@@ -124,12 +133,15 @@ fn listen(
     mut err: ChildStderr,
     frames: SyncSender<Result<Frame, PpmError>>,
     said: Arc<Mutex<Vec<u8>>>,
+    hearing: SyncSender<()>,
 ) -> Result<(), String> {
     let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
         let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
         started.map(drop).map_err(|error| format!("no thread for a pipeline: {error}"))
     };
     let hear = move || {
+        // Until this thread ends.
+        let _hearing = hearing;
         let mut buffer = [0; 1024];
         while let Ok(count @ 1..) = err.read(&mut buffer) {
             let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
