@@ -3,3 +3,5 @@ ALTER TABLE releases ADD COLUMN waves TEXT;
 -- Which model made a device's last label: counter and hash. NULL: not known.
 ALTER TABLE devices ADD COLUMN label_model INTEGER;
 ALTER TABLE devices ADD COLUMN label_hash INTEGER;
+-- The page looks at the labels of one device, newest first.
+CREATE INDEX labels_by_device ON labels (device, id);

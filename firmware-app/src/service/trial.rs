@@ -244,6 +244,8 @@ impl Core {
         // What it has begun it ends, whatever the share of the fleet is now.
         if trial_of(&state) != Some(counter) && !message.is_turn_of(&self.config.device, counter) {
             tracing::debug!(counter, "a release goes out, and it is not this device's turn yet");
+            // Nor when the trial under way ends: it may have been halted since it was put aside.
+            self.later = None;
             return;
         }
         // A device without a clock relies on the counter.

@@ -220,7 +220,9 @@ fn run_export(args: &Export) -> anyhow::Result<()> {
                 let message = LabelMsg::decode(&label.payload).with_context(|| format!("label {} of {}", label.id, label.device))?;
                 let name = format!("{}_{:016x}_{}", label.device, label.key().epoch, label.key().sequence);
                 let faces_blurred = message.changes & FACES_BLURRED != 0;
-                exporter.add(&name, &message.label(), faces_blurred, jpeg)?;
+                if !exporter.add(&name, &message.label(), faces_blurred, jpeg)? {
+                    continue;
+                }
                 let line = serde_json::to_string(&Provenance {
                     file_name: format!("{name}.jpg"),
                     device: &label.device,

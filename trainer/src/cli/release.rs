@@ -41,6 +41,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(key) = args.key {
         config.release.key = key;
     }
+    if args.serve && !args.at_once && config.rollout.waves.len() > 1 {
+        bail!("--serve hears of no device that confirms a release, so that no wave is ever proved: add --at-once, or let the centre run");
+    }
     let key = read_key(&config.release.key)?;
     // With a set of keys, one that is not in it would be signed over, or refused by every device.
     release_keys(&config)?;

@@ -38,6 +38,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let store = Store::attach(&config.state_dir).await?;
         let by = "hand";
+        let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
         let order = match args.order {
             What::Halt => Order::Halt,
             What::Resume => Order::Resume,
@@ -46,13 +47,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
                 release_keys(&config)?;
                 let key = read_key(&config.release.key)?;
                 let (counter, name) = recall(&config, &store, &key, by).await?;
-                let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
                 events.emit(Event::Released { round: None, counter, name: name.clone(), reason: "recall by hand".to_owned() });
                 omnilabel_console::say!("release {counter} ({name}) for channel {}", config.release.channel);
                 return Ok(());
             }
         };
-        omnilabel_console::say!("{}", steer(&store, order, by).await?);
+        omnilabel_console::say!("{}", steer(&store, &events, order, by).await?);
         Ok(())
     })
 }

@@ -2,6 +2,7 @@
 
 use super::run::runtime;
 use crate::service::config::ServiceConfig;
+use crate::service::events::now_ms;
 use crate::service::store::Store;
 use crate::service::store::counts::DeviceCounts;
 use crate::service::waves::{self, Tally, Waves};
@@ -78,7 +79,7 @@ async fn look(config: &ServiceConfig) -> anyhow::Result<Status> {
     let release = match store.latest_release().await? {
         Some(row) => {
             let waves = row.waves()?;
-            let tally = waves::tally(&store.standings().await?, row.counter(), row.model_hash(), waves.share());
+            let tally = waves::tally(&store.standings(now_ms()).await?, row.counter(), row.model_hash(), waves.share());
             Some(Release { counter: row.counter(), name: row.name, waves, tally })
         }
         None => None,

@@ -45,7 +45,9 @@ pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<Ab
     }
     std::fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
     let database = part.join(DATABASE);
-    // Bundles first: a release that is made meanwhile is then in neither.
+    // The database first: every bundle that it names is there by then. One that is made meanwhile is in the copy without being named.
+    let labels = store.copy_to(&database).await?;
+    sync(&database)?;
     let mut bundles = 0;
     for kind in ["releases", "rounds"] {
         for entry in entries(&state_dir.join(kind))? {
@@ -66,15 +68,16 @@ pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<Ab
     if log.exists() {
         copy(&log, &part.join(events::FILE))?;
     }
-    let labels = store.copy_to(&database).await?;
     let about = About { format: 1, made_ms: now_ms, state_dir, database_sha256: sha256(&database)?, labels, bundles };
     let text = serde_json::to_string_pretty(&about)? + "\n";
     std::fs::write(part.join(ABOUT), text).with_context(|| part.join(ABOUT).display().to_string())?;
+    sync(&part.join(ABOUT))?;
+    sync(&part)?;
     std::fs::rename(&part, out).with_context(|| out.display().to_string())?;
     Ok(about)
 }
 
-/// Puts a backup into `state_dir`, which must not hold a centre yet. At its next start the centre draws a new collector epoch, and the
+/// Makes `state_dir` of a backup, whole or not at all; it must not be there yet, or be empty. At its next start the centre draws a new collector epoch, and the
 /// devices send again what they still hold.
 ///
 /// # Errors
@@ -87,14 +90,28 @@ pub async fn restore(from: &Path, state_dir: &Path) -> anyhow::Result<About> {
     let database = from.join(DATABASE);
     let found = sha256(&database)?;
     ensure!(found == about.database_sha256, "{}: SHA-256 {found}, expected {}: it is damaged", database.display(), about.database_sha256);
-    if state_dir.join(DATABASE).exists() {
-        bail!("{}: a centre's state is there already: move it away first", state_dir.display());
+    if !entries(state_dir)?.is_empty() {
+        bail!("{}: something is there already: move the whole folder away first", state_dir.display());
     }
-    copy_tree(from, state_dir)?;
+    let part = state_dir.with_extension("restoring");
+    if part.exists() {
+        std::fs::remove_dir_all(&part).with_context(|| part.display().to_string())?;
+    }
+    copy_tree(from, &part)?;
     let new = std::path::absolute(state_dir).with_context(|| state_dir.display().to_string())?;
-    let store = Store::attach(state_dir).await?;
+    let store = Store::renew(&part).await?;
     store.move_bundles(&about.state_dir, &new).await?;
+    let named = store.latest_release().await?.map(|release| PathBuf::from(release.bundle));
     store.close().await;
+    if let Some(inside) = named.as_ref().and_then(|bundle| bundle.strip_prefix(&new).ok()) {
+        Bundle::open(&part.join(inside)).context("the bundle of the newest release")?;
+    } else if let Some(bundle) = named.filter(|bundle| !bundle.exists()) {
+        tracing::warn!("{}: the bundle of the newest release is not in the backup: put it there", bundle.display());
+    }
+    if state_dir.exists() {
+        std::fs::remove_dir(state_dir).with_context(|| state_dir.display().to_string())?;
+    }
+    std::fs::rename(&part, state_dir).with_context(|| state_dir.display().to_string())?;
     Ok(about)
 }
 
@@ -113,13 +130,15 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     std::fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
-    std::fs::File::open(to).and_then(|file| file.sync_all()).with_context(|| to.display().to_string())
+    sync(to)
 }
 
-/// All but the database, which comes last: a state folder without one is none.
+fn sync(path: &Path) -> anyhow::Result<()> {
+    std::fs::File::open(path).and_then(|file| file.sync_all()).with_context(|| path.display().to_string())
+}
+
 fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let (databases, others): (Vec<_>, Vec<_>) = entries(from)?.into_iter().partition(|path| path.ends_with(DATABASE));
-    for path in others.into_iter().chain(databases) {
+    for path in entries(from)? {
         let target = to.join(path.file_name().unwrap_or_default());
         if path.is_dir() { copy_tree(&path, &target)? } else { copy(&path, &target)? }
     }

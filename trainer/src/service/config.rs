@@ -11,6 +11,9 @@ use omnilabel_rcnn::train::TrainOptions;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+mod web;
+pub use web::WebConfig;
+
 /// Why a configuration was refused; names the file and the key.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -71,6 +74,9 @@ pub struct ServiceConfig {
     /// Waves.
     #[serde(default)]
     pub rollout: RolloutConfig,
+    /// The page; none without `bind`.
+    #[serde(default)]
+    pub web: WebConfig,
 }
 
 fn default_client() -> String {
@@ -293,7 +299,8 @@ impl ServiceConfig {
         {
             *file = folder.join(&*file);
         }
-        for file in config.model.init.iter_mut().chain(&mut config.release.keys) {
+        let tokens = config.web.viewer_token_file.iter_mut().chain(&mut config.web.operator_token_file);
+        for file in config.model.init.iter_mut().chain(&mut config.release.keys).chain(tokens) {
             *file = folder.join(&*file);
         }
         if let Some(tls) = &mut config.broker.tls {
@@ -376,7 +383,7 @@ impl ServiceConfig {
             (unit(rollout.max_refused), "rollout.max_refused", rollout.max_refused.to_string(), "0 to 1"),
             (rollout.deadline_minutes > 0, "rollout.deadline_minutes", rollout.deadline_minutes.to_string(), "1 or more"),
         ];
-        for (good, key, found, expected) in checks.into_iter().chain(release).chain(rollout) {
+        for (good, key, found, expected) in checks.into_iter().chain(release).chain(rollout).chain(self.web.checks()) {
             if !good {
                 return Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), found, expected });
             }
@@ -418,6 +425,18 @@ key = "release.key"
         assert_eq!(config.data.heldout, Path::new("/data/heldout"));
         assert_eq!((config.round.max_rounds, config.release.block_bytes), (1, 262_144));
         assert_eq!(config.calibration.mode, Mode::Fleet);
+        assert_eq!(config.web, WebConfig::default());
+        assert_eq!(config.web.bind, None, "nobody is served who was not asked for");
+    }
+
+    #[test]
+    fn a_page_that_others_reach_asks_for_a_token() {
+        let text = format!("{GOOD}[web]\nbind = \"0.0.0.0:8090\"\noperator_token_file = \"operator.token\"");
+        let config = ServiceConfig::parse(Path::new("/etc/omnilabel/trainer.toml"), &text).unwrap();
+        assert_eq!(config.web.operator_token_file.as_deref(), Some(Path::new("/etc/omnilabel/operator.token")));
+        assert!(ServiceConfig::parse(Path::new("trainer.toml"), &format!("{GOOD}[web]\nbind = \"[::1]:8090\"")).is_ok());
+        let told = toml::to_string_pretty(&config).unwrap();
+        assert_eq!(ServiceConfig::parse(Path::new("/etc/omnilabel/trainer.toml"), &told).unwrap(), config);
     }
 
     #[test]
@@ -440,5 +459,9 @@ key = "release.key"
         }
         check(&format!("{GOOD}[rollout]\nconfirmed = 0.5"), "rollout.confirmed");
         check(&format!("{GOOD}[collector]\ndevices = [\"cam/1\"]"), "collector.devices");
+        check(&format!("{GOOD}[web]\nbind = \"0.0.0.0:8090\""), "web.viewer_token_file");
+        check(&format!("{GOOD}[web]\nbind = \"everywhere\""), "web.bind");
+        check(&format!("{GOOD}[web]\nconnections = 0"), "web.connections");
+        check(&format!("{GOOD}[web]\nheader_timeout_secs = 0"), "web.header_timeout_secs");
     }
 }

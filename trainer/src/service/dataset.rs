@@ -50,23 +50,23 @@ impl Exporter {
         Ok(Self { root, dataset, category_id, thresholds, ignore_from, hash: Sha256::new(), skipped: 0 })
     }
 
-    /// Adds one label with its picture; `name` becomes the file's name without extension. Where `faces_blurred`, the picture does not
+    /// Adds one label with its picture, and says whether its picture could be used; `name` becomes the file's name without extension. Where `faces_blurred`, the picture does not
     /// show what keypoints of the face and the head look like: they are left unlabelled.
     ///
     /// # Errors
     /// What the system says.
-    pub fn add(&mut self, name: &str, label: &Label, faces_blurred: bool, jpeg: &[u8]) -> anyhow::Result<()> {
+    pub fn add(&mut self, name: &str, label: &Label, faces_blurred: bool, jpeg: &[u8]) -> anyhow::Result<bool> {
         match Frame::decode(name, jpeg) {
             Ok(frame) if frame.size == label.size => {}
             Ok(frame) => {
                 tracing::warn!("{name}: the picture has {:?}, its label {:?}; skipped", frame.size, label.size);
                 self.skipped += 1;
-                return Ok(());
+                return Ok(false);
             }
             Err(error) => {
                 tracing::warn!("{error}; skipped");
                 self.skipped += 1;
-                return Ok(());
+                return Ok(false);
             }
         }
         let file_name = format!("{name}.jpg");
@@ -101,7 +101,7 @@ impl Exporter {
                 self.annotate(id, rect, vec![0.0; 3 * detection.keypoints.len()], 0, 1);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn annotate(&mut self, image_id: u64, rect: Rect, keypoints: Vec<f64>, num_keypoints: u32, iscrowd: u8) {

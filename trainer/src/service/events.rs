@@ -1,5 +1,6 @@
 //! What the centre did, for people and for the demo: one JSON object a line in `state_dir/events.jsonl`, appended.
 
+use crate::service::waves::Waves;
 use omnilabel_rcnn::train::Losses;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -187,6 +188,14 @@ pub enum Event {
     },
     /// The service stops.
     Stopped,
+}
+
+impl Event {
+    /// How a release goes out from now on.
+    pub fn wave(counter: u64, waves: &Waves, reason: String) -> Self {
+        let (share, halted, complete) = (waves.share(), waves.halted.is_some(), waves.complete);
+        Self::Wave { counter, share, halted, complete, reason }
+    }
 }
 
 /// One line of the file.

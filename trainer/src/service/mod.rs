@@ -22,6 +22,7 @@
 //! | [`waves`] | to whom it goes, and when to more (pure) |
 //! | [`steer`] | what people say about it |
 //! | [`backup`] | a copy of all of it, and its way back |
+//! | [`web`] | the page, its API, metrics and health |
 //! | [`server`] | the loops around all of it |
 
 mod acks;
@@ -40,6 +41,7 @@ pub mod steer;
 pub mod store;
 pub mod verify;
 pub mod waves;
+pub mod web;
 
 #[cfg(test)]
 pub(crate) mod testing;

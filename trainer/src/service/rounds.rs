@@ -21,6 +21,7 @@ use ed25519_dalek::SigningKey;
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::Thresholds;
+use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_keypoints::wire::{FACES_BLURRED, LabelMsg, Message};
 use omnilabel_rcnn::RcnnError;
 use serde::{Deserialize, Serialize};
@@ -151,6 +152,11 @@ impl Rounds {
     /// Keypoints of the manual set's skeleton.
     pub fn keypoints(&self) -> usize {
         self.manual.skeleton.len()
+    }
+
+    /// The manual set's skeleton.
+    pub fn skeleton(&self) -> &Skeleton {
+        &self.manual.skeleton
     }
 
     /// Does what is due until `stop`. The pauses grow with the failures since the last round ended.
@@ -302,6 +308,9 @@ impl Rounds {
                 manifest.thresholds = self.own_thresholds(&judgement, manifest.thresholds.floor);
             })?;
             state.candidate_judged = Some(Judged { ap: judgement.ap, precise: None, pck: judgement.pck });
+        } else if state.decision.is_none() && ["running", "candidate"].iter().any(|which| !self.results(state.round, which).exists()) {
+            // Somebody removed them, or an earlier version judged: the gate looks at nothing else.
+            (state.running_judged, state.candidate_judged) = (None, None);
         } else if state.decision.is_none() {
             let (Some(running), Some(candidate)) = (&state.running_judged, &state.candidate_judged) else {
                 bail!("the round has no judgements");

@@ -14,11 +14,13 @@ use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rollout::Rollout;
 use crate::service::rounds::Rounds;
 use crate::service::sign::{self, SignedKeys};
+use crate::service::steer::Steering;
 use crate::service::store::Store;
 use crate::service::store::intake::{Record, RefusedFrame};
 use crate::service::store::ledger::ReleaseRow;
 use crate::service::store::quarantine::Quarantined;
 use crate::service::waves::{self, Decision, Waves};
+use crate::service::web;
 use anyhow::Context;
 use ed25519_dalek::SigningKey;
 use omnilabel_keypoints::wire::topic::{self, Kind};
@@ -32,8 +34,8 @@ use tokio::sync::{Notify, mpsc, watch};
 
 /// Block requests that wait for the sender; more are dropped.
 const OUT_QUEUE: usize = 1024;
-/// Small messages that the broker sends ahead of their commit, so that one commit has many: 32 MiB of the largest labels.
-const SMALL_AHEAD: usize = 1024;
+/// Messages that the broker sends ahead of their commit, so that one commit has many; 256 MiB of the largest packets.
+const AHEAD: usize = 128;
 /// Acknowledgements a second: each is a retained message through the broker and costs as much as a label. Outboxes that wait meanwhile are
 /// told of everything that came in the one answer that they get.
 const ACKS_PER_SECOND: f64 = 1000.0;
@@ -68,15 +70,14 @@ pub async fn serve(
     let _lock = lock(&config.state_dir)?;
     let store = Store::open(&config.state_dir, options.new_collector_epoch).await?;
     let events = Arc::new(EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?);
+    let page = web::open(&config).await?;
+    let health = Arc::new(web::Health::default());
     let stopping = Arc::new(AtomicBool::new(false));
     let rounds = Rounds::new(config.clone(), store.clone(), Arc::clone(&events), arm, Arc::clone(&stopping)).await?;
 
     let intake =
         Intake::new(&config.broker.prefix, &config.broker.site, rounds.keypoints(), config.collector.clone(), store.devices().await?);
-    // Pictures come on a connection of their own, so that what waits of both is bounded in bytes and labels wait for no picture.
-    let (pictures, small) = intake.subscriptions().into_iter().partition(|filter| filter.ends_with(Kind::Frames.name()));
-    let (link, incoming) = Link::open_ahead(&config.broker, &config.client_id, None, small, SMALL_AHEAD)?;
-    let (frames_link, frames) = Link::open(&config.broker, &format!("{}-frames", config.client_id), None, pictures)?;
+    let (link, incoming) = Link::open_ahead(&config.broker, &config.client_id, None, intake.subscriptions(), AHEAD)?;
     let running = store.running_release().await?.map_or(0, |r| r.counter());
     events.emit(Event::Started { collector: store.collector(), running });
 
@@ -90,6 +91,7 @@ pub async fn serve(
         intake,
         out,
         acks: acks.clone(),
+        health: Arc::clone(&health),
         announce: Arc::clone(&announce),
         models: BTreeMap::new(),
         changed: BTreeSet::new(),
@@ -98,10 +100,13 @@ pub async fn serve(
         claimed: Vec::new(),
     };
     let keys = release_keys(&config)?;
+    let steering = Steering { config: config.clone(), store: store.clone(), events: Arc::clone(&events) };
+    let shown = web::Centre { store: store.reader().await?, skeleton: rounds.skeleton().clone(), health, control: Arc::new(steering) };
     let sender = Sender { config, keys, store: store.clone(), events: Arc::clone(&events), link: link.clone(), acks, rollout: None };
     let (halt, halted) = watch::channel(false);
-    let mut collector = tokio::spawn(collector.run(incoming, frames, halted.clone()));
+    let mut collector = tokio::spawn(collector.run(incoming, halted.clone()));
     let sender = tokio::spawn(sender.run(queued, announce, halted.clone()));
+    let page = page.map(|page| tokio::spawn(page.serve(shown, halted.clone())));
     let rounds = tokio::spawn(rounds.run(halted));
 
     let ended = tokio::select! {
@@ -114,8 +119,11 @@ pub async fn serve(
         Some(ended) => ended.context("the collector failed"),
         None => collector.await.context("the collector failed"),
     };
-    tokio::join!(link.close(), frames_link.close());
+    link.close().await;
     sender.abort();
+    if let Some(page) = page {
+        page.await.context("the page failed")?;
+    }
     // Between two steps of the training the flag is seen, and a checkpoint written.
     rounds.await.context("the rounds failed")?;
     events.emit(Event::Stopped);
@@ -175,13 +183,6 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await.map(|_| ());
 }
 
-/// By which connection a message came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Small,
-    Frames,
-}
-
 struct Collector {
     config: ServiceConfig,
     store: Store,
@@ -189,6 +190,7 @@ struct Collector {
     intake: Intake,
     out: mpsc::Sender<Box<BlockRequest>>,
     acks: AckQueue,
+    health: Arc<web::Health>,
     announce: Arc<Notify>,
     models: BTreeMap<String, ModelMsg>,
     changed: BTreeSet<String>,
@@ -200,14 +202,13 @@ struct Collector {
 }
 
 impl Collector {
-    async fn run(mut self, mut small: mpsc::Receiver<Incoming>, mut frames: mpsc::Receiver<Incoming>, mut stop: watch::Receiver<bool>) {
+    async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>, mut stop: watch::Receiver<bool>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reported = 0;
         loop {
             let first = tokio::select! {
-                message = small.recv() => message.map(|message| (message, Way::Small)),
-                message = frames.recv() => message.map(|message| (message, Way::Frames)),
+                message = incoming.recv() => message,
                 _ = tick.tick() => {
                     self.report(&mut reported).await;
                     continue;
@@ -215,20 +216,17 @@ impl Collector {
                 () = stopped(&mut stop) => break,
             };
             let Some(first) = first else { break };
-            let (mut batch, mut bytes) = (Vec::new(), 0);
+            let (mut batch, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
             let mut next = Some(first);
-            while let Some((message, way)) = next {
-                if let Some((device, record, size)) = self.take(message, way) {
+            while let Some(message) = next {
+                // What yields nothing counts, too: what was taken before it is not to wait for it.
+                looked_at += 1;
+                if let Some((device, record, size)) = self.take(message) {
                     batch.push((device, record));
                     bytes += size;
                 }
-                let full = batch.len() >= self.config.collector.batch || bytes >= self.config.collector.batch_bytes;
-                next = if full {
-                    None
-                } else {
-                    let frame = || frames.try_recv().map(|message| (message, Way::Frames)).ok();
-                    small.try_recv().map(|message| (message, Way::Small)).ok().or_else(frame)
-                };
+                let full = looked_at >= self.config.collector.batch || bytes >= self.config.collector.batch_bytes;
+                next = if full { None } else { incoming.try_recv().ok() };
             }
             if !batch.is_empty() && !self.commit(&batch, &mut stop).await {
                 break;
@@ -238,15 +236,21 @@ impl Collector {
     }
 
     /// What is to be stored of one message: device, record, bytes.
-    fn take(&mut self, incoming: Incoming, way: Way) -> Option<(String, Record, usize)> {
+    fn take(&mut self, incoming: Incoming) -> Option<(String, Record, usize)> {
         match incoming {
-            Incoming::Connected | Incoming::Disconnected { .. } if way == Way::Frames => tracing::debug!("the frames' link: {incoming:?}"),
             Incoming::Connected => {
+                self.health.connected();
                 self.events.emit(Event::Broker { connected: true, reason: String::new() });
                 self.announce.notify_one();
             }
-            Incoming::Disconnected { reason, .. } => self.events.emit(Event::Broker { connected: false, reason }),
-            Incoming::Refused { reason } => self.events.emit(Event::Broker { connected: true, reason }),
+            Incoming::Disconnected { reason, .. } => {
+                self.health.disconnected(&reason);
+                self.events.emit(Event::Broker { connected: false, reason });
+            }
+            Incoming::Refused { reason } => {
+                self.health.disconnected(&reason);
+                self.events.emit(Event::Broker { connected: true, reason });
+            }
             Incoming::Message { topic, payload, .. } => {
                 let size = payload.len();
                 match self.intake.take(&topic, payload) {
@@ -260,6 +264,7 @@ impl Collector {
                     Ok((_, Taken::Blocks(request))) => drop(self.out.try_send(request)),
                     Err((rejected, payload)) => {
                         self.rejected.0 += 1;
+                        self.health.rejected(self.rejected.0);
                         self.rejected.1 = format!("{}: {rejected}", topic.chars().take(160).collect::<String>());
                         tracing::warn!("message refused: {}", self.rejected.1);
                         if self.kept < KEPT_PER_TICK {
@@ -388,8 +393,8 @@ impl Sender {
         loop {
             let waiting = self.rollout.as_ref().is_some_and(Rollout::has_queued);
             let unanswered = !self.acks.is_empty();
+            // Not in a fixed order: acknowledgements without end hold up neither blocks nor an order to halt.
             let result = tokio::select! {
-                biased;
                 () = stopped(&mut stop) => return,
                 () = announce.notified() => self.announce().await,
                 () = tokio::time::sleep_until(ack_due), if unanswered => {
@@ -484,8 +489,8 @@ impl Sender {
         if before.is_over() {
             return Ok(());
         }
-        let tally = waves::tally(&self.store.standings().await?, release.counter(), release.model_hash(), before.share());
         let now = now_ms();
+        let tally = waves::tally(&self.store.standings(now).await?, release.counter(), release.model_hash(), before.share());
         let (after, reason) = match waves::judge(&before, tally, now, &self.config.rollout) {
             Decision::Wait => return Ok(()),
             Decision::Advance(reason) => (Waves { wave: before.wave + 1, since_ms: now, ..before }, reason),
@@ -494,13 +499,7 @@ impl Sender {
         };
         // Where a person was faster, what they said holds.
         if self.store.save_waves(&release, &after).await? {
-            self.events.emit(Event::Wave {
-                counter: release.counter(),
-                share: after.share(),
-                halted: after.halted.is_some(),
-                complete: after.complete,
-                reason,
-            });
+            self.events.emit(Event::wave(release.counter(), &after, reason));
         }
         Ok(())
     }

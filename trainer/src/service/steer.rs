@@ -2,14 +2,18 @@
 //! its next look; without one, the next start does.
 
 use crate::service::config::ServiceConfig;
-use crate::service::events::now_ms;
-use crate::service::rounds::{Publish, release_bundle};
+use crate::service::events::{Event, EventLog, now_ms};
+use crate::service::rounds::{Publish, copy_bundle, release_bundle};
+use crate::service::sign::read_key;
 use crate::service::store::Store;
 use crate::service::store::ledger::ReleaseRow;
-use crate::service::waves::Waves;
+use crate::service::waves::{self, Waves};
+use crate::service::web::{Control, Done};
 use anyhow::{Context, bail, ensure};
 use ed25519_dalek::SigningKey;
+use omnilabel_bundle::{Bundle, hex};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What is to become of the newest release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +30,7 @@ pub enum Order {
 ///
 /// # Errors
 /// An order that makes no sense for the release as it stands, and [`crate::service::store::StoreError`].
-pub async fn steer(store: &Store, order: Order, by: &str) -> anyhow::Result<String> {
+pub async fn steer(store: &Store, events: &EventLog, order: Order, by: &str) -> anyhow::Result<String> {
     let release = newest(store).await?;
     let (counter, before) = (release.counter(), release.waves()?);
     let at = |share: u16| format!("release {counter} ({}) at {} % of the fleet", release.name, f64::from(share) / 10.0);
@@ -40,20 +44,25 @@ pub async fn steer(store: &Store, order: Order, by: &str) -> anyhow::Result<Stri
         }
         Order::Resume => {
             ensure!(before.halted.is_some(), "release {counter} is not halted");
-            let complete = before.shares.len() < 2;
-            (Waves { halted: None, complete, since_ms: now_ms(), ..before.clone() }, format!("goes on: {}", at(before.share())))
+            let (complete, now) = (before.shares.len() < 2, now_ms());
+            // Who lets it go on knows of those that refused it.
+            let tally = waves::tally(&store.standings(now).await?, counter, release.model_hash(), before.share());
+            let after = Waves { halted: None, complete, since_ms: now, pardoned: tally.refused, ..before.clone() };
+            (after, format!("goes on: {}", at(before.share())))
         }
         Order::Promote => {
-            ensure!(before.halted.is_none(), "release {counter} is halted: resume it first");
             ensure!(!before.complete, "release {counter} has gone out to all");
             let last = before.wave + 1 >= before.shares.len();
             let wave = if last { before.wave } else { before.wave + 1 };
-            let after = Waves { wave, complete: last, since_ms: now_ms(), ..before };
+            let now = now_ms();
+            let tally = waves::tally(&store.standings(now).await?, counter, release.model_hash(), before.share());
+            let after = Waves { wave, complete: last, since_ms: now, halted: None, pardoned: tally.refused, ..before };
             let said = format!("{}: {}", if last { "complete" } else { "promoted" }, at(after.share()));
             (after, said)
         }
     };
     ensure!(store.save_waves(&release, &after).await?, "somebody else decided about release {counter} at the same moment: look again");
+    events.emit(Event::wave(counter, &after, format!("by {by}: {said}")));
     Ok(said)
 }
 
@@ -62,21 +71,91 @@ pub async fn steer(store: &Store, order: Order, by: &str) -> anyhow::Result<Stri
 /// # Errors
 /// Without a release, with a bundle that is gone or damaged.
 pub async fn recall(config: &ServiceConfig, store: &Store, key: &SigningKey, by: &str) -> anyhow::Result<(u64, String)> {
-    let newest = newest(store).await?;
+    let mut newest = newest(store).await?;
     let before = store.running_before(newest.counter()).await?;
     let bundle = before.as_ref().map_or_else(|| config.model.running.clone(), |row| PathBuf::from(&row.bundle));
+    // What is signed is kept, and may not change any more.
+    let bundle = Bundle::open(&bundle)?;
+    ensure!(!bundle.manifest().golden.is_empty(), "{}: every device would refuse it: it has no golden frames", bundle.root().display());
+    let bundle = copy_bundle(&bundle, &config.state_dir.join("releases").join(hex(&bundle.sha256())))?;
     let what = before.map_or_else(|| "the provisioned model".to_owned(), |row| row.name);
     let mut name = format!("recall of {}: {what}", newest.counter());
     while name.len() > 64 {
         name.pop();
     }
     // Nobody else begins with it while the recall is signed; it may be halted, or through, already.
-    let waves = newest.waves()?;
-    let halted = Waves { halted: Some(format!("recalled by {by}")), complete: false, ..waves };
-    store.save_waves(&newest, &halted).await?;
+    loop {
+        let halted = Waves { halted: Some(format!("recalled by {by}")), complete: false, ..newest.waves()? };
+        if store.save_waves(&newest, &halted).await? {
+            break;
+        }
+        let counter = newest.counter();
+        newest = self::newest(store).await?;
+        ensure!(newest.counter() == counter, "release {} was made at the same moment: look again", newest.counter());
+    }
     let what = Publish { bundle: &bundle, name: &name, round: None, waves: Waves::at_once(now_ms()) };
     let counter = release_bundle(config, store, key, what).await.with_context(|| bundle.display().to_string())?;
     Ok((counter, name))
+}
+
+/// The page's way to it, in the centre's own process.
+pub(crate) struct Steering {
+    pub(crate) config: ServiceConfig,
+    pub(crate) store: Store,
+    pub(crate) events: Arc<EventLog>,
+}
+
+impl Steering {
+    /// The newest release is the one that goes out: an order for another comes from a page that is out of date.
+    async fn is_newest(&self, counter: u64) -> anyhow::Result<()> {
+        let newest = newest(&self.store).await?.counter();
+        ensure!(newest == counter, "release {newest} is the newest, {counter} goes out no more");
+        Ok(())
+    }
+
+    fn order(&self, counter: u64, order: Order) -> Done<'_> {
+        said(async move {
+            self.is_newest(counter).await?;
+            let done = steer(&self.store, &self.events, order, BY_PAGE).await?;
+            tracing::info!("{done}");
+            Ok(())
+        })
+    }
+}
+
+/// Who steers by the page; the audit log beside says from where.
+const BY_PAGE: &str = "an operator";
+
+fn said<'a>(work: impl Future<Output = anyhow::Result<()>> + Send + 'a) -> Done<'a> {
+    Box::pin(async { work.await.map_err(|error| omnilabel_console::line(&error)) })
+}
+
+impl Control for Steering {
+    fn halt(&self, counter: u64) -> Done<'_> {
+        self.order(counter, Order::Halt)
+    }
+
+    fn resume(&self, counter: u64) -> Done<'_> {
+        self.order(counter, Order::Resume)
+    }
+
+    fn promote(&self, counter: u64) -> Done<'_> {
+        self.order(counter, Order::Promote)
+    }
+
+    fn recall(&self, counter: u64) -> Done<'_> {
+        said(async move {
+            self.is_newest(counter).await?;
+            let key = read_key(&self.config.release.key)?;
+            let (counter, name) = recall(&self.config, &self.store, &key, BY_PAGE).await?;
+            self.events.emit(Event::Released { round: None, counter, name, reason: "recall by an operator".to_owned() });
+            Ok(())
+        })
+    }
+
+    fn start_round(&self) -> Done<'_> {
+        said(async { Ok(self.store.want_round(true).await?) })
+    }
 }
 
 async fn newest(store: &Store) -> anyhow::Result<ReleaseRow> {
@@ -101,29 +180,37 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path()).await;
         let waiting = async || store.latest_release().await.unwrap().unwrap().waves().unwrap().waiting();
-        let refused = async |order| steer(&store, order, "anna").await.unwrap_err().to_string();
+        let events = EventLog::open(dir.path()).unwrap();
+        let refused = async |order| steer(&store, &events, order, "anna").await.unwrap_err().to_string();
         let running = async || store.running_release().await.unwrap().map(|row| row.counter());
         assert_eq!((waiting().await, running().await), (900, Some(1)));
         assert!(refused(Order::Resume).await.contains("not halted"));
-        assert!(steer(&store, Order::Halt, "anna").await.unwrap().contains("10 % of the fleet"));
+        assert!(steer(&store, &events, Order::Halt, "anna").await.unwrap().contains("10 % of the fleet"));
         assert_eq!(waiting().await, 1000, "nobody else begins with it");
         assert!(refused(Order::Halt).await.contains("by anna"));
-        assert!(refused(Order::Promote).await.contains("resume"));
-        steer(&store, Order::Resume, "anna").await.unwrap();
+        steer(&store, &events, Order::Resume, "anna").await.unwrap();
         assert_eq!(waiting().await, 900);
-        steer(&store, Order::Promote, "anna").await.unwrap();
+        steer(&store, &events, Order::Promote, "anna").await.unwrap();
         assert_eq!((waiting().await, running().await), (0, Some(1)), "everybody's turn, and not proved yet");
-        steer(&store, Order::Promote, "anna").await.unwrap();
+        steer(&store, &events, Order::Promote, "anna").await.unwrap();
         assert_eq!(running().await, Some(2));
         assert!(refused(Order::Promote).await.contains("gone out to all"));
+        // A halted one can be sent to more by who knows better.
+        steer(&store, &events, Order::Halt, "anna").await.unwrap();
+        assert_eq!(running().await, Some(1));
+        steer(&store, &events, Order::Promote, "anna").await.unwrap();
+        assert_eq!(running().await, Some(2));
+        let told = crate::service::events::EventReader::new(dir.path()).poll().unwrap();
+        assert_eq!(told.iter().filter(|line| matches!(&line.event, Event::Wave { reason, .. } if reason.contains("by anna"))).count(), 6);
     }
 
     #[tokio::test]
     async fn who_was_slower_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path()).await;
+        let events = EventLog::open(dir.path()).unwrap();
         let read = store.latest_release().await.unwrap().unwrap();
-        steer(&store, Order::Halt, "anna").await.unwrap();
+        steer(&store, &events, Order::Halt, "anna").await.unwrap();
         let stale = Waves { wave: 1, ..read.waves().unwrap() };
         assert!(!store.save_waves(&read, &stale).await.unwrap());
         assert!(store.latest_release().await.unwrap().unwrap().waves().unwrap().halted.is_some());
@@ -133,6 +220,7 @@ mod tests {
     async fn without_a_release_there_is_nothing_to_steer() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), false).await.unwrap();
-        assert!(steer(&store, Order::Halt, "anna").await.unwrap_err().to_string().contains("no release"));
+        let events = EventLog::open(dir.path()).unwrap();
+        assert!(steer(&store, &events, Order::Halt, "anna").await.unwrap_err().to_string().contains("no release"));
     }
 }

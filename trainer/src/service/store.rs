@@ -5,13 +5,14 @@
 //! |---|---|
 //! | `store.rs` | opening, the collector epoch |
 //! | [`intake`] | one commit of incoming records, with the acknowledgements it allows |
-//! | [`labels`] | its labels in few statements |
-//! | [`account`] | its numbers |
+//! | `labels` | its labels in few statements |
+//! | `account` | its numbers |
 //! | [`audit`] | all of it in pages, recounted |
 //! | [`quarantine`] | what could not be used |
 //! | [`runs`] | settled sequences as runs, watermark |
 //! | [`ledger`] | rounds, releases |
 //! | [`counts`] | what was committed, stored, lost, repeated |
+//! | [`look`] | what the page looks up |
 
 mod account;
 pub mod audit;
@@ -19,6 +20,7 @@ pub mod counts;
 pub mod intake;
 mod labels;
 pub mod ledger;
+pub mod look;
 mod marker;
 pub mod quarantine;
 pub mod runs;
@@ -67,8 +69,10 @@ pub enum StoreError {
     },
 }
 
-/// Connections to the database at most: the collector, the sender, the rounds, the page.
+/// Connections to the database at most: the collector, the sender, the rounds, and one to spare.
 const CONNECTIONS: u32 = 4;
+/// Connections of the page.
+const READERS: u32 = 2;
 
 /// The open store. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -85,11 +89,31 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn attach(state_dir: &Path) -> Result<Self, StoreError> {
-        Self::connect(state_dir, 0).await
+        Self::connect(state_dir, 0, false).await
     }
 
-    /// With `kept` connections that are there from the beginning on.
-    async fn connect(state_dir: &Path, kept: u32) -> Result<Self, StoreError> {
+    /// Opens the store of a folder that no service runs in, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub(crate) async fn renew(state_dir: &Path) -> Result<Self, StoreError> {
+        Self::connect(state_dir, 0, true).await
+    }
+
+    /// The same database by connections of its own that only read: who looks at it does not keep the collector waiting.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn reader(&self) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new().filename(&self.path).read_only(true).busy_timeout(Duration::from_secs(30));
+        let pool = SqlitePoolOptions::new().max_connections(READERS).min_connections(READERS).max_lifetime(None).idle_timeout(None);
+        let pool = pool.connect_with(options).await.map_err(self.sql("open for reading"))?;
+        Ok(Self { pool, path: self.path.clone(), collector: self.collector })
+    }
+
+    /// With `kept` connections that are there from the beginning on. An earlier version's schema is changed only where that is `allowed`:
+    /// its service may be running.
+    async fn connect(state_dir: &Path, kept: u32, allowed: bool) -> Result<Self, StoreError> {
         std::fs::create_dir_all(state_dir).map_err(|source| StoreError::Io { path: state_dir.to_owned(), source })?;
         let path = state_dir.join("centre.sqlite");
         let options = SqliteConnectOptions::new()
@@ -101,7 +125,15 @@ impl Store {
         // None is closed for its age: a service has as many descriptors after a year as after a minute.
         let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).min_connections(kept).max_lifetime(None).idle_timeout(None);
         let pool = pool.connect_with(options).await.map_err(|source| StoreError::Sql { path: path.clone(), operation: "open", source })?;
-        sqlx::migrate!().run(&pool).await.map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
+        let schema = sqlx::migrate!();
+        if !allowed && let Some(version) = version(&pool).await {
+            let newest = schema.iter().map(|migration| migration.version).max();
+            if newest.is_some_and(|newest| version < newest) {
+                let message = "an earlier version of the centre made it: start `omnilabel-trainer run` of this version once".to_owned();
+                return Err(StoreError::Content { path, message });
+            }
+        }
+        schema.run(&pool).await.map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
         let mut store = Self { pool, path, collector: 0 };
         store.collector = store.meta("collector").await?.map_or(0, i64::cast_unsigned);
         Ok(store)
@@ -116,7 +148,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn open(state_dir: &Path, new_epoch: bool) -> Result<Self, StoreError> {
-        let mut store = Self::connect(state_dir, CONNECTIONS).await?;
+        let mut store = Self::connect(state_dir, CONNECTIONS, true).await?;
         let known = store.meta("collector").await?;
         let commits = store.meta("commits").await?.unwrap_or(0);
         let restored = match (known, marker::read(state_dir)?) {
@@ -198,6 +230,11 @@ impl Store {
     fn content(&self, message: String) -> StoreError {
         StoreError::Content { path: self.path.clone(), message }
     }
+}
+
+/// The newest change of the schema that was made; `None` for a database without any.
+async fn version(pool: &SqlitePool) -> Option<i64> {
+    sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(pool).await.ok()
 }
 
 /// A new epoch; never 0.

@@ -3,7 +3,7 @@
 //! delivered. Pure: devices and the time come from outside.
 //!
 //! One device is one vote, in its own wave. One that is gone does not count, one that hangs can delay and not block, one that lies can add
-//! or take away its own vote alone.
+//! or take away its own vote alone. In a wave of one or two devices that vote is everything: waves are to be as large as the trust in one.
 
 use crate::service::config::RolloutConfig;
 use omnilabel_keypoints::release::turn;
@@ -24,6 +24,9 @@ pub struct Waves {
     /// The last wave has proved it.
     #[serde(default)]
     pub complete: bool,
+    /// Refusals that a person knew of who let it go on.
+    #[serde(default)]
+    pub pardoned: u64,
 }
 
 impl Waves {
@@ -33,12 +36,12 @@ impl Waves {
             return Self::at_once(now_ms);
         }
         let shares = config.waves.iter().map(|percent| (percent * 10.0).round() as u16).collect();
-        Self { shares, wave: 0, since_ms: now_ms, halted: None, complete: false }
+        Self { shares, wave: 0, since_ms: now_ms, halted: None, complete: false, pardoned: 0 }
     }
 
     /// To everybody at once and without proof: what people decide, such as a recall.
     pub fn at_once(now_ms: u64) -> Self {
-        Self { shares: vec![1000], wave: 0, since_ms: now_ms, halted: None, complete: true }
+        Self { shares: vec![1000], wave: 0, since_ms: now_ms, halted: None, complete: true, pardoned: 0 }
     }
 
     /// Thousandths of the fleet whose turn has come.
@@ -62,7 +65,7 @@ impl Waves {
 pub struct Standing {
     /// Its name.
     pub device: String,
-    /// Whether it is connected.
+    /// Whether it is connected and was heard of lately.
     pub online: bool,
     /// Counter of the release that it says it confirmed.
     pub confirmed: u64,
@@ -134,21 +137,26 @@ pub fn judge(waves: &Waves, tally: Tally, now_ms: u64, config: &RolloutConfig) -
     let last = waves.wave + 1 >= waves.shares.len();
     let on = |reason: String| if last { Decision::Complete(reason) } else { Decision::Advance(reason) };
     let of = format!("of {online} devices that are there, {confirmed} confirmed and {refused} refused it");
-    if refused as f64 > config.max_refused * online as f64 {
+    if refused.saturating_sub(waves.pardoned) as f64 > config.max_refused * online as f64 {
         return Decision::Halt(format!("{of}: more than {} %", 100.0 * config.max_refused));
     }
     let age_ms = now_ms.saturating_sub(waves.since_ms);
     if devices == 0 && !last {
         return on("no device is in this wave".to_owned());
     }
-    if online == 0 || age_ms < u64::from(config.settle_seconds) * 1000 {
+    let overdue = age_ms >= u64::from(config.deadline_minutes) * 60_000;
+    if online == 0 {
+        let gone = format!("none of the {devices} devices in this wave was there within {} minutes", config.deadline_minutes);
+        return if overdue && !last { on(gone) } else { Decision::Wait };
+    }
+    if age_ms < u64::from(config.settle_seconds) * 1000 {
         return Decision::Wait;
     }
     // Those that refused it have spoken; the others are waited for.
     if confirmed > 0 && confirmed as f64 >= config.confirmed * (online - refused) as f64 {
         return on(of);
     }
-    if age_ms < u64::from(config.deadline_minutes) * 60_000 {
+    if !overdue {
         return Decision::Wait;
     }
     if 2 * confirmed > online {

@@ -19,18 +19,15 @@ impl Rounds {
         let truth = GroundTruth::from_dataset(&Dataset::load(&self.config.data.heldout)?)?;
         let mut evidence = Evidence { running: running.ap, candidate: candidate.ap, ..Evidence::default() };
         let paths = ["running", "candidate"].map(|which| self.results(round, which));
-        // A round that an earlier version judged has none.
-        if paths.iter().all(|path| path.exists()) {
-            let [before, after] = paths.map(|path| omnilabel_coco::read_results(&path));
-            let (before, after) = (before?, after?);
-            let resampled = tokio::task::block_in_place(|| bootstrap(&truth, &[&after, &before], RESAMPLES, round, &|_| ()))?;
-            evidence.differences = resampled.aps[0].iter().zip(&resampled.aps[1]).map(|(after, before)| after - before).collect();
-            let thirds = [terciles(&truth, &before)?, terciles(&truth, &after)?];
-            for (at, name) in ["the smallest third", "the middle third", "the largest third"].into_iter().enumerate() {
-                // Nobody in it: no number.
-                if thirds[0][at] >= 0.0 {
-                    evidence.parts.push((name.to_owned(), thirds[0][at], thirds[1][at]));
-                }
+        let [before, after] = paths.map(|path| omnilabel_coco::read_results(&path));
+        let (before, after) = (before?, after?);
+        let resampled = tokio::task::block_in_place(|| bootstrap(&truth, &[&after, &before], RESAMPLES, round, &|_| ()))?;
+        evidence.differences = resampled.aps[0].iter().zip(&resampled.aps[1]).map(|(after, before)| after - before).collect();
+        let thirds = [terciles(&truth, &before)?, terciles(&truth, &after)?];
+        for (at, name) in ["the smallest third", "the middle third", "the largest third"].into_iter().enumerate() {
+            // Nobody in it: no number.
+            if thirds[0][at] >= 0.0 {
+                evidence.parts.push((name.to_owned(), thirds[0][at], thirds[1][at]));
             }
         }
         let keypoints = self.manual.skeleton.names().zip(running.pck.iter().zip(&candidate.pck));

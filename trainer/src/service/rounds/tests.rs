@@ -126,7 +126,7 @@ async fn no_round_begins_while_a_release_goes_out() {
     rounds.store.commit(&world.labels("cam-2", 1..=12, 0.0, 0), 2).await.unwrap();
     assert_eq!(rounds.step().await.unwrap(), Stepped::Idle);
     // Halted: the model before it still runs, and its labels count.
-    crate::service::steer::steer(&rounds.store, crate::service::steer::Order::Halt, "anna").await.unwrap();
+    crate::service::steer::steer(&rounds.store, &rounds.events, crate::service::steer::Order::Halt, "anna").await.unwrap();
     assert_eq!(rounds.step().await.unwrap(), Stepped::Done);
     assert_eq!(rounds.store.rounds().await.unwrap()[1].teacher, 0);
 }

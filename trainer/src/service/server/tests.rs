@@ -211,6 +211,7 @@ async fn what_is_not_kept_is_an_event() {
         intake: world.intake(),
         out,
         acks: AckQueue::new(10),
+        health: Arc::default(),
         announce: Arc::new(Notify::new()),
         models: BTreeMap::new(),
         changed: BTreeSet::new(),
@@ -236,7 +237,7 @@ async fn what_is_not_kept_is_an_event() {
 
     // What cannot be used is kept with its reason, and makes nobody a device.
     let bad = Incoming::Message { topic: "omnilabel/v1/home/stranger/labels".to_owned(), payload: b"nonsense".to_vec(), retained: false };
-    let (device, record, _) = collector.take(bad, Way::Small).unwrap();
+    let (device, record, _) = collector.take(bad).unwrap();
     assert!(collector.commit(&[(device, record)], &mut stopping).await);
     let kept = collector.store.quarantined(10).await.unwrap();
     assert!(kept.len() == 1 && kept[0].topic.contains("stranger") && kept[0].reason.contains("not a valid message"), "{kept:?}");

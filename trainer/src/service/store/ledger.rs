@@ -72,6 +72,8 @@ impl ReleaseRow {
     }
 }
 
+/// A device that has said nothing for so long is not there: it says something every few seconds.
+const SILENT_MS: u64 = 120_000;
 /// A counter that a device reports is believed only this far above our own: no device can push the counter out of range.
 const MAX_COUNTER_LEAD: i64 = 1_000_000;
 
@@ -314,8 +316,8 @@ impl Store {
             .map_err(self.sql("read releases"))
     }
 
-    /// The release that the fleet runs: the newest that went out to all and that no device refused, or that some device confirmed in spite
-    /// of it. `None` is the provisioned model.
+    /// The release that the fleet runs: the newest that all waves have proved; of those that went out to all at once, the newest that no
+    /// device refused, or that some device confirmed in spite of it. `None` is the provisioned model.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -331,7 +333,7 @@ impl Store {
         sqlx::query_as(
             "SELECT counter, name, bundle, manifest, signature, created_ms, waves FROM releases r \
              WHERE counter < ? AND coalesce(json_extract(waves, '$.complete'), 1) = 1 \
-             AND (NOT EXISTS (SELECT 1 FROM devices d WHERE d.refused = r.counter) \
+             AND (coalesce(json_array_length(waves, '$.shares'), 1) > 1 OR NOT EXISTS (SELECT 1 FROM devices d WHERE d.refused = r.counter) \
              OR EXISTS (SELECT 1 FROM devices d WHERE d.confirmed = r.counter)) ORDER BY counter DESC LIMIT 1",
         )
         .bind(counter.cast_signed())
@@ -360,9 +362,12 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn standings(&self) -> Result<Vec<Standing>, StoreError> {
+    pub async fn standings(&self, now_ms: u64) -> Result<Vec<Standing>, StoreError> {
         type Row = (String, bool, i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
-        let rows: Vec<Row> = sqlx::query_as("SELECT device, online, confirmed, trial, refused, label_model, label_hash FROM devices")
+        // A device that ended while the broker was away never got its last will.
+        let sql = "SELECT device, online AND seen_ms >= ?, confirmed, trial, refused, label_model, label_hash FROM devices";
+        let rows: Vec<Row> = sqlx::query_as(sql)
+            .bind(now_ms.saturating_sub(SILENT_MS).cast_signed())
             .fetch_all(&self.pool)
             .await
             .map_err(self.sql("read devices"))?;
@@ -379,7 +384,7 @@ impl Store {
             .collect())
     }
 
-    /// Names the bundles of releases below another state folder.
+    /// Names the bundles of releases and rounds below another state folder.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -388,13 +393,14 @@ impl Store {
             path.to_str().map(str::to_owned).ok_or_else(|| self.content(format!("the path {} is not UTF-8", path.display())))
         };
         let (from, to) = (text(from)?, text(to)?);
-        sqlx::query("UPDATE releases SET bundle = ?2 || substr(bundle, length(?1) + 1) WHERE substr(bundle, 1, length(?1) + 1) = ?1 || '/'")
-            .bind(from)
-            .bind(to)
-            .execute(&self.pool)
-            .await
-            .map_err(self.sql("move bundles"))
-            .map(drop)
+        for sql in [
+            "UPDATE releases SET bundle = ?2 || substr(bundle, length(?1) + 1) WHERE substr(bundle, 1, length(?1) + 1) = ?1 || '/'",
+            "UPDATE rounds SET state = json_set(state, '$.running', ?2 || substr(json_extract(state, '$.running'), length(?1) + 1)) \
+             WHERE substr(json_extract(state, '$.running'), 1, length(?1) + 1) = ?1 || '/'",
+        ] {
+            sqlx::query(sql).bind(&from).bind(&to).execute(&self.pool).await.map_err(self.sql("move bundles"))?;
+        }
+        Ok(())
     }
 }
 

@@ -61,6 +61,15 @@ fn refusals_beyond_the_limit_halt_it_at_once() {
 }
 
 #[test]
+fn refusals_that_a_person_knew_of_do_not_halt_it_again() {
+    let tally = Tally { devices: 10, online: 10, confirmed: 0, refused: 4, trying: 0 };
+    assert!(matches!(judge(&waves(0), tally, 0, &config()), Decision::Halt(_)));
+    let resumed = Waves { pardoned: 4, ..waves(0) };
+    assert_eq!(judge(&resumed, tally, 0, &config()), Decision::Wait);
+    assert!(matches!(judge(&resumed, Tally { refused: 6, ..tally }, 0, &config()), Decision::Halt(_)), "two more than were known");
+}
+
+#[test]
 fn who_is_gone_or_hangs_cannot_block_it_and_who_lies_has_one_vote() {
     let mut fleet = fleet(400);
     let mut members = first(&mut fleet);
@@ -89,7 +98,10 @@ fn a_wave_without_devices_is_passed_and_an_absent_one_is_waited_for() {
     assert_eq!(judge(&waves(2), Tally::default(), 99 * MINUTE, &config()), Decision::Wait, "nobody has it");
     let mut fleet = fleet(100);
     fleet.iter_mut().for_each(|device| device.online = false);
-    assert_eq!(at(500, &fleet), Decision::Wait);
+    assert_eq!(at(29, &fleet), Decision::Wait);
+    assert!(matches!(at(30, &fleet), Decision::Advance(_)), "nobody is waited for for ever");
+    let last = judge(&waves(2), tally(&fleet, COUNTER, None, 1000), 500 * MINUTE, &config());
+    assert_eq!(last, Decision::Wait, "nobody has proved it");
     let over = Waves { halted: Some("by hand".to_owned()), ..waves(0) };
     assert_eq!(judge(&over, Tally { devices: 9, online: 9, confirmed: 9, ..Tally::default() }, 500 * MINUTE, &config()), Decision::Wait);
 }

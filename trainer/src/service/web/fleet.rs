@@ -1,0 +1,159 @@
+//! Devices, releases, rounds and the skeleton, as JSON.
+
+use super::Site;
+use super::answer::{Failure, Params, json, short};
+use crate::service::rounds::RoundState;
+use crate::service::store::counts::DeviceCounts;
+use crate::service::store::look::{MAX_ROWS, ReleaseNote};
+use crate::service::store::{Store, StoreError};
+use axum::extract::State as Shared;
+use axum::http::Uri;
+use axum::response::Response;
+use omnilabel_keypoints::label::Thresholds;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// Rounds that are shown at most, the newest ones.
+const MAX_ROUNDS: usize = 200;
+/// Devices that are counted at most: more than any configuration takes.
+const MAX_DEVICES: u32 = 100_000;
+/// How long a count is good …
+const FRESH: Duration = Duration::from_secs(1);
+/// … and how many times the time that it took, so that however many pages are open, little of the time is spent on counting.
+const SHARE: u32 = 10;
+
+/// A device's account.
+pub(super) struct Device {
+    pub(super) counts: DeviceCounts,
+    /// When it was last heard of, Unix ms.
+    seen_ms: i64,
+}
+
+/// All devices, by name.
+pub(super) struct Fleet {
+    pub(super) devices: Vec<Device>,
+}
+
+/// The last count, for all who ask within a moment.
+#[derive(Default)]
+pub(super) struct FleetCache(Mutex<Option<(Arc<Fleet>, Instant)>>);
+
+impl FleetCache {
+    pub(super) async fn get(&self, store: &Store) -> Result<Arc<Fleet>, StoreError> {
+        let mut last = self.0.lock().await;
+        let now = Instant::now();
+        if let Some((fleet, until)) = last.as_ref()
+            && *until > now
+        {
+            return Ok(Arc::clone(fleet));
+        }
+        let mut seen: BTreeMap<String, i64> = store.seen(MAX_DEVICES).await?.into_iter().collect();
+        let counts = store.counts().await?;
+        let device = |counts: DeviceCounts| Device { seen_ms: seen.remove(&counts.device).unwrap_or(0), counts };
+        let fleet = Arc::new(Fleet { devices: counts.into_iter().map(device).collect() });
+        *last = Some((Arc::clone(&fleet), Instant::now() + FRESH.max(now.elapsed() * SHARE)));
+        Ok(fleet)
+    }
+}
+
+/// `GET /api/v1/fleet`
+pub(super) async fn fleet(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
+    Params::read(&uri, &[])?;
+    let fleet = site.fleet.get(&site.centre.store).await?;
+    let devices: Vec<Value> = fleet.devices.iter().map(device).collect();
+    Ok(json(&json!({ "at_ms": crate::service::events::now_ms(), "devices": devices })))
+}
+
+fn device(device: &Device) -> Value {
+    let counts = &device.counts;
+    json!({
+        "device": counts.device, "online": counts.online, "seen_ms": device.seen_ms,
+        "confirmed": counts.confirmed, "trial": counts.trial, "refused": counts.refused_release, "reason": counts.reason,
+        "committed": counts.committed, "stored": counts.stored, "settled": counts.settled, "set_aside": counts.refused,
+        "pending": counts.pending, "evicted": counts.evicted, "duplicates": counts.duplicates, "conflicts": counts.conflicts,
+        "missing": counts.missing(), "frames": counts.frames,
+    })
+}
+
+/// How many devices say what of a release.
+#[derive(Clone, Copy, Default)]
+struct Said {
+    confirmed: u64,
+    trial: u64,
+    refused: u64,
+}
+
+impl Said {
+    fn json(self, counter: u64) -> Value {
+        json!({ "counter": counter, "confirmed": self.confirmed, "trial": self.trial, "refused": self.refused })
+    }
+}
+
+/// `GET /api/v1/releases`: what was released here, and which releases the devices name, 0 being the model that they were provisioned with.
+pub(super) async fn releases(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
+    Params::read(&uri, &[])?;
+    let fleet = site.fleet.get(&site.centre.store).await?;
+    let mut said: BTreeMap<u64, Said> = BTreeMap::new();
+    for Device { counts, .. } in &fleet.devices {
+        said.entry(counts.confirmed).or_default().confirmed += 1;
+        if let Some(trial) = counts.trial {
+            said.entry(trial).or_default().trial += 1;
+        }
+        if let Some(refused) = counts.refused_release {
+            said.entry(refused).or_default().refused += 1;
+        }
+    }
+    let releases: Vec<Value> = site.centre.store.releases(MAX_ROWS).await?.iter().map(release).collect();
+    let models: Vec<Value> = said.into_iter().map(|(counter, said)| said.json(counter)).collect();
+    Ok(json(&json!({ "devices": fleet.devices.len(), "releases": releases, "models": models })))
+}
+
+fn release(release: &ReleaseNote) -> Value {
+    let waves = release.waves();
+    json!({
+        "counter": release.counter, "name": release.name, "created_ms": release.created_ms, "round": release.round,
+        "share_percent": f64::from(waves.share()) / 10.0, "wave": waves.wave + 1, "waves": waves.shares.len(),
+        "complete": waves.complete, "halted": waves.halted,
+    })
+}
+
+/// `GET /api/v1/rounds`
+pub(super) async fn rounds(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
+    Params::read(&uri, &[])?;
+    let rounds = site.centre.store.rounds().await?;
+    let newest: Vec<Value> = rounds[rounds.len().saturating_sub(MAX_ROUNDS)..].iter().map(round).collect();
+    Ok(json(&json!({ "rounds": newest })))
+}
+
+fn round(round: &RoundState) -> Value {
+    let thresholds = |t: &Thresholds| json!({ "instance": short(t.instance), "keypoint": short(t.keypoint), "floor": short(t.floor) });
+    let decision = round.decision.as_ref();
+    json!({
+        "round": round.round, "teacher": round.teacher, "after": round.after, "up_to": round.up_to,
+        "running_ap": round.running_judged.as_ref().map(|judged| judged.ap),
+        "candidate_ap": round.candidate_judged.as_ref().map(|judged| judged.ap),
+        "thresholds": round.thresholds.as_ref().map(thresholds),
+        "trained": round.trained,
+        "decision": decision.map(|decision| if decision.released() { "release" } else { "refuse" }),
+        "reason": decision.map(|decision| decision.reason()),
+        "released": round.released, "ended": round.ended, "failures": round.failures, "failed": round.failed,
+    })
+}
+
+/// `GET /api/v1/skeleton`
+pub(super) async fn skeleton(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
+    Params::read(&uri, &[])?;
+    let skeleton = &site.centre.skeleton;
+    let side = |index: usize| match usize::from(skeleton.flip()[index]) {
+        other if other == index => "centre",
+        _ if skeleton.name(index).to_ascii_lowercase().contains("left") || skeleton.name(index).starts_with("l_") => "left",
+        _ => "right",
+    };
+    Ok(json(&json!({
+        "names": skeleton.names().collect::<Vec<_>>(), "edges": skeleton.edges(),
+        "sides": (0..skeleton.len()).map(side).collect::<Vec<_>>(),
+    })))
+}

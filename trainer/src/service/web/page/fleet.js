@@ -1,0 +1,90 @@
+// ---- Fleet: tiles, labels per second, devices ----
+
+const SPAN_MS = 600000;
+const BIN_MS = 5000;
+
+const model = (counter) => (counter > 0 ? `release ${counter}` : "first model");
+
+/** What is wrong with a device: [level, words]. */
+function troubles(device) {
+  const found = [];
+  if (!device.online) found.push(["bad", `last heard ${duration((fleet.at_ms - device.seen_ms) / 1000)} ago`]);
+  const refused = device.refused == null ? "" : `refused release ${device.refused}`;
+  if (refused || device.reason) found.push(["warn", sentence(refused, device.reason)]);
+  if (device.evicted > 0) found.push(["warn", `${many(device.evicted, "label", "labels")} evicted on the device`]);
+  if (device.conflicts > 0) found.push(["warn", `${many(device.conflicts, "label", "labels")} came again with other bytes`]);
+  return found;
+}
+
+function renderFleet() {
+  const { devices } = fleet;
+  const online = devices.filter((device) => device.online).length;
+  const missing = sum(devices, (device) => device.missing);
+  const pending = sum(devices, (device) => device.pending);
+  const lost = Math.max(0, missing - pending);
+  const tiles = [
+    ["Devices online", `${count(online)} of ${count(devices.length)}`, online < devices.length ? "warn" : "good"],
+    ["Labels stored", count(sum(devices, (device) => device.stored)), ""],
+    ["Frames stored", count(sum(devices, (device) => device.frames)), ""],
+    ["On their way", count(Math.min(missing, pending)), ""],
+    ["Lost", count(lost), lost > 0 ? "bad" : "good"],
+    ["Evicted on devices", count(sum(devices, (device) => device.evicted)), ""],
+  ];
+  fill("tiles", tiles, () => tiles.map(([name, value, level]) => {
+    return toned(make("div", { className: "card tile" }, make("b", {}, value), make("small", {}, name)), level);
+  }));
+  const shown = $("ailing").checked ? devices.filter((device) => troubles(device).length > 0) : devices;
+  $("no-devices").hidden = devices.length > 0;
+  fill("devices", [shown, Math.floor(fleet.at_ms / 60000)], () => shown.map(deviceRow));
+  renderPace();
+}
+
+function deviceRow(device) {
+  const found = troubles(device);
+  const state = toned(make("span", { className: "toned" }, device.online ? "online" : "away"), device.online ? "good" : "bad");
+  const words = found.map(([level, words]) => toned(make("small", { className: "toned" }, words), level));
+  const trial = device.trial == null ? [] : [toned(make("small", { className: "toned" }, `release ${device.trial} on trial`), "wait")];
+  const number = (name, n, level) => {
+    const node = cell(name, n > 0 && level ? "number toned" : "number", count(n));
+    return level ? toned(node, level) : node;
+  };
+  return make("tr", {},
+    make("th", { scope: "row" }, device.device),
+    cell("State", "", make("div", {}, state, ...words)),
+    cell("Model", "", make("div", {}, model(device.confirmed), ...trial)),
+    number("Stored", device.stored), number("Frames", device.frames), number("Pending", device.pending),
+    number("Lost", Math.max(0, device.missing - device.pending), "bad"), number("Evicted", device.evicted, "warn"),
+    number("Again", device.duplicates));
+}
+
+/** From the log's totals: how many labels each span of BIN_MS brought, per second. */
+function pace() {
+  const to_bin = Math.floor(fleet.at_ms / BIN_MS);
+  const from_bin = to_bin - SPAN_MS / BIN_MS;
+  const bins = new Map();
+  const totals = new Map();
+  let first = to_bin;
+  for (const { event, at_ms, device, stored } of log.events) {
+    if (event !== "labels") continue;
+    const before = totals.get(device);
+    totals.set(device, stored);
+    const bin = Math.floor(at_ms / BIN_MS);
+    // What came before the first line of a device is not known.
+    if (before === undefined || bin < from_bin) continue;
+    first = Math.min(first, bin);
+    bins.set(bin, (bins.get(bin) ?? 0) + Math.max(0, stored - before));
+  }
+  const known_from = Math.max(from_bin, log.events.length > 0 ? Math.floor(log.events[0].at_ms / BIN_MS) : to_bin);
+  const from = Math.min(first, known_from);
+  const length = Math.max(0, to_bin - from);
+  return Array.from({ length }, (_, i) => [(from + i + 0.5) * BIN_MS, ((bins.get(from + i) ?? 0) * 1000) / BIN_MS]);
+}
+
+function renderPace() {
+  const to_ms = Math.floor(fleet.at_ms / BIN_MS) * BIN_MS;
+  const values = pace();
+  fill("pace", [values, to_ms, chartWidth()], () => [paceChart(values, to_ms - SPAN_MS, to_ms)]);
+  const latest = values.slice(-6);
+  const now = latest.length > 0 ? sum(latest, ([, value]) => value) / latest.length : 0;
+  write("pace-span", `${now.toFixed(1)} now, over the last ${duration(SPAN_MS / 1000)}`);
+}
