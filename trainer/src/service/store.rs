@@ -73,6 +73,12 @@ pub enum StoreError {
 const CONNECTIONS: u32 = 4;
 /// Connections of the page.
 const READERS: u32 = 2;
+/// SQLITE_BUSY.
+const BUSY: &str = "5";
+/// How often a database that somebody closes is tried again …
+const OPEN_TRIES: u32 = 100;
+/// … and after which pause.
+const OPEN_RETRY: Duration = Duration::from_millis(50);
 
 /// The open store. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -106,8 +112,7 @@ impl Store {
     /// See [`StoreError`].
     pub async fn reader(&self) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new().filename(&self.path).read_only(true).busy_timeout(Duration::from_secs(30));
-        let pool = SqlitePoolOptions::new().max_connections(READERS).min_connections(READERS).max_lifetime(None).idle_timeout(None);
-        let pool = pool.connect_with(options).await.map_err(self.sql("open for reading"))?;
+        let pool = open(options, READERS, READERS).await.map_err(self.sql("open for reading"))?;
         Ok(Self { pool, path: self.path.clone(), collector: self.collector })
     }
 
@@ -122,9 +127,8 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30));
-        // None is closed for its age: a service has as many descriptors after a year as after a minute.
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).min_connections(kept).max_lifetime(None).idle_timeout(None);
-        let pool = pool.connect_with(options).await.map_err(|source| StoreError::Sql { path: path.clone(), operation: "open", source })?;
+        let pool =
+            open(options, CONNECTIONS, kept).await.map_err(|source| StoreError::Sql { path: path.clone(), operation: "open", source })?;
         let schema = sqlx::migrate!();
         if !allowed && let Some(version) = version(&pool).await {
             let newest = schema.iter().map(|migration| migration.version).max();
@@ -230,6 +234,28 @@ impl Store {
     fn content(&self, message: String) -> StoreError {
         StoreError::Content { path: self.path.clone(), message }
     }
+}
+
+/// Opens a pool of at most `most` connections, `kept` of them at once. None is closed for its age: a service has as many descriptors after a
+/// year as after a minute. They are not left to be opened in the background, where they could outlive the pool.
+async fn open(options: SqliteConnectOptions, most: u32, kept: u32) -> Result<SqlitePool, sqlx::Error> {
+    let settings = SqlitePoolOptions::new().max_connections(most).max_lifetime(None).idle_timeout(None);
+    let mut tries = 0;
+    let pool = loop {
+        match settings.clone().connect_with(options.clone()).await {
+            // Who closes the database as the last one holds it for an instant, and for that SQLite does not wait.
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(BUSY) && tries < OPEN_TRIES => {
+                tries += 1;
+                tokio::time::sleep(OPEN_RETRY).await;
+            }
+            other => break other?,
+        }
+    };
+    let mut open = Vec::new();
+    for _ in 0..kept {
+        open.push(pool.acquire().await?);
+    }
+    Ok(pool)
 }
 
 /// The newest change of the schema that was made; `None` for a database without any.
