@@ -17,10 +17,15 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 const STABLE: Duration = Duration::from_secs(5);
 /// Brokers do not keep to the receive maximum: rumqttd 0.20 ignores it and mosquitto 2.0.11 loses count of it when the client
 /// publishes too. What they send beyond it waits here, so that the polling task never waits for the owner (who may be waiting in a
-/// publish); past these limits the connection is dropped, which loses nothing that outbox and collector do not repeat.
-pub(crate) const BACKLOG_MESSAGES: usize = 4096;
-/// The same in bytes of payload.
+/// publish), up to so many bytes: room for the windows of some thousand devices that all send after an outage. Past it the connection is
+/// dropped, which loses nothing that outbox and collector do not repeat, and is made again at once.
 const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
+/// What a message costs beside its payload and topic, bytes.
+const MESSAGE_BYTES: usize = 256;
+/// So many messages have as many bytes whatever is in them: the queue itself never decides.
+const BACKLOG_MESSAGES: usize = BACKLOG_BYTES / MESSAGE_BYTES;
+/// Messages that an owner may ask the broker for ahead, at most.
+pub(crate) const MAX_AHEAD: usize = 4096;
 
 /// From the polling to the forwarding task.
 enum Item {
@@ -77,6 +82,11 @@ pub(crate) fn start(
     (subscriptions, receiver, close, closed)
 }
 
+/// What a message takes of [`BACKLOG_BYTES`].
+fn cost(publish: &Publish) -> usize {
+    publish.payload.len() + publish.topic.len() + MESSAGE_BYTES
+}
+
 /// Waits until the link is to be closed: true when asked to, false when every handle was dropped (the broker then sends the last will).
 async fn asked(closing: &mut watch::Receiver<bool>) -> bool {
     closing.wait_for(|&closing| closing).await.is_ok()
@@ -120,6 +130,8 @@ impl Poller {
                 Ok(Event::Incoming(Packet::Publish(publish))) => {
                     if let Err(reason) = self.message(publish) {
                         self.eventloop.clean();
+                        // The broker is well: waiting longer and longer would leave what it holds for us to pile up.
+                        self.backoff.reset();
                         if !self.retry(reason, &mut closing).await {
                             return;
                         }
@@ -163,7 +175,7 @@ impl Poller {
     /// Puts a message into the backlog, or says why it does not fit.
     fn message(&mut self, publish: Publish) -> Result<(), String> {
         let connection = *self.connection.borrow();
-        let bytes = publish.payload.len();
+        let bytes = cost(&publish);
         if self.backlog_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > BACKLOG_BYTES {
             self.backlog_bytes.fetch_sub(bytes, Ordering::SeqCst);
             return Err(format!("more than {BACKLOG_BYTES} bytes wait for the receiver"));
@@ -193,25 +205,42 @@ impl Poller {
         let _ = self.items.send(item).await;
     }
 
-    /// Sends what is queued and DISCONNECT, then polls until the client says that it is done.
+    /// Sends what is queued and DISCONNECT, then polls until the client says that it is done. The client lets DISCONNECT pass everything
+    /// that it has not looked at yet, so that has to be gone first.
     async fn disconnect(&mut self) {
-        let asked = self.client.try_disconnect_with_timeout(CLOSE_TIMEOUT);
-        if let Err(error) = asked {
+        let drained = tokio::time::timeout(CLOSE_TIMEOUT, async {
+            while self.queued() > 0 {
+                self.eventloop.poll().await?;
+            }
+            Ok::<_, ConnectionError>(())
+        });
+        match drained.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return tracing::warn!(%error, "no clean disconnect"),
+            Err(_) => tracing::warn!("{} messages were not sent within {CLOSE_TIMEOUT:?}", self.queued()),
+        }
+        if let Err(error) = self.client.try_disconnect_with_timeout(CLOSE_TIMEOUT) {
             tracing::warn!(%error, "no clean disconnect");
             return;
         }
-        let drained = tokio::time::timeout(CLOSE_TIMEOUT, async {
+        let answered = tokio::time::timeout(CLOSE_TIMEOUT, async {
             loop {
                 if let Err(error) = self.eventloop.poll().await {
                     return error;
                 }
             }
         });
-        match drained.await {
+        match answered.await {
             Ok(ConnectionError::RequestsDone) => {}
             Ok(error) => tracing::warn!(%error, "no clean disconnect"),
             Err(_) => tracing::warn!("no clean disconnect within {CLOSE_TIMEOUT:?}"),
         }
+    }
+
+    /// Publishes and acknowledgements that the client has not written yet.
+    fn queued(&self) -> usize {
+        let queues = self.eventloop.diagnostics().queues;
+        queues.pending_len + queues.requests_rx_len
     }
 }
 
@@ -236,7 +265,7 @@ async fn forward(
             Item::Disconnected { reason, retry_in } => (Incoming::Disconnected { reason, retry_in }, None),
             Item::Refused { reason } => (Incoming::Refused { reason }, None),
             Item::Message { publish, connection } => {
-                backlog_bytes.fetch_sub(publish.payload.len(), Ordering::SeqCst);
+                backlog_bytes.fetch_sub(cost(&publish), Ordering::SeqCst);
                 let message = Incoming::Message {
                     topic: String::from_utf8_lossy(&publish.topic).into_owned(),
                     payload: publish.payload.to_vec(),

@@ -114,6 +114,43 @@ async fn messages_of_all_sizes_go_round_and_survive_a_broker_restart() {
     drop(broker);
 }
 
+/// After an outage a fleet sends everything at once, and brokers do not keep to the receive maximum when their client publishes, too: what
+/// comes meanwhile waits, and the connection stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_waits_for_a_slow_owner_and_does_not_cost_the_connection() {
+    let Some(broker) = Broker::start("allow_anonymous true\nmax_queued_messages 100000\nmax_queued_bytes 0") else { return };
+    let (owner, mut flood) = Link::open(&config(broker.port), "owner", None, vec!["in".into()]).unwrap();
+    connected(&mut flood).await;
+    const MESSAGES: u32 = 20_000;
+    const SENDERS: u32 = 4;
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let (source, mut events) = Link::open(&config(broker.port), &format!("source-{sender}"), None, vec![]).unwrap();
+            tokio::spawn(async move {
+                connected(&mut events).await;
+                for index in (sender..MESSAGES).step_by(SENDERS as usize) {
+                    source.publish("in", index.to_be_bytes().to_vec(), false).await.unwrap();
+                }
+                source.close().await;
+            })
+        })
+        .collect();
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < MESSAGES as usize {
+        let payload = until(&mut flood, |incoming| match incoming {
+            Incoming::Message { payload, .. } => Some(payload),
+            Incoming::Disconnected { reason, .. } => panic!("{reason}"),
+            Incoming::Connected | Incoming::Refused { .. } => None,
+        });
+        seen.insert(payload.await);
+        owner.publish("out", vec![0; 200], true).await.unwrap();
+    }
+    for sender in senders {
+        sender.await.unwrap();
+    }
+    owner.close().await;
+}
+
 /// The owner publishes from the task that reads the receiver, and reads slowly: with a polling task that waits for its owner this
 /// stands still for ever.
 #[tokio::test(flavor = "multi_thread")]
