@@ -4,7 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 fn main() -> std::io::Result<()> {
-    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/zoo");
+    // Asked when it runs: a target folder may be copied or shared between checkouts, and the program with it.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").ok_or_else(|| std::io::Error::other("cargo sets CARGO_MANIFEST_DIR"))?;
+    let zoo = Path::new(&package).join("../../models/zoo");
     println!("cargo:rerun-if-changed={}", zoo.display());
     let mut files = Vec::new();
     if zoo.is_dir() {

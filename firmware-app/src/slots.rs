@@ -126,9 +126,7 @@ impl Slots {
             }
         }
         // Neither state can be acted on: the newest bundle that verifies, as confirmed as anything here can be.
-        // A newer set of keys may have taken back what was the highest counter before.
-        let set = candidates.iter().map(|state| state.set).max().unwrap_or(0);
-        let highest = candidates.iter().filter(|state| state.set == set).map(State::floor).max().unwrap_or(0);
+        let (set, highest) = newest(&candidates);
         let mut whole = Vec::new();
         for slot in [Slot::A, Slot::B] {
             match Bundle::open(&folder.join(name(slot))) {
@@ -145,20 +143,38 @@ impl Slots {
         Ok((Self { folder: folder.to_owned(), state, recovered: Some(reasons.join("; ")) }, bundle, true))
     }
 
-    /// Puts the first model and the root key into a fresh state folder.
+    /// Puts the first model and the root key into a fresh state folder, or a model in the place of damaged ones: the order of releases, the
+    /// root key and the outbox then stay as they are.
     ///
     /// # Errors
-    /// When the bundle does not verify, the key is none, or a model is installed already.
+    /// When the bundle does not verify, the key is none, a model that works is installed already or the appliance runs.
     pub fn install(folder: &Path, bundle: &Path, root_key: Option<&Path>) -> anyhow::Result<()> {
         let source = Bundle::open(bundle).context("the bundle cannot be installed")?;
-        if folder.join(STATE).exists() {
+        if folder.exists() && !folder.is_dir() {
+            bail!("{}: is a file, expected the state folder or nothing", folder.display());
+        }
+        let known: Vec<State> = [STATE, OLD].iter().filter_map(|name| decode(&std::fs::read(folder.join(name)).ok()?).ok()).collect();
+        let installed = folder.join(STATE).exists() || folder.join(OLD).exists();
+        let _lock = if installed { Some(lock(folder)?) } else { None };
+        let proven = |slot: Slot| !trial_mark(folder, slot).exists() && Bundle::open(&folder.join(name(slot))).is_ok();
+        if installed && [Slot::A, Slot::B].into_iter().any(proven) {
             bail!("{}: a model is installed already; updates come as signed releases", folder.display());
+        }
+        if installed && let (Some(given), Ok(there)) = (root_key, crate::update::read_public_key(&folder.join(ROOT_KEY))) {
+            let given = crate::update::read_public_key(given)?;
+            if given != there {
+                bail!("{}: another root key is provisioned; a new owner begins with a state folder of its own", folder.display());
+            }
         }
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         if let Some(path) = root_key {
             let key = crate::update::read_public_key(path)?;
             replace_file(&folder.join(ROOT_KEY), format!("{}\n", omnilabel_bundle::hex(key.as_bytes())).as_bytes())
                 .with_context(|| folder.join(ROOT_KEY).display().to_string())?;
+        }
+        // What the damaged one came from says nothing of this one.
+        for path in [origin(folder, Slot::A), trial_mark(folder, Slot::A)].iter().filter(|path| path.exists()) {
+            remove_file(path).with_context(|| path.display().to_string())?;
         }
         let slot = folder.join(name(Slot::A));
         if slot.exists() {
@@ -169,7 +185,9 @@ impl Slots {
             write_into(&slot, file, &bytes)?;
         }
         Bundle::open(&slot).context("the bundle changed while it was installed")?;
-        Self { folder: folder.to_owned(), state: State::provisioned(Slot::A), recovered: None }.write()
+        let (set, highest) = newest(&known);
+        let state = State { highest, set, ..State::provisioned(Slot::A) };
+        Self { folder: folder.to_owned(), state, recovered: None }.write()
     }
 
     /// What is known.
@@ -310,6 +328,33 @@ impl Slots {
         }
         Ok(())
     }
+}
+
+/// One process to a state folder; released when the file is closed.
+///
+/// # Errors
+/// When there is no such folder, or another process has it.
+pub(crate) fn lock(folder: &Path) -> anyhow::Result<std::fs::File> {
+    if !folder.exists() {
+        bail!("{}: no such state folder; run `omnilabel-edge model install` first", folder.display());
+    }
+    if !folder.is_dir() {
+        bail!("{}: is a file, expected the state folder", folder.display());
+    }
+    let path = folder.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => bail!("another omnilabel-edge runs in {}", folder.display()),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+/// The newest set of keys that states know of, and the counter that an offer has to be above: a newer set may have taken back what was the
+/// highest one before.
+fn newest(states: &[State]) -> (u64, u64) {
+    let set = states.iter().map(|state| state.set).max().unwrap_or(0);
+    (set, states.iter().filter(|state| state.set == set).map(State::floor).max().unwrap_or(0))
 }
 
 /// The mark of a slot that is not proven.

@@ -172,11 +172,6 @@ fn describe(site: &Site, state: &State) -> Value {
         Phase::Probation { counter, .. } => ("probation", Some(counter)),
     };
     let skeleton = &state.skeleton;
-    let side = |index: usize| match usize::from(skeleton.flip()[index]) {
-        other if other == index => "centre",
-        _ if skeleton.name(index).to_ascii_lowercase().contains("left") || skeleton.name(index).starts_with("l_") => "left",
-        _ => "right",
-    };
     let (link, status) = (&site.config.broker, &state.status);
     json!({
         "device": site.config.device, "site": link.site, "version": env!("CARGO_PKG_VERSION"),
@@ -199,7 +194,7 @@ fn describe(site: &Site, state: &State) -> Value {
         "cameras": cameras.collect::<Vec<_>>(),
         "skeleton": {
             "names": skeleton.names().collect::<Vec<_>>(), "edges": skeleton.edges(),
-            "sides": (0..skeleton.len()).map(side).collect::<Vec<_>>(),
+            "sides": (0..skeleton.len()).map(|index| skeleton.side(index).name()).collect::<Vec<_>>(),
         },
         "thresholds": { "instance": state.thresholds.instance, "keypoint": vec![state.thresholds.keypoint; skeleton.len()] },
         "log": omnilabel_console::recent().iter().map(|line| json!({"ms": line.ms, "level": line.level, "text": line.text})).collect::<Vec<_>>(),
@@ -217,10 +212,9 @@ async fn label(Shared(site): Shared<Arc<Site>>, Path(name): Path<String>) -> Res
     let instances = seen.label.instances.iter().map(|instance| {
         let detection = &instance.detection;
         let keypoints = &detection.keypoints;
-        let agreement = keypoints.iter().map(|keypoint| keypoint.agreement).sum::<f32>() / keypoints.len().max(1) as f32;
         json!({
             "box": [detection.rect.x1, detection.rect.y1, detection.rect.x2, detection.rect.y2],
-            "score": detection.score, "agreement": agreement, "kept": instance.kept,
+            "score": detection.score, "agreement": detection.agreement(), "kept": instance.kept,
             "keypoints": keypoints.iter().map(|k| [k.point.x, k.point.y, k.probability]).collect::<Vec<_>>(),
         })
     });

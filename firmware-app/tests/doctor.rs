@@ -95,6 +95,16 @@ fn what_is_wrong_with_a_box_is_found_and_named() {
     mode(0o600);
     check("token", "good", "owner's alone");
 
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    device.configure(&format!("[web]\nlisten = \"{}\"\n", taken.local_addr().unwrap()));
+    check("page", "bad", "web.listen");
+    drop(taken);
+    check("page", "good", "free");
+    device.configure("");
+    std::fs::write(device.folder.path().join("state/outbox"), "").unwrap();
+    check("outbox", "bad", "expected a folder");
+    std::fs::remove_file(device.folder.path().join("state/outbox")).unwrap();
+
     let weights = device.folder.path().join("state/a/weights.safetensors");
     let slot = if weights.exists() { weights } else { device.folder.path().join("state/b/weights.safetensors") };
     let mut bytes = std::fs::read(&slot).unwrap();
@@ -108,5 +118,8 @@ fn what_is_wrong_with_a_box_is_found_and_named() {
     std::fs::remove_dir_all(device.folder.path().join("state")).unwrap();
     device.configure("");
     check("state folder", "bad", "not there");
+    std::fs::write(device.folder.path().join("state"), "").unwrap();
+    check("state folder", "bad", "is a file");
+    std::fs::remove_file(device.folder.path().join("state")).unwrap();
     check("root key", "bad", "root.pub");
 }

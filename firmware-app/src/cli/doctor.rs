@@ -103,6 +103,7 @@ fn examine(doctor: &mut Doctor, config: &EdgeConfig) {
     let runs = state_folder(doctor, config);
     model(doctor, config);
     keys(doctor, config);
+    page(doctor, config, runs);
     broker(doctor, config, runs);
     for (name, camera) in config.cameras() {
         let what = if name.is_empty() { "camera".to_owned() } else { format!("camera {name}") };
@@ -111,19 +112,22 @@ fn examine(doctor: &mut Doctor, config: &EdgeConfig) {
 }
 
 fn clock(doctor: &mut Doctor) {
-    let now_ms = clock::now_ms();
-    let now = now_ms / 1000;
-    if now_ms < clock::SET_MS {
+    let now = omnilabel_console::now();
+    if clock::now_ms() < clock::SET_MS {
         let advice = "set it, or let it be set over the network (timedatectl set-ntp true): certificates and labels need the time";
-        doctor.bad("clock", format!("the clock says {now} s since 1970, before this program was made"), advice);
+        doctor.bad("clock", format!("the clock says {now}, before this program was made"), advice);
     } else {
-        doctor.good("clock", format!("the clock says {now} s since 1970"));
+        doctor.good("clock", format!("the clock says {now}"));
     }
 }
 
 /// Whether the appliance runs.
 fn state_folder(doctor: &mut Doctor, config: &EdgeConfig) -> bool {
     let folder = &config.state_dir;
+    if folder.exists() && !folder.is_dir() {
+        doctor.bad("state folder", format!("{} is a file", folder.display()), "move it away, or mend `state_dir`");
+        return false;
+    }
     if !folder.is_dir() {
         doctor.bad("state folder", format!("{} is not there", folder.display()), "make it with `omnilabel-edge model install`");
         return false;
@@ -136,8 +140,11 @@ fn state_folder(doctor: &mut Doctor, config: &EdgeConfig) -> bool {
         doctor.bad("state folder", format!("{}: cannot write: {error}", folder.display()), advice);
         return false;
     }
-    let used: u64 =
-        std::fs::read_dir(folder.join("outbox")).map_or(0, |files| files.flatten().map(|f| f.metadata().map_or(0, |m| m.len())).sum());
+    let outbox = folder.join("outbox");
+    if outbox.exists() && !outbox.is_dir() {
+        doctor.bad("outbox", format!("{} is a file, expected a folder", outbox.display()), "move it away: labels cannot be kept");
+    }
+    let used: u64 = std::fs::read_dir(outbox).map_or(0, |files| files.flatten().map(|f| f.metadata().map_or(0, |m| m.len())).sum());
     let missing = config.outbox.max_bytes.saturating_sub(used);
     match nix::sys::statvfs::statvfs(folder) {
         Ok(disk) => {
@@ -222,6 +229,15 @@ fn model(doctor: &mut Doctor, config: &EdgeConfig) {
             ),
             Err(error) => doctor.bad("speed", error.to_string(), "the model does not label"),
         }
+    }
+}
+
+/// Whether the page can have its address.
+fn page(doctor: &mut Doctor, config: &EdgeConfig, runs: bool) {
+    let Some(listen) = config.web.as_ref().map(|web| web.listen).filter(|_| !runs) else { return };
+    match std::net::TcpListener::bind(listen) {
+        Ok(_) => doctor.good("page", format!("{listen} is free")),
+        Err(error) => doctor.bad("page", format!("`web.listen` {listen}: {error}"), "end the other program, or choose another port"),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Sender {
     cursor: u64,
     /// When the collector spoke last.
     heard: Option<Instant>,
+    /// Since when something is sent and the collector says nothing.
+    unanswered: Option<Instant>,
 }
 
 impl Sender {
@@ -34,12 +36,22 @@ impl Sender {
     pub fn restart(&mut self) {
         self.sent.clear();
         self.cursor = 0;
+        self.unanswered = None;
     }
 
     /// The next sequence to send now, marked as sent; `next_pending(after)` is [`super::Outbox::next_pending`].
     pub fn next(&mut self, now: Instant, next_pending: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let sequence = self.due(now, next_pending)?;
+        self.unanswered.get_or_insert(now);
+        Some(sequence)
+    }
+
+    fn due(&mut self, now: Instant, next_pending: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         if let Some((&sequence, sent)) = self.sent.iter_mut().find(|(_, sent)| sent.due <= now) {
-            sent.wait = (sent.wait * 2).min(RESEND_LAST);
+            // A wait that ran out was too short; one that a gap cut off says nothing about it.
+            if now >= sent.at + sent.wait {
+                sent.wait = (sent.wait * 2).min(RESEND_LAST);
+            }
             *sent = Sent { due: now + sent.wait, at: now, wait: sent.wait };
             return Some(sequence);
         }
@@ -57,9 +69,15 @@ impl Sender {
     pub fn heard(&mut self, now: Instant) {
         let silent = self.heard.is_none_or(|heard| now.duration_since(heard) >= RESEND_FIRST);
         self.heard = Some(now);
+        self.unanswered = None;
         if silent {
             self.sent.values_mut().for_each(|sent| sent.due = sent.due.min(sent.at + RESEND_GAP));
         }
+    }
+
+    /// For how long the collector has said nothing to what was sent on this connection.
+    pub fn unanswered(&self, now: Instant) -> Option<Duration> {
+        self.unanswered.map(|since| now.duration_since(since))
     }
 
     /// Forgets what is not pending any more; what lies below `highest_stored` and is still pending is a gap.

@@ -7,6 +7,7 @@ use omnilabel_keypoints::wire::VERSION;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// A file as the system sees it and as the disk has it.
 #[derive(Clone, Debug, Default)]
@@ -567,8 +568,25 @@ proptest! {
 }
 
 #[test]
+fn the_sender_knows_how_long_nobody_has_answered() {
+    let start = Instant::now();
+    let at = |second| start + Duration::from_secs(second);
+    let mut sender = Sender::default();
+    let next = |after: u64| (after < 3).then_some(after + 1);
+    assert_eq!(sender.unanswered(at(9)), None, "nothing was sent");
+    sender.next(at(10), next).unwrap();
+    sender.next(at(20), next).unwrap();
+    assert_eq!(sender.unanswered(at(70)), Some(Duration::from_secs(60)));
+    sender.heard(at(80));
+    assert_eq!(sender.unanswered(at(90)), None);
+    sender.next(at(100), next).unwrap();
+    assert_eq!(sender.unanswered(at(101)), Some(Duration::from_secs(1)));
+    sender.restart();
+    assert_eq!(sender.unanswered(at(200)), None, "another connection");
+}
+
+#[test]
 fn the_sender_sends_in_order_keeps_its_window_and_repeats() {
-    use std::time::{Duration, Instant};
     let start = Instant::now();
     let mut sender = Sender::default();
     let pending: BTreeSet<u64> = (1..=200).collect();
@@ -588,6 +606,16 @@ fn the_sender_sends_in_order_keeps_its_window_and_repeats() {
     assert_eq!(sender.next(much_later, |after| next(&left, after)), Some(11));
     sender.restart();
     assert_eq!(sender.next(much_later, |after| next(&left, after)), Some(3));
+    // A gap cut its wait off: the next one is as long as the first. One that ran out is doubled.
+    let only = |after: u64| (after < 3).then_some(3);
+    let mut sender = Sender::default();
+    assert_eq!(sender.next(start, only), Some(3));
+    sender.acknowledged(9, |_| true);
+    assert_eq!(sender.next(start + RESEND_GAP, only), Some(3));
+    let again = start + RESEND_GAP + RESEND_FIRST;
+    assert_eq!((sender.next(again - Duration::from_millis(1), only), sender.next(again, only)), (None, Some(3)));
+    assert_eq!(sender.next(again + RESEND_FIRST, only), None);
+    assert_eq!(sender.next(again + 2 * RESEND_FIRST, only), Some(3));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::service::trial::{Report, Test};
 use crate::service::{Event, Loader, Outgoing, Summary};
 use crate::slots::Slots;
 use crate::update::{Fetch, Trust};
+use anyhow::Context;
 use omnilabel_keypoints::wire::topic::Kind;
 use omnilabel_keypoints::wire::{AckMsg, Encoding, LabelMsg, Message, StatusMsg, VERSION};
 use omnilabel_link::Incoming;
@@ -24,6 +25,8 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
+/// How long labels may be under way without any acknowledgement before the log says so.
+const SILENT: Duration = Duration::from_secs(300);
 /// A group of labels is committed at this size …
 const GROUP: usize = 64;
 /// … or at this age.
@@ -65,6 +68,8 @@ pub(super) struct Core {
     pub(super) mean_secs: Option<f64>,
     pub(super) last_frame: Instant,
     pub(super) oldest_uncommitted: Option<Instant>,
+    /// Whether the log says that no centre answers.
+    silence_told: bool,
     pub(super) status_sent: Option<(Instant, StatusMsg)>,
     pub(super) histogram_sent: Option<(Instant, u64)>,
     /// Of each camera, where it notes how far it is.
@@ -139,6 +144,7 @@ impl Core {
             mean_secs: None,
             last_frame: Instant::now(),
             oldest_uncommitted: None,
+            silence_told: false,
             status_sent: None,
             histogram_sent: None,
             progress,
@@ -163,7 +169,7 @@ impl Core {
     }
 
     /// Handles events until the end.
-    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Event>) -> Summary {
+    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Event>) -> anyhow::Result<Summary> {
         self.boot();
         while let Some(event) = inbox.blocking_recv() {
             if matches!(event, Event::Shutdown) {
@@ -271,6 +277,7 @@ impl Core {
         }
         if self.link.well {
             self.send_labels(now);
+            self.tell_silence(now);
             self.send_reports(now);
             let request = self.fetch.as_mut().and_then(|fetch| fetch.request(now));
             if let Some(request) = request {
@@ -286,6 +293,16 @@ impl Core {
             self.shown = Some(now);
             self.board.set(self.state(now));
         }
+    }
+
+    /// A broker alone takes a window of labels: without a centre they wait here, which nothing else would say.
+    fn tell_silence(&mut self, now: Instant) {
+        let silent = self.sender.unanswered(now).is_some_and(|silent| silent >= SILENT);
+        if silent && !self.silence_told {
+            let pending = self.outbox.pending();
+            tracing::warn!(pending, "the broker is there, and no centre has acknowledged a label for {} minutes", SILENT.as_secs() / 60);
+        }
+        self.silence_told = silent;
     }
 
     /// What is shown of the device.
@@ -401,7 +418,7 @@ impl Core {
         stop && ended && self.held.is_empty() && self.outbox.uncommitted() == 0 && self.outbox.pending() == 0 && !self.trial_is_open()
     }
 
-    fn finish(mut self) -> Summary {
+    fn finish(mut self) -> anyhow::Result<Summary> {
         self.stop();
         self.store_held();
         let lost = self.held.iter().filter(|held| held.label.is_some()).count() as u64;
@@ -409,9 +426,7 @@ impl Core {
             self.counts.dropped += lost;
             tracing::error!(lost, "labels found no room in the outbox; the frames of a folder are played again");
         }
-        if let Err(error) = self.outbox.close() {
-            tracing::error!(%error, "the outbox could not be closed");
-        }
+        let closed = self.outbox.close();
         self.note_progress();
         self.note_quotas(Instant::now());
         super::supervisor::stopping();
@@ -422,12 +437,13 @@ impl Core {
             }
             self.send(self.topics.of(Kind::Status), &self.status(false), self.config.publish.encoding, true);
         }
-        Summary {
+        closed.context("the outbox could not be closed; it holds what was committed before")?;
+        Ok(Summary {
             committed: self.outbox.committed(),
             pending: self.outbox.pending(),
             evicted: self.outbox.evicted(),
             model: self.slots.state().confirmed_counter,
             ..self.counts
-        }
+        })
     }
 }

@@ -146,7 +146,7 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let mut patience = tokio::task::JoinSet::new();
     patience.spawn(supervisor::starting());
     let state_dir = config.state_dir.clone();
-    let _lock = lock(&state_dir)?;
+    let _lock = crate::slots::lock(&state_dir)?;
     let mut trust = Trust::open(&state_dir, crate::update::read_public_key(&config.root_key())?, &config.broker.site, &config.channel);
     let (slots, bundle) = Slots::open(&state_dir, &trust)?;
     trust.not_before(slots.state().set);
@@ -242,26 +242,11 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
         // Its address is free again when the device has ended.
         let _ = site.await;
     }
+    let summary = summary?;
     if panicked.load(Ordering::Relaxed) {
         anyhow::bail!("the engine panicked; everything that was labelled is in the outbox");
     }
     Ok(Summary { skipped_frames: board.busy(), ..summary })
-}
-
-/// One process to a state folder; released when the file is closed.
-fn lock(state_dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
-    if !state_dir.is_dir() {
-        anyhow::bail!("{}: no such state folder; run `omnilabel-edge model install` first", state_dir.display());
-    }
-    let path = state_dir.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
-    if let Err(error) = file.try_lock() {
-        match error {
-            std::fs::TryLockError::WouldBlock => anyhow::bail!("another omnilabel-edge runs in {}", state_dir.display()),
-            std::fs::TryLockError::Error(error) => return Err(error).with_context(|| path.display().to_string()),
-        }
-    }
-    Ok(file)
 }
 
 /// Waits until the process is to end; for ever when nobody is left to say so.

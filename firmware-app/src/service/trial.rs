@@ -1,7 +1,7 @@
 //! The core's part that takes releases: it carries out what `omnilabel_keypoints::trial` decides.
 
 use crate::annotate::Model;
-use crate::clock::now_ms;
+use crate::clock::{SET_MS, now_ms};
 use crate::service::core::Core;
 use crate::service::engine::{Command, Labelled};
 use crate::service::{Event, Outgoing};
@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 /// No frame is too slow below this: a busy device is not a bad model.
 const SLOW: Duration = Duration::from_secs(2);
-/// 2026-01-01: a clock that says less was never set.
-const CLOCK_IS_SET_MS: u64 = 1_767_225_600_000;
 /// Without a frame for this long a probation goes on with the last frames.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -250,7 +248,7 @@ impl Core {
         }
         // A device without a clock relies on the counter.
         let now = now_ms();
-        if let Err(error) = manifest.check_time(if now >= CLOCK_IS_SET_MS { now } else { 0 }) {
+        if let Err(error) = manifest.check_time(if now >= SET_MS { now } else { 0 }) {
             if self.report.refused != Some(counter) {
                 self.report.refuse(Some(counter), error.to_string());
             }

@@ -44,6 +44,41 @@ fn an_installed_model_opens_and_is_not_installed_twice() {
 }
 
 #[test]
+fn a_model_is_installed_in_the_place_of_damaged_ones_and_the_order_of_releases_stays() {
+    let folder = updated();
+    let (state, bundle) = (folder.path().join("state"), folder.path().join("bundle"));
+    let install = |key: Option<&Path>| Slots::install(&state, &bundle, key).map_err(|error| error.to_string());
+    assert!(install(None).unwrap_err().contains("installed already"));
+    let damage = |slot: &str| {
+        let path = state.join(slot).join("weights.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[0] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    };
+    damage("b");
+    assert!(install(None).unwrap_err().contains("installed already"), "the one before still works");
+    damage("a");
+    assert!(open(&folder).unwrap_err().to_string().contains("no slot has a model that verifies"));
+    // Not while somebody may write there, and not for another owner.
+    let held = lock(&state).unwrap();
+    assert!(install(None).unwrap_err().contains("another omnilabel-edge runs"));
+    drop(held);
+    let other = folder.path().join("other.pub");
+    let stranger = ed25519_dalek::SigningKey::from_bytes(&[3; 32]).verifying_key();
+    std::fs::write(&other, omnilabel_bundle::hex(stranger.as_bytes())).unwrap();
+    assert!(install(Some(&other)).unwrap_err().contains("another root key"));
+    std::fs::write(state.join("outbox.seen"), "stays").unwrap();
+
+    install(None).unwrap();
+    let (slots, model) = open(&folder).unwrap();
+    assert_eq!((model.manifest().name.as_str(), slots.recovered()), ("first", None));
+    let now = slots.state();
+    assert_eq!((now.confirmed_counter, now.highest, now.floor()), (0, 4, 4), "an older release is not taken again");
+    assert!(state.join("outbox.seen").exists());
+    assert_eq!(crate::update::read_public_key(&state.join(ROOT_KEY)).unwrap(), key().verifying_key());
+}
+
+#[test]
 fn nothing_installed_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let error = open(&folder).unwrap_err().to_string();

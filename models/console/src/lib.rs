@@ -59,6 +59,16 @@ pub fn log(default: &str) {
     let _ = tracing_subscriber::registry().with(filter).with(written).with(recent::Recent).try_init();
 }
 
+/// The time of the clock, UTC, as the log writes it.
+pub fn now() -> String {
+    use tracing_subscriber::fmt::format::Writer;
+    use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut text));
+    text
+}
+
 /// Whether letters have colours; an empty `NO_COLOR` counts as none.
 fn coloured(terminal: bool, no_color: Option<&OsStr>) -> bool {
     terminal && no_color.is_none_or(OsStr::is_empty)
@@ -91,6 +101,16 @@ mod tests {
         assert_eq!(line(&told()), "a.json: no such file");
         assert_eq!(line(&told().context("--eval")), "--eval: a.json: no such file");
         assert_eq!(line(&anyhow!("inner").context("middle").context("outer")), "outer: middle: inner");
+    }
+
+    #[test]
+    fn the_time_is_a_date_for_people() {
+        let (before, now) = (std::time::SystemTime::now(), now());
+        let secs = before.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        assert!(now.ends_with('Z') && now.as_bytes()[4] == b'-' && now.as_bytes()[10] == b'T', "{now}");
+        // The seconds of a minute are those since 1970, as UTC has it on computers; one more where the clock went on meanwhile.
+        let seconds: u64 = now[17..19].parse().unwrap();
+        assert!([secs % 60, (secs + 1) % 60].contains(&seconds), "{now}, {secs}");
     }
 
     #[test]

@@ -29,6 +29,13 @@ pub struct Detection {
     pub keypoints: Vec<Keypoint, MAX_KEYPOINTS>,
 }
 
+impl Detection {
+    /// Mean agreement of the views over the keypoints, 0 to 1; 0 without keypoints.
+    pub fn agreement(&self) -> f32 {
+        self.keypoints.iter().map(|keypoint| keypoint.agreement).sum::<f32>() / self.keypoints.len().max(1) as f32
+    }
+}
+
 /// The two thresholds and the floor of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {

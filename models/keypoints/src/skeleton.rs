@@ -8,6 +8,28 @@ pub const MAX_NAME: usize = 24;
 /// The most edges a skeleton may have.
 pub const MAX_EDGES: usize = 64;
 
+/// A side of the body, the body's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Left.
+    Left,
+    /// Right.
+    Right,
+    /// In the middle.
+    Centre,
+}
+
+impl Side {
+    /// In lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Right => "right",
+            Self::Centre => "centre",
+        }
+    }
+}
+
 /// Why a skeleton was refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SkeletonError {
@@ -186,6 +208,17 @@ impl Skeleton {
     /// The name of keypoint `index`.
     pub fn name(&self, index: usize) -> &str {
         &self.names[index]
+    }
+
+    /// On which side of the body keypoint `index` lies: one that a mirror leaves in its place in the middle, of the others by their names.
+    pub fn side(&self, index: usize) -> Side {
+        let name = self.name(index);
+        let says_left = name.as_bytes().windows(4).any(|part| part.eq_ignore_ascii_case(b"left")) || name.starts_with("l_");
+        match usize::from(self.flip[index]) == index {
+            true => Side::Centre,
+            false if says_left => Side::Left,
+            false => Side::Right,
+        }
     }
 
     /// Whether keypoint `index` lies on the face or the head, by its name.

@@ -294,6 +294,9 @@ fn agreement_is_the_oks_kernel() {
 
 #[test]
 fn keypoints_of_the_head_are_known_by_their_names() {
+    let sides = Skeleton::coco17();
+    let side = |name: &str| sides.side(sides.names().position(|known| known == name).unwrap()).name();
+    assert_eq!(["nose", "left_eye", "right_ankle"].map(side), ["centre", "left", "right"]);
     let facial = |names: &[&str]| {
         let skeleton = Skeleton::new(names, &[], None, None).unwrap();
         (0..names.len()).map(|index| skeleton.is_facial(index)).collect::<Vec<_>>()

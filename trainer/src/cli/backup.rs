@@ -5,7 +5,6 @@ use crate::service::backup::{About, backup, restore};
 use crate::service::config::ServiceConfig;
 use crate::service::events::now_ms;
 use crate::service::store::Store;
-use anyhow::ensure;
 use omnilabel_console::say;
 use std::path::PathBuf;
 
@@ -22,7 +21,6 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     omnilabel_console::log("info");
     let config = ServiceConfig::load(&args.config)?;
-    ensure!(config.state_dir.join("centre.sqlite").exists(), "{}: no centre has run here yet", config.state_dir.display());
     let About { labels, bundles, .. } = runtime()?.block_on(async {
         let store = Store::attach(&config.state_dir).await?;
         backup(&store, &args.out, now_ms()).await

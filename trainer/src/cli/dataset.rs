@@ -4,7 +4,7 @@ use super::run::runtime;
 use crate::service::config::ServiceConfig;
 use crate::service::dataset::Exporter;
 use crate::service::store::Store;
-use crate::service::store::audit::Which;
+use crate::service::store::audit::{StoredLabel, Which};
 use crate::service::verify::{Verified, verify};
 use anyhow::{Context, bail, ensure};
 use omnilabel_bundle::Bundle;
@@ -65,9 +65,6 @@ struct Export {
     keypoint: Option<f32>,
 }
 
-/// Labels of one page: with the largest pictures, 128 MiB.
-const PAGE: u32 = 64;
-
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     omnilabel_console::log("warn");
     match args.what {
@@ -78,7 +75,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn open(config: &ServiceConfig) -> anyhow::Result<Store> {
-    ensure!(config.state_dir.join("centre.sqlite").exists(), "{}: no centre has run here yet", config.state_dir.display());
     Ok(Store::attach(&config.state_dir).await?)
 }
 
@@ -100,27 +96,22 @@ fn stats(args: &Common) -> anyhow::Result<()> {
     let mut groups: BTreeMap<(String, u64), Group> = BTreeMap::new();
     runtime()?.block_on(async {
         let store = open(&config).await?;
-        let mut after = 0;
-        loop {
-            let page = store.page(&Which::default(), after, PAGE).await?;
-            let Some(last) = page.last() else { return anyhow::Ok(()) };
-            after = last.id;
-            for label in page {
-                let group = groups.entry((label.device.clone(), label.model())).or_default();
-                group.labels += 1;
-                group.pictures += u64::from(label.jpeg.is_some());
-                group.refused += u64::from(label.refused.is_some());
-                let message = LabelMsg::decode(&label.payload).with_context(|| format!("label {} of {}", label.id, label.device))?;
-                for instance in message.label().instances {
-                    group.people += 1;
-                    if instance.kept && !instance.detection.keypoints.is_empty() {
-                        group.kept += 1;
-                        let keypoints = &instance.detection.keypoints;
-                        group.agreement += keypoints.iter().map(|k| f64::from(k.agreement)).sum::<f64>() / keypoints.len() as f64;
-                    }
+        let look = |label: StoredLabel| {
+            let group = groups.entry((label.device.clone(), label.model())).or_default();
+            group.labels += 1;
+            group.pictures += u64::from(label.jpeg.is_some());
+            group.refused += u64::from(label.refused.is_some());
+            let message = LabelMsg::decode(&label.payload).with_context(|| format!("label {} of {}", label.id, label.device))?;
+            for instance in message.label().instances {
+                group.people += 1;
+                if instance.kept && !instance.detection.keypoints.is_empty() {
+                    group.kept += 1;
+                    group.agreement += f64::from(instance.detection.agreement());
                 }
             }
-        }
+            anyhow::Ok(())
+        };
+        store.each(&Which::default(), look).await
     })?;
     for group in groups.values_mut() {
         group.mean_agreement = (group.kept > 0).then(|| group.agreement / group.kept as f64);
@@ -167,8 +158,11 @@ fn run_verify(args: &Common) -> anyhow::Result<()> {
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found)?);
     } else {
-        let Verified { labels, pictures, wrong, problems, leaks, leaked } = &found;
+        let Verified { labels, pictures, wrong, problems, heldout_unread, leaks, leaked } = &found;
         say!("{labels} labels, {pictures} pictures: {wrong} problems; {leaks} nearly show a held-out picture");
+        if *heldout_unread > 0 {
+            say!("{heldout_unread} held-out pictures cannot be read, and were compared with nothing");
+        }
         problems.iter().for_each(|problem| say!("{problem}"));
         leaked.iter().for_each(|(name, image, bits)| say!("{name}: like {image} of the held-out set, {bits} of 64 bits differ"));
     }
@@ -199,6 +193,9 @@ struct Provenance<'a> {
 
 fn run_export(args: &Export) -> anyhow::Result<()> {
     let config = ServiceConfig::load(&args.config)?;
+    for (what, given) in [("--score", args.score), ("--keypoint", args.keypoint)] {
+        ensure!(given.is_none_or(|given| (0.0..=1.0).contains(&given)), "{what} is {}, expected 0 to 1", given.unwrap_or_default());
+    }
     ensure!(!args.out.exists(), "{}: is there already; an export gets a folder of its own", args.out.display());
     let manual = Dataset::load(&config.data.manual).context("`data.manual`")?;
     let exported = runtime()?.block_on(async {
@@ -209,42 +206,40 @@ fn run_export(args: &Export) -> anyhow::Result<()> {
         let mut exporter = Exporter::new(&args.out, &manual, thresholds, thresholds.instance)?;
         let path = args.out.join("provenance.jsonl");
         let mut provenance = std::io::BufWriter::new(std::fs::File::create(&path).with_context(|| path.display().to_string())?);
-        let which = Which { device: args.device.clone(), model: args.model, since_ms: 0 };
-        let mut after = 0;
-        loop {
-            let page = store.page(&which, after, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = last.id;
-            for label in page.iter().filter(|label| label.refused.is_none()) {
-                let Some(jpeg) = &label.jpeg else { continue };
-                let message = LabelMsg::decode(&label.payload).with_context(|| format!("label {} of {}", label.id, label.device))?;
-                let name = format!("{}_{:016x}_{}", label.device, label.key().epoch, label.key().sequence);
-                let faces_blurred = message.changes & FACES_BLURRED != 0;
-                if !exporter.add(&name, &message.label(), faces_blurred, jpeg)? {
-                    continue;
-                }
-                let line = serde_json::to_string(&Provenance {
-                    file_name: format!("{name}.jpg"),
-                    device: &label.device,
-                    epoch: label.key().epoch,
-                    sequence: label.key().sequence,
-                    frame: message.frame,
-                    camera: &message.camera,
-                    captured_ms: message.captured_ms,
-                    received_ms: label.received_ms,
-                    model: label.model(),
-                    model_hash: format!("{:016x}", message.model_hash),
-                    views: message.views,
-                    faces_blurred,
-                    tau: thresholds.instance,
-                    tau_k: thresholds.keypoint,
-                })?;
-                writeln!(provenance, "{line}").with_context(|| path.display().to_string())?;
+        let which = Which { device: args.device.clone(), model: args.model };
+        let look = |label: StoredLabel| {
+            let Some(jpeg) = label.jpeg.as_ref().filter(|_| label.refused.is_none()) else { return Ok(()) };
+            let message = LabelMsg::decode(&label.payload).with_context(|| format!("label {} of {}", label.id, label.device))?;
+            let name = format!("{}_{:016x}_{}", label.device, label.key().epoch, label.key().sequence);
+            let faces_blurred = message.changes & FACES_BLURRED != 0;
+            if !exporter.add(&name, &message.label(), faces_blurred, jpeg)? {
+                return Ok(());
             }
-        }
+            let line = serde_json::to_string(&Provenance {
+                file_name: format!("{name}.jpg"),
+                device: &label.device,
+                epoch: label.key().epoch,
+                sequence: label.key().sequence,
+                frame: message.frame,
+                camera: &message.camera,
+                captured_ms: message.captured_ms,
+                received_ms: label.received_ms,
+                model: label.model(),
+                model_hash: format!("{:016x}", message.model_hash),
+                views: message.views,
+                faces_blurred,
+                tau: thresholds.instance,
+                tau_k: thresholds.keypoint,
+            })?;
+            writeln!(provenance, "{line}").with_context(|| path.display().to_string())
+        };
+        store.each(&which, look).await?;
         provenance.flush().with_context(|| path.display().to_string())?;
         exporter.finish()
     })?;
+    if exported.images == 0 {
+        bail!("{}: no label with a picture is from this device and model: `dataset stats` lists them", args.out.display());
+    }
     say!(
         "{}: {} images, {} people, {} labels skipped whose picture cannot be used; snapshot {}",
         args.out.display(),

@@ -6,7 +6,7 @@ use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rounds::{Publish, copy_bundle, release_bundle};
 use crate::service::server::{release_keys, serve_release};
 use crate::service::sign::read_key;
-use crate::service::store::Store;
+use crate::service::store::{Store, StoreError};
 use crate::service::waves::Waves;
 use anyhow::{Context, bail};
 use omnilabel_bundle::{Bundle, hex};
@@ -58,7 +58,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let kept = copy_bundle(&bundle, &config.state_dir.join("releases").join(hex(&bundle.sha256())))?;
     let name = args.name.unwrap_or_else(|| bundle.manifest().name.clone());
     runtime()?.block_on(async {
-        let store = Store::attach(&config.state_dir).await?;
+        // A release may be made before the centre has run.
+        let store = match Store::attach(&config.state_dir).await {
+            Err(StoreError::Absent { state_dir }) => Store::renew(&state_dir).await?,
+            attached => attached?,
+        };
         let waves = if args.at_once { Waves::at_once(now_ms()) } else { Waves::begin(&config.rollout, now_ms()) };
         let counter = release_bundle(&config, &store, &key, Publish { bundle: &kept, name: &name, round: None, waves }).await?;
         let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;

@@ -2,9 +2,7 @@
 
 use super::run::runtime;
 use crate::service::config::ServiceConfig;
-use crate::service::events::{Event, EventLog};
-use crate::service::server::release_keys;
-use crate::service::sign::read_key;
+use crate::service::events::EventLog;
 use crate::service::steer::{Order, recall, steer};
 use crate::service::store::Store;
 use anyhow::Context;
@@ -44,10 +42,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             What::Resume => Order::Resume,
             What::Promote => Order::Promote,
             What::Recall => {
-                release_keys(&config)?;
-                let key = read_key(&config.release.key)?;
-                let (counter, name) = recall(&config, &store, &key, by).await?;
-                events.emit(Event::Released { round: None, counter, name: name.clone(), reason: "recall by hand".to_owned() });
+                let (counter, name) = recall(&config, &store, &events, by).await?;
                 omnilabel_console::say!("release {counter} ({name}) for channel {}", config.release.channel);
                 return Ok(());
             }

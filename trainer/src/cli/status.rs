@@ -6,7 +6,6 @@ use crate::service::events::now_ms;
 use crate::service::store::Store;
 use crate::service::store::counts::DeviceCounts;
 use crate::service::waves::{self, Tally, Waves};
-use anyhow::ensure;
 use omnilabel_console::say;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -52,7 +51,6 @@ struct Release {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     omnilabel_console::log("warn");
     let config = ServiceConfig::load(&args.config)?;
-    ensure!(config.state_dir.join("centre.sqlite").exists(), "{}: no centre has run here yet", config.state_dir.display());
     let status = runtime()?.block_on(look(&config))?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&status)?);
@@ -89,9 +87,10 @@ async fn look(config: &ServiceConfig) -> anyhow::Result<Status> {
 }
 
 fn print(status: &Status) {
+    let now = now_ms();
     say!("{:<20} {:>7} {:>10} {:>10} {:>8} {:>8} {:>8}  model", "device", "", "committed", "stored", "evicted", "pending", "missing");
     for device in &status.devices {
-        let (online, missing) = (if device.online { "online" } else { "gone" }, device.missing());
+        let (online, missing) = (if device.is_there(now) { "online" } else { "gone" }, device.missing());
         let DeviceCounts { device: name, committed, stored, evicted, pending, confirmed, trial, refused_release, reason, .. } = device;
         let trial = trial.map_or(String::new(), |trial| format!(", {trial} on trial"));
         let refused = refused_release.map_or(String::new(), |refused| format!(", {refused} refused ({reason})"));

@@ -1,9 +1,11 @@
 //! A copy of what the centre knows, made while it runs, and its way back. Copied are the database (labels, frames, rounds, releases), the
-//! bundles of rounds and releases, what the gate looked at, and the events; not keys, not data sets, not what a round can make again.
+//! bundles of rounds and releases, what the gate looked at, the events and the page's audit log; not keys, not data sets, not what a round can make again.
 
+use crate::service::dataset::{sync_dir, sync_tree};
 use crate::service::events;
 use crate::service::rounds::copy_bundle;
-use crate::service::store::Store;
+use crate::service::store::{DATABASE, Store};
+use crate::service::web::audit;
 use anyhow::{Context, bail, ensure};
 use omnilabel_bundle::{Bundle, hex};
 use serde::{Deserialize, Serialize};
@@ -12,7 +14,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const ABOUT: &str = "backup.json";
-const DATABASE: &str = "centre.sqlite";
 
 /// What a backup says of itself, in `backup.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,15 +40,11 @@ pub struct About {
 pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<About> {
     ensure!(!out.exists(), "{}: is there already; a backup gets a folder of its own", out.display());
     let state_dir = std::path::absolute(store.state_dir()).with_context(|| store.state_dir().display().to_string())?;
-    let part = out.with_extension("part");
-    if part.exists() {
-        std::fs::remove_dir_all(&part).with_context(|| part.display().to_string())?;
-    }
+    let part = beside(out, ".part")?;
     std::fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
     let database = part.join(DATABASE);
     // The database first: every bundle that it names is there by then. One that is made meanwhile is in the copy without being named.
     let labels = store.copy_to(&database).await?;
-    sync(&database)?;
     let mut bundles = 0;
     for kind in ["releases", "rounds"] {
         for entry in entries(&state_dir.join(kind))? {
@@ -64,16 +61,15 @@ pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<Ab
             }
         }
     }
-    let log = state_dir.join(events::FILE);
-    if log.exists() {
-        copy(&log, &part.join(events::FILE))?;
+    for log in [events::FILE, audit::FILE] {
+        if state_dir.join(log).exists() {
+            copy(&state_dir.join(log), &part.join(log))?;
+        }
     }
     let about = About { format: 1, made_ms: now_ms, state_dir, database_sha256: sha256(&database)?, labels, bundles };
     let text = serde_json::to_string_pretty(&about)? + "\n";
     std::fs::write(part.join(ABOUT), text).with_context(|| part.join(ABOUT).display().to_string())?;
-    sync(&part.join(ABOUT))?;
-    sync(&part)?;
-    std::fs::rename(&part, out).with_context(|| out.display().to_string())?;
+    put(&part, out)?;
     Ok(about)
 }
 
@@ -93,10 +89,7 @@ pub async fn restore(from: &Path, state_dir: &Path) -> anyhow::Result<About> {
     if !entries(state_dir)?.is_empty() {
         bail!("{}: something is there already: move the whole folder away first", state_dir.display());
     }
-    let part = state_dir.with_extension("restoring");
-    if part.exists() {
-        std::fs::remove_dir_all(&part).with_context(|| part.display().to_string())?;
-    }
+    let part = beside(state_dir, ".restoring")?;
     copy_tree(from, &part)?;
     let new = std::path::absolute(state_dir).with_context(|| state_dir.display().to_string())?;
     let store = Store::renew(&part).await?;
@@ -111,7 +104,7 @@ pub async fn restore(from: &Path, state_dir: &Path) -> anyhow::Result<About> {
     if state_dir.exists() {
         std::fs::remove_dir(state_dir).with_context(|| state_dir.display().to_string())?;
     }
-    std::fs::rename(&part, state_dir).with_context(|| state_dir.display().to_string())?;
+    put(&part, state_dir)?;
     Ok(about)
 }
 
@@ -129,12 +122,24 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    std::fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
-    sync(to)
+    std::fs::copy(from, to).map(drop).with_context(|| format!("{} to {}", from.display(), to.display()))
 }
 
-fn sync(path: &Path) -> anyhow::Result<()> {
-    std::fs::File::open(path).and_then(|file| file.sync_all()).with_context(|| path.display().to_string())
+/// Where a folder is made before it gets its name: nobody's else, and not what an interrupted one left.
+fn beside(folder: &Path, ending: &str) -> anyhow::Result<PathBuf> {
+    let mut name = folder.file_name().with_context(|| format!("{}: a folder with a name is expected", folder.display()))?.to_owned();
+    name.push(ending);
+    let part = folder.with_file_name(name);
+    ensure!(!part.exists(), "{}: is left of one that was interrupted: remove it", part.display());
+    Ok(part)
+}
+
+/// Gives a finished folder its name, durably.
+fn put(part: &Path, folder: &Path) -> anyhow::Result<()> {
+    sync_tree(part)?;
+    std::fs::rename(part, folder).with_context(|| folder.display().to_string())?;
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_dir(parent.unwrap_or(Path::new(".")))
 }
 
 fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
@@ -179,6 +184,12 @@ mod tests {
         let about = backup(&store, &out, 5).await.unwrap();
         assert_eq!((about.labels, about.bundles, about.made_ms), (4, 1, 5));
         assert!(backup(&store, &out, 6).await.unwrap_err().to_string().contains("is there already"));
+        // What has a similar name is somebody's.
+        let other = world.dir.path().join("backup.part");
+        std::fs::create_dir(&other).unwrap();
+        assert!(backup(&store, &world.dir.path().join("backup"), 6).await.is_err() && other.exists());
+        let refused = backup(&store, &world.dir.path().join("backup.2"), 6).await;
+        assert!(refused.is_ok() && other.exists());
         store.commit(&world.labels("cam-1", 5..=6, 0.0, 0), 2).await.unwrap();
         let collector = store.collector();
         store.close().await;

@@ -141,6 +141,15 @@ pub(crate) fn sync_dir(path: &Path) -> anyhow::Result<()> {
     std::fs::File::open(path).and_then(|d| d.sync_all()).with_context(|| path.display().to_string())
 }
 
+/// Fsyncs everything in a folder, and the folder.
+pub(crate) fn sync_tree(root: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(root).with_context(|| root.display().to_string())? {
+        let path = entry.with_context(|| root.display().to_string())?.path();
+        if path.is_dir() { sync_tree(&path)? } else { sync_dir(&path)? }
+    }
+    sync_dir(root)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

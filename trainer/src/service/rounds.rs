@@ -9,7 +9,7 @@ use crate::arm::ArmError;
 use crate::calibrate::ManualStats;
 use crate::service::arm::{Job, Judgement, Progress, TrainArm};
 use crate::service::config::ServiceConfig;
-use crate::service::dataset::{Exported, Exporter, sync_dir};
+use crate::service::dataset::{Exported, Exporter, sync_dir, sync_tree};
 use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::gate::{self, Decision};
 use crate::service::sign::{self, Naming};
@@ -276,8 +276,7 @@ impl Rounds {
             failures: 0,
             failed: None,
         };
-        self.store.save_round(&state).await?;
-        self.store.want_round(false).await?;
+        self.store.begin_round(&state).await?;
         let labels = self.store.selected(Selection { teacher, after, up_to }).await?;
         self.events.emit(Event::RoundStarted { round, labels, teacher });
         Ok(Stepped::Done)
@@ -315,7 +314,8 @@ impl Rounds {
             let (Some(running), Some(candidate)) = (&state.running_judged, &state.candidate_judged) else {
                 bail!("the round has no judgements");
             };
-            state.decision = Some(gate::decide(&self.evidence(state.round, running, candidate)?, &self.config.gate));
+            let evidence = tokio::task::block_in_place(|| self.evidence(state.round, running, candidate))?;
+            state.decision = Some(gate::decide(&evidence, &self.config.gate));
         } else {
             match &state.decision {
                 Some(Decision::Refuse(reason)) => {
@@ -430,14 +430,6 @@ fn retry_pause(failures: u32) -> Duration {
 fn parent(bundle: &Path) -> anyhow::Result<String> {
     let bundle = Bundle::open(bundle)?;
     Ok(format!("{} {}", bundle.manifest().name, omnilabel_bundle::hex(&bundle.sha256())))
-}
-
-fn sync_tree(root: &Path) -> anyhow::Result<()> {
-    for entry in std::fs::read_dir(root).with_context(|| root.display().to_string())? {
-        let path = entry.with_context(|| root.display().to_string())?.path();
-        if path.is_dir() { sync_tree(&path)? } else { sync_dir(&path)? }
-    }
-    sync_dir(root)
 }
 
 /// What [`release_bundle`] signs.

@@ -83,7 +83,7 @@ pub async fn serve(
 
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
-    let acks = AckQueue::new(2 * config.collector.max_devices);
+    let acks = AckQueue::default();
     let collector = Collector {
         config: config.clone(),
         store: store.clone(),
@@ -152,7 +152,7 @@ pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
     let keys = release_keys(&config)?;
-    let acks = AckQueue::new(0);
+    let acks = AckQueue::default();
     let sender = Sender { config, keys, store, events: Arc::new(events), link: link.clone(), acks, rollout: None };
     let sender = tokio::spawn(sender.run(queued, Arc::clone(&announce), stop.clone()));
     loop {
@@ -248,7 +248,7 @@ impl Collector {
                 self.events.emit(Event::Broker { connected: false, reason });
             }
             Incoming::Refused { reason } => {
-                self.health.disconnected(&reason);
+                self.health.refused(&reason);
                 self.events.emit(Event::Broker { connected: true, reason });
             }
             Incoming::Message { topic, payload, .. } => {

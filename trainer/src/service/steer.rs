@@ -4,13 +4,13 @@
 use crate::service::config::ServiceConfig;
 use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rounds::{Publish, copy_bundle, release_bundle};
+use crate::service::server::release_keys;
 use crate::service::sign::read_key;
 use crate::service::store::Store;
 use crate::service::store::ledger::ReleaseRow;
 use crate::service::waves::{self, Waves};
 use crate::service::web::{Control, Done};
 use anyhow::{Context, bail, ensure};
-use ed25519_dalek::SigningKey;
 use omnilabel_bundle::{Bundle, hex};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,15 +69,22 @@ pub async fn steer(store: &Store, events: &EventLog, order: Order, by: &str) -> 
 /// Signs the model that ran before the newest release under a new counter, for all at once; counter and name of the recall.
 ///
 /// # Errors
-/// Without a release, with a bundle that is gone or damaged.
-pub async fn recall(config: &ServiceConfig, store: &Store, key: &SigningKey, by: &str) -> anyhow::Result<(u64, String)> {
+/// Without a release, with a bundle or key that devices would refuse. When it fails after the newest release was halted, the error says so.
+pub async fn recall(config: &ServiceConfig, store: &Store, events: &EventLog, by: &str) -> anyhow::Result<(u64, String)> {
+    // What could fail comes before anything is changed.
+    release_keys(config)?;
+    let key = read_key(&config.release.key)?;
     let mut newest = newest(store).await?;
     let before = store.running_before(newest.counter()).await?;
     let bundle = before.as_ref().map_or_else(|| config.model.running.clone(), |row| PathBuf::from(&row.bundle));
     // What is signed is kept, and may not change any more.
-    let bundle = Bundle::open(&bundle)?;
-    ensure!(!bundle.manifest().golden.is_empty(), "{}: every device would refuse it: it has no golden frames", bundle.root().display());
-    let bundle = copy_bundle(&bundle, &config.state_dir.join("releases").join(hex(&bundle.sha256())))?;
+    let releases = config.state_dir.join("releases");
+    let kept = tokio::task::spawn_blocking(move || {
+        let bundle = Bundle::open(&bundle)?;
+        ensure!(!bundle.manifest().golden.is_empty(), "{}: every device would refuse it: it has no golden frames", bundle.root().display());
+        copy_bundle(&bundle, &releases.join(hex(&bundle.sha256())))
+    });
+    let bundle = kept.await.context("keeping the bundle panicked")??;
     let what = before.map_or_else(|| "the provisioned model".to_owned(), |row| row.name);
     let mut name = format!("recall of {}: {what}", newest.counter());
     while name.len() > 64 {
@@ -87,6 +94,7 @@ pub async fn recall(config: &ServiceConfig, store: &Store, key: &SigningKey, by:
     loop {
         let halted = Waves { halted: Some(format!("recalled by {by}")), complete: false, ..newest.waves()? };
         if store.save_waves(&newest, &halted).await? {
+            events.emit(Event::wave(newest.counter(), &halted, format!("recalled by {by}")));
             break;
         }
         let counter = newest.counter();
@@ -94,7 +102,9 @@ pub async fn recall(config: &ServiceConfig, store: &Store, key: &SigningKey, by:
         ensure!(newest.counter() == counter, "release {} was made at the same moment: look again", newest.counter());
     }
     let what = Publish { bundle: &bundle, name: &name, round: None, waves: Waves::at_once(now_ms()) };
-    let counter = release_bundle(config, store, key, what).await.with_context(|| bundle.display().to_string())?;
+    let halted = || format!("release {} is halted, and what was to take its place is not signed: {}", newest.counter(), bundle.display());
+    let counter = release_bundle(config, store, &key, what).await.with_context(halted)?;
+    events.emit(Event::Released { round: None, counter, name: name.clone(), reason: format!("recall by {by}") });
     Ok((counter, name))
 }
 
@@ -146,15 +156,13 @@ impl Control for Steering {
     fn recall(&self, counter: u64) -> Done<'_> {
         said(async move {
             self.is_newest(counter).await?;
-            let key = read_key(&self.config.release.key)?;
-            let (counter, name) = recall(&self.config, &self.store, &key, BY_PAGE).await?;
-            self.events.emit(Event::Released { round: None, counter, name, reason: "recall by an operator".to_owned() });
+            recall(&self.config, &self.store, &self.events, BY_PAGE).await?;
             Ok(())
         })
     }
 
     fn start_round(&self) -> Done<'_> {
-        said(async { Ok(self.store.want_round(true).await?) })
+        said(async { Ok(self.store.want_round().await?) })
     }
 }
 
@@ -166,6 +174,7 @@ async fn newest(store: &Store) -> anyhow::Result<ReleaseRow> {
 mod tests {
     use super::*;
     use crate::service::config::RolloutConfig;
+    use crate::service::testing::World;
 
     async fn store(dir: &std::path::Path) -> Store {
         let store = Store::open(dir, false).await.unwrap();
@@ -202,6 +211,39 @@ mod tests {
         assert_eq!(running().await, Some(2));
         let told = crate::service::events::EventReader::new(dir.path()).poll().unwrap();
         assert_eq!(told.iter().filter(|line| matches!(&line.event, Event::Wave { reason, .. } if reason.contains("by anna"))).count(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_recall_that_devices_would_refuse_changes_nothing_and_a_good_one_is_signed_for_all() {
+        let world = World::new();
+        let store = store(&world.config.state_dir).await;
+        let events = EventLog::open(&world.config.state_dir).unwrap();
+        // Release 1 has a folder without a bundle.
+        let refused = recall(&world.config, &store, &events, "anna").await.unwrap_err();
+        assert!(refused.to_string().contains("manifest.json") || format!("{refused:?}").contains("manifest.json"), "{refused:?}");
+        assert!(store.latest_release().await.unwrap().unwrap().waves().unwrap().halted.is_none());
+        let bundle = world.config.model.running.to_str().unwrap();
+        sqlx::query("UPDATE releases SET bundle = ? WHERE counter = 1").bind(bundle).execute(store.pool()).await.unwrap();
+        let refused = recall(&world.config, &store, &events, "anna").await.unwrap_err().to_string();
+        assert!(refused.contains("golden frames"), "{refused}");
+        assert!(store.latest_release().await.unwrap().unwrap().waves().unwrap().halted.is_none());
+
+        let mut manifest = Bundle::open(&world.config.model.running).unwrap().manifest().clone();
+        let golden = |end: &str| format!("golden/one.{end}");
+        std::fs::create_dir(world.config.model.running.join("golden")).unwrap();
+        for end in ["png", "json"] {
+            std::fs::write(world.config.model.running.join(golden(end)), []).unwrap();
+        }
+        manifest.golden.push(omnilabel_bundle::GoldenFrame { image: golden("png"), detections: golden("json") });
+        omnilabel_bundle::seal(&world.config.model.running, manifest).unwrap();
+        let (counter, name) = recall(&world.config, &store, &events, "anna").await.unwrap();
+        assert_eq!((counter, name.as_str()), (3, "recall of 2: one"));
+        let release = store.latest_release().await.unwrap().unwrap();
+        assert_eq!((release.counter(), release.waves().unwrap().waiting()), (3, 0));
+        assert!(std::path::Path::new(&release.bundle).starts_with(std::path::absolute(&world.config.state_dir).unwrap()), "kept here");
+        let told = crate::service::events::EventReader::new(&world.config.state_dir).poll().unwrap();
+        assert!(told.iter().any(|line| matches!(&line.event, Event::Wave { counter: 2, halted: true, .. })));
+        assert!(told.iter().any(|line| matches!(&line.event, Event::Released { counter: 3, .. })));
     }
 
     #[tokio::test]

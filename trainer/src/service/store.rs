@@ -59,6 +59,12 @@ pub enum StoreError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// Nothing was ever stored there.
+    #[error("{state_dir}: no centre has run here yet: `omnilabel-trainer run` makes this folder; or `state_dir` is another one")]
+    Absent {
+        /// The folder.
+        state_dir: PathBuf,
+    },
     /// A row that this code did not write.
     #[error("{path}: {message}")]
     Content {
@@ -69,6 +75,8 @@ pub enum StoreError {
     },
 }
 
+/// The database in a state folder.
+pub(crate) const DATABASE: &str = "centre.sqlite";
 /// Connections to the database at most: the collector, the sender, the rounds, and one to spare.
 const CONNECTIONS: u32 = 4;
 /// Connections of the page.
@@ -89,21 +97,35 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store beside a service that may be running, to read it or to add a release: the collector epoch is left alone (0 when
-    /// none was drawn yet).
+    /// Opens the store of a centre, beside its service that may be running, to read it or to add a release: neither schema nor collector epoch
+    /// (0 when none was drawn yet) are touched.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// See [`StoreError`]; [`StoreError::Absent`] where no centre has run.
     pub async fn attach(state_dir: &Path) -> Result<Self, StoreError> {
-        Self::connect(state_dir, 0, false).await
+        let path = state_dir.join(DATABASE);
+        if !path.exists() {
+            return Err(StoreError::Absent { state_dir: state_dir.to_owned() });
+        }
+        let store = Self::connect(path, 0).await?;
+        let newest = sqlx::migrate!().iter().map(|migration| migration.version).max();
+        match store.version().await? {
+            None => Err(StoreError::Absent { state_dir: state_dir.to_owned() }),
+            Some(version) if Some(version) == newest => store.with_collector().await,
+            Some(version) => {
+                let age = if Some(version) < newest { "an earlier" } else { "a later" };
+                let message = format!("{age} version of the centre made it: start `omnilabel-trainer run` of the version in use once");
+                Err(store.content(message))
+            }
+        }
     }
 
-    /// Opens the store of a folder that no service runs in, and brings its schema up to date.
+    /// Opens the store of a folder that no service runs in: makes it where there is none, and brings its schema up to date.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub(crate) async fn renew(state_dir: &Path) -> Result<Self, StoreError> {
-        Self::connect(state_dir, 0, true).await
+    pub async fn renew(state_dir: &Path) -> Result<Self, StoreError> {
+        Self::make(state_dir, 0).await
     }
 
     /// The same database by connections of its own that only read: who looks at it does not keep the collector waiting.
@@ -116,31 +138,45 @@ impl Store {
         Ok(Self { pool, path: self.path.clone(), collector: self.collector })
     }
 
-    /// With `kept` connections that are there from the beginning on. An earlier version's schema is changed only where that is `allowed`:
-    /// its service may be running.
-    async fn connect(state_dir: &Path, kept: u32, allowed: bool) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(state_dir).map_err(|source| StoreError::Io { path: state_dir.to_owned(), source })?;
-        let path = state_dir.join("centre.sqlite");
+    /// With `kept` connections that are there from the beginning on.
+    async fn connect(path: PathBuf, kept: u32) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30));
-        let pool =
-            open(options, CONNECTIONS, kept).await.map_err(|source| StoreError::Sql { path: path.clone(), operation: "open", source })?;
-        let schema = sqlx::migrate!();
-        if !allowed && let Some(version) = version(&pool).await {
-            let newest = schema.iter().map(|migration| migration.version).max();
-            if newest.is_some_and(|newest| version < newest) {
-                let message = "an earlier version of the centre made it: start `omnilabel-trainer run` of this version once".to_owned();
-                return Err(StoreError::Content { path, message });
-            }
+        match open(options, CONNECTIONS, kept).await {
+            Ok(pool) => Ok(Self { pool, path, collector: 0 }),
+            Err(source) => Err(StoreError::Sql { path, operation: "open", source }),
         }
-        schema.run(&pool).await.map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
-        let mut store = Self { pool, path, collector: 0 };
-        store.collector = store.meta("collector").await?.map_or(0, i64::cast_unsigned);
-        Ok(store)
+    }
+
+    async fn make(state_dir: &Path, kept: u32) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(state_dir).map_err(|source| StoreError::Io { path: state_dir.to_owned(), source })?;
+        let store = Self::connect(state_dir.join(DATABASE), kept).await?;
+        sqlx::migrate!().run(&store.pool).await.map_err(|source| StoreError::Migrate { path: store.path.clone(), source })?;
+        store.with_collector().await
+    }
+
+    async fn with_collector(mut self) -> Result<Self, StoreError> {
+        self.collector = self.meta("collector").await?.map_or(0, i64::cast_unsigned);
+        Ok(self)
+    }
+
+    /// The newest change of the schema that was made; `None` for a database without any.
+    async fn version(&self) -> Result<Option<i64>, StoreError> {
+        let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations')")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(self.sql("read the schema"))?;
+        if !known {
+            return Ok(None);
+        }
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(self.sql("read the schema"))
     }
 
     /// Opens or creates `state_dir/centre.sqlite` for the service.
@@ -152,7 +188,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn open(state_dir: &Path, new_epoch: bool) -> Result<Self, StoreError> {
-        let mut store = Self::connect(state_dir, CONNECTIONS, true).await?;
+        let mut store = Self::make(state_dir, CONNECTIONS).await?;
         let known = store.meta("collector").await?;
         let commits = store.meta("commits").await?.unwrap_or(0);
         let restored = match (known, marker::read(state_dir)?) {
@@ -256,11 +292,6 @@ async fn open(options: SqliteConnectOptions, most: u32, kept: u32) -> Result<Sql
         open.push(pool.acquire().await?);
     }
     Ok(pool)
-}
-
-/// The newest change of the schema that was made; `None` for a database without any.
-async fn version(pool: &SqlitePool) -> Option<i64> {
-    sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(pool).await.ok()
 }
 
 /// A new epoch; never 0.

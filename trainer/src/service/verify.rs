@@ -9,13 +9,15 @@ use omnilabel_keypoints::wire::{LabelMsg, Message};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-/// Labels of one page: with the largest pictures, 128 MiB.
-const PAGE: u32 = 64;
 /// Findings of a kind that are listed; all are counted.
 const LISTED: usize = 100;
-/// Pictures are near-duplicates when at most so many of 64 bits of their difference hashes differ: of unrelated pictures half of them do,
-/// and so few in one pair of 2 · 10¹¹ if bits were drawn by lot. Frames of one still scene differ in up to a handful.
+/// Pictures are near-duplicates when at most so many of 64 bits of their difference hashes differ: if bits were drawn by lot, so few would in
+/// one pair of 2 · 10¹¹.
 const NEAR_BITS: u32 = 6;
+
+/// Between the brightest and the darkest cell of a picture that shows something, thousandths of a grey level: two levels of 255, more than
+/// a sensor's noise leaves of a cell of some thousand pixels.
+const CONTRAST: u64 = 2_000;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -26,8 +28,10 @@ pub struct Verified {
     pub pictures: u64,
     /// What is wrong with how many of them.
     pub wrong: u64,
-    /// The first of these, and every account that does not add up.
+    /// The first of these, and of the accounts that do not add up.
     pub problems: Vec<String>,
+    /// Held-out pictures that cannot be read, and so were compared with nothing.
+    pub heldout_unread: u64,
     /// Generated pictures that nearly show what a held-out one shows: what is judged on them was trained on them.
     pub leaks: u64,
     /// The first of these: picture, held-out picture, bits that differ.
@@ -39,62 +43,64 @@ pub struct Verified {
 /// # Errors
 /// A store or a held-out set that cannot be read.
 pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> anyhow::Result<Verified> {
+    let mut verified = Verified::default();
     let mut held: Vec<(u64, &str)> = Vec::new();
     for image in &heldout.images {
-        // One that cannot be read is judged on by nobody.
-        if let Ok(frame) = Frame::open(&heldout.image_path(image)) {
-            held.push((difference_hash(&frame), &image.file_name));
+        match Frame::open(&heldout.image_path(image)) {
+            Ok(frame) => held.extend(difference_hash(&frame).map(|hash| (hash, image.file_name.as_str()))),
+            Err(_) => verified.heldout_unread += 1,
         }
     }
-    let mut verified = Verified::default();
-    let mut after = 0;
-    loop {
-        let page = store.page(&Which::default(), after, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = last.id;
-        for label in &page {
-            verified.labels += 1;
-            verified.pictures += u64::from(label.jpeg.is_some());
-            let name = format!("{}, outbox {:016x}, label {}", label.device, label.key().epoch, label.key().sequence);
-            if let Err(error) = check(label) {
+    let look = |label: StoredLabel| {
+        verified.labels += 1;
+        verified.pictures += u64::from(label.jpeg.is_some());
+        let name = format!("{}, outbox {:016x}, label {}", label.device, label.key().epoch, label.key().sequence);
+        match check(&label) {
+            Ok(frame) => {
+                // What is refused is not trained on.
+                let hash = frame.filter(|_| label.refused.is_none()).and_then(|frame| difference_hash(&frame));
+                let nearest = hash.and_then(|hash| held.iter().map(|(of, image)| ((of ^ hash).count_ones(), *image)).min());
+                if let Some((bits, image)) = nearest.filter(|(bits, _)| *bits <= NEAR_BITS) {
+                    verified.leaks += 1;
+                    if verified.leaked.len() < LISTED {
+                        verified.leaked.push((name, image.to_owned(), bits));
+                    }
+                }
+            }
+            Err(error) => {
                 verified.wrong += 1;
                 if verified.problems.len() < LISTED {
                     verified.problems.push(format!("{name}: {}", omnilabel_console::line(&error)));
                 }
             }
-            // What is refused is not trained on.
-            let frame = label.jpeg.as_ref().filter(|_| label.refused.is_none()).and_then(|jpeg| Frame::decode(&name, jpeg).ok());
-            let Some(hash) = frame.map(|frame| difference_hash(&frame)) else { continue };
-            let nearest = held.iter().map(|(of, image)| ((of ^ hash).count_ones(), *image)).min();
-            if let Some((bits, image)) = nearest.filter(|(bits, _)| *bits <= NEAR_BITS) {
-                verified.leaks += 1;
-                if verified.leaked.len() < LISTED {
-                    verified.leaked.push((name, image.to_owned(), bits));
-                }
-            }
         }
         done(verified.labels);
-    }
+        anyhow::Ok(())
+    };
+    store.each(&Which::default(), look).await?;
     let accounts = store.recount().await?;
     verified.wrong += accounts.len() as u64;
     verified.problems.extend(accounts.into_iter().take(LISTED));
     Ok(verified)
 }
 
-fn check(label: &StoredLabel) -> anyhow::Result<()> {
+/// The label's picture, where it is kept, if everything is as it came.
+fn check(label: &StoredLabel) -> anyhow::Result<Option<Frame>> {
     let message = LabelMsg::decode(&label.payload).context("its message cannot be decoded")?;
     anyhow::ensure!(message.key() == label.key(), "its message has another key: {:?}", message.key());
     anyhow::ensure!(message.model == label.model(), "its message names model {}, its row {}", message.model, label.model());
     let instances = message.instances.len() as i64;
     anyhow::ensure!(instances == label.instances, "its message has {instances} instances, its row {}", label.instances);
-    if let (Some(jpeg), Some(sha256)) = (&label.jpeg, &label.sha256) {
+    let Some(jpeg) = &label.jpeg else { return Ok(None) };
+    if let Some(sha256) = &label.sha256 {
         anyhow::ensure!(Sha256::digest(jpeg).as_slice() == sha256, "its picture is not the one that came: SHA-256 differs");
     }
-    Ok(())
+    Frame::decode("its picture", jpeg).map(Some).map_err(Into::into)
 }
 
-/// The difference hash (dHash) of a picture: mean brightness of 9 × 8 cells, one bit for each pair of neighbours in a row.
-pub fn difference_hash(frame: &Frame) -> u64 {
+/// The difference hash (dHash) of a picture: mean brightness of 9 × 8 cells, one bit for each pair of neighbours in a row. `None` of a picture
+/// that shows nothing, such as the dark: all of these are alike.
+pub fn difference_hash(frame: &Frame) -> Option<u64> {
     let (width, height) = (frame.size.width as usize, frame.size.height as usize);
     let mut cells = [[0_u64; 9]; 8];
     for (row, cells) in cells.iter_mut().enumerate() {
@@ -115,7 +121,9 @@ pub fn difference_hash(frame: &Frame) -> u64 {
             *cell = sum / count;
         }
     }
-    cells.iter().flat_map(|row| row.windows(2)).fold(0, |hash, pair| hash << 1 | u64::from(pair[0] < pair[1]))
+    let (least, most) = cells.as_flattened().iter().fold((u64::MAX, 0), |(least, most), cell| (least.min(*cell), most.max(*cell)));
+    let bits = cells.iter().flat_map(|row| row.windows(2)).fold(0, |hash, pair| hash << 1 | u64::from(pair[0] < pair[1]));
+    (most - least >= CONTRAST).then_some(bits)
 }
 
 #[cfg(test)]
@@ -136,19 +144,22 @@ mod tests {
         let change = async |sql: &'static str| sqlx::query(sql).execute(store.pool()).await.unwrap();
         change("UPDATE labels SET instances = 9 WHERE sequence = 102").await;
         change("UPDATE frames SET jpeg = x'00' WHERE sequence = 103").await;
+        change("UPDATE frames SET jpeg = x'00', sha256 = x'6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d' WHERE sequence = 106")
+            .await;
         change("UPDATE labels SET payload = x'a0' WHERE sequence = 104").await;
         change("UPDATE labels SET model = 5 WHERE sequence = 105").await;
         change("UPDATE epochs SET stored = stored + 1").await;
         change("UPDATE runs SET last = last + 2").await;
         let found = verify(&store, &heldout, &|_| ()).await.unwrap();
-        assert_eq!(found.wrong, 6, "{:?}", found.problems);
+        assert_eq!(found.wrong, 7, "{:?}", found.problems);
         for (said, of) in [
             ("label 102: its message has 1 instances, its row 9", 0),
             ("label 103: its picture is not the one that came", 1),
             ("label 104: its message cannot be decoded", 2),
             ("label 105: its message names model 0, its row 5", 3),
-            ("7 labels stored are counted, 6 are there", 4),
-            ("8 labels are acknowledged, 6 are there", 5),
+            ("label 106: its picture", 4),
+            ("7 labels stored are counted, 6 are there", 5),
+            ("8 labels are acknowledged, 6 are there", 6),
         ] {
             assert!(found.problems[of].contains(said), "{:?}", found.problems);
         }
@@ -163,6 +174,9 @@ mod tests {
         store.commit(&world.labels("cam-1", 3..=3, 0.0, 0), 1).await.unwrap();
         let found = verify(&store, &heldout, &|_| ()).await.unwrap();
         assert_eq!((found.leaks, found.leaked[0].1.as_str(), found.leaked[0].2), (1, "3.jpg", 0));
+        std::fs::write(world.config.data.heldout.join("images/3.jpg"), "no picture").unwrap();
+        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        assert_eq!((found.leaks, found.heldout_unread), (0, 1), "what cannot be read is told");
         let nothing = Dataset { images: Vec::new(), ..heldout };
         assert_eq!(verify(&store, &nothing, &|_| ()).await.unwrap().leaks, 0);
     }
@@ -175,10 +189,11 @@ mod tests {
             Frame { size, rgb: rgb.collect() }
         };
         let scene = |x: u32, y: u32| ((x / 70 * 37 + y / 90 * 59) % 251) as u8;
-        let large = difference_hash(&frame(Size { width: 360, height: 240 }, &scene));
-        let small = difference_hash(&frame(Size { width: 180, height: 121 }, &scene));
-        let darker = difference_hash(&frame(Size { width: 360, height: 240 }, &|x, y| scene(x, y) / 2));
-        let other = difference_hash(&frame(Size { width: 360, height: 240 }, &|x, y| scene(y, x)));
+        let hash = |width, height, at: &dyn Fn(u32, u32) -> u8| difference_hash(&frame(Size { width, height }, at));
+        let [large, small] = [(360, 240), (180, 121)].map(|(width, height)| hash(width, height, &scene).unwrap());
+        let darker = hash(360, 240, &|x, y| scene(x, y) / 2).unwrap();
+        let other = hash(360, 240, &|x, y| scene(y, x)).unwrap();
+        assert_eq!(hash(360, 240, &|x, _| 3 + (x % 2) as u8), None, "the dark is like all dark");
         assert!((large ^ small).count_ones() <= NEAR_BITS && (large ^ darker).count_ones() <= NEAR_BITS);
         assert!((large ^ other).count_ones() > 3 * NEAR_BITS);
         for size in [Size { width: 1, height: 1 }, Size { width: 3, height: 500 }, Size { width: 9, height: 8 }] {

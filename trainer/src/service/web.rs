@@ -20,7 +20,7 @@
 
 mod answer;
 mod attempts;
-mod audit;
+pub(crate) mod audit;
 mod connection;
 mod control;
 mod fleet;

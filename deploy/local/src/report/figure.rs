@@ -6,7 +6,7 @@ use super::escape;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use omnilabel_coco::to_continuous;
-use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_keypoints::skeleton::{Side, Skeleton};
 use std::fmt::Write;
 
 /// One person of a picture, in COCO's coordinates.
@@ -39,13 +39,11 @@ const LEFT: &str = "#00e676";
 const RIGHT: &str = "#ff9100";
 const MIDDLE: &str = "#40a9ff";
 
-fn side(name: &str) -> &'static str {
-    if name.starts_with("left") || name.starts_with("l_") {
-        LEFT
-    } else if name.starts_with("right") || name.starts_with("r_") {
-        RIGHT
-    } else {
-        MIDDLE
+const fn colour(side: Side) -> &'static str {
+    match side {
+        Side::Left => LEFT,
+        Side::Right => RIGHT,
+        Side::Centre => MIDDLE,
     }
 }
 
@@ -87,8 +85,8 @@ impl Picture {
         )?;
         for (from, to) in skeleton.edges() {
             let (Some(a), Some(b)) = (at(usize::from(*from)), at(usize::from(*to))) else { continue };
-            let (first, second) = (side(skeleton.name(usize::from(*from))), side(skeleton.name(usize::from(*to))));
-            let colour = if first == second { first } else { MIDDLE };
+            let (first, second) = (skeleton.side(usize::from(*from)), skeleton.side(usize::from(*to)));
+            let colour = colour(if first == second { first } else { Side::Centre });
             write!(
                 svg,
                 "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-width=\"{:.2}\"/>",
@@ -106,7 +104,7 @@ impl Picture {
                 svg,
                 "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{:.2}\" fill=\"{}\" stroke=\"#111\" stroke-width=\"{:.2}\"><title>{} {value:.2}</title></circle>",
                 1.25 * stroke,
-                side(name),
+                colour(skeleton.side(index)),
                 0.35 * stroke,
                 escape(name)
             )?;

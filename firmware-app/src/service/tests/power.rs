@@ -39,7 +39,7 @@ async fn update(cut_at: usize) -> Option<(End, usize)> {
     let steps = power::restore(&state);
     // A broker of another update that is being started has the lock's descriptor from its fork to its exec.
     let start = Instant::now();
-    while lock(&state).is_err() {
+    while crate::slots::lock(&state).is_err() {
         assert!(start.elapsed() < DEADLINE, "the device's lock is still held");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

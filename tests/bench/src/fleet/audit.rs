@@ -1,8 +1,11 @@
 //! What the centre has, from its database and its event log, held against what the devices made.
 
 use super::device::DeviceReport;
+use super::outbox::Entry;
+use super::shared::Shared;
 use super::update::Persona;
 use anyhow::{Context, Result};
+use omnilabel_keypoints::wire::LabelKey;
 use omnilabel_trainer::service::{DeviceCounts, Event, EventReader, read_counts};
 use serde::Serialize;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -30,8 +33,45 @@ pub(crate) struct Stored {
     pub(crate) by_second: BTreeMap<u64, u64>,
     /// Labels whose picture is not there.
     pub(crate) unsettled: u64,
+    /// Some labels, to be held against what was made.
+    pub(crate) sample: Vec<Sample>,
     /// Every device's account, as the centre gives it.
     pub(crate) counts: Vec<DeviceCounts>,
+}
+
+/// One label of every so many is compared byte by byte.
+const SAMPLED: i64 = 97;
+
+/// A label as it lies in the database.
+#[derive(sqlx::FromRow)]
+pub(crate) struct Sample {
+    device: String,
+    epoch: i64,
+    sequence: i64,
+    model: i64,
+    captured_ms: i64,
+    payload: Vec<u8>,
+}
+
+/// How many of the labels have other bytes than the devices made; how many were compared.
+///
+/// # Errors
+/// A label that cannot be made.
+pub(crate) fn compare(sample: &[Sample], shared: &Shared) -> Result<(u64, u64)> {
+    let mut altered = 0;
+    for row in sample {
+        let index = row.device.strip_prefix("sim-").and_then(|number| number.parse().ok());
+        let made = match index {
+            Some(index) => {
+                let key = LabelKey { epoch: row.epoch.cast_unsigned(), sequence: row.sequence.cast_unsigned() };
+                let committed_ms = row.captured_ms.cast_unsigned().saturating_sub(shared.unix(0));
+                Some(shared.press.messages(index, key, Entry { committed_ms, model: row.model.cast_unsigned() })?.0)
+            }
+            None => None,
+        };
+        altered += u64::from(made.as_ref() != Some(&row.payload));
+    }
+    Ok((altered, sample.len() as u64))
 }
 
 async fn open(database: &Path) -> Result<SqliteConnection> {
@@ -62,7 +102,12 @@ pub(crate) async fn read(state: &Path) -> Result<Stored> {
         sqlx::query_as("SELECT received_ms / 1000, count(*), count(*) - sum(settled) FROM labels GROUP BY 1 ORDER BY 1")
             .fetch_all(&mut database)
             .await?;
+    let sample = sqlx::query_as("SELECT device, epoch, sequence, model, captured_ms, payload FROM labels WHERE id % ? = 0")
+        .bind(SAMPLED)
+        .fetch_all(&mut database)
+        .await?;
     Ok(Stored {
+        sample,
         outboxes: rows.into_iter().map(kept).collect(),
         by_second: seconds.iter().map(|&(second, labels, _)| (second.cast_unsigned(), labels.cast_unsigned())).collect(),
         unsettled: seconds.iter().map(|&(_, _, unsettled)| unsettled.cast_unsigned()).sum(),
@@ -79,7 +124,7 @@ pub(crate) struct Labels {
     pub(crate) stored: u64,
     /// Made and not stored.
     pub(crate) lost: u64,
-    /// Stored under a key that another row has, too.
+    /// Stored under a key that another row has, too; the database's schema forbids it.
     pub(crate) twice: u64,
     /// Stored and made by nobody.
     pub(crate) foreign: u64,
@@ -93,6 +138,12 @@ pub(crate) struct Labels {
     pub(crate) conflicts: u64,
     /// Came again.
     pub(crate) repeated: u64,
+    /// Of those in the database, compared byte by byte with what was made.
+    pub(crate) compared: u64,
+    /// Of these other than they were made.
+    pub(crate) altered: u64,
+    /// What the devices said last, by the centre: committed, and still waiting.
+    pub(crate) stated: (u64, u64),
     /// Were sent again, as devices do without being told to.
     pub(crate) again: u64,
     /// Outboxes, of all devices.
@@ -159,6 +210,7 @@ impl Said {
             match stamped.event {
                 Event::Released { counter, .. } => self.released = Some((counter, stamped.at_ms)),
                 Event::Broker { connected: true, .. } => self.connections += 1,
+                Event::Broker { connected: false, reason } => *self.troubles.entry(format!("connection lost: {reason}")).or_default() += 1,
                 Event::DeviceModel { device, confirmed, .. } if confirmed > 0 => {
                     self.confirmed.entry((device, confirmed)).or_insert(stamped.at_ms);
                 }
@@ -190,6 +242,8 @@ pub(crate) struct Release {
     pub(crate) hung: (u64, u64),
     /// Devices that are to lie, and of these what the centre believes to run another release than it made, or this one.
     pub(crate) lied: (u64, u64),
+    /// Of those that are to lie, the ones that name a release which nobody made.
+    pub(crate) beyond: u64,
     /// Blocks that devices took.
     pub(crate) blocks: u64,
     /// Seconds from the release until the centre knew so many of all good devices to have confirmed it.
@@ -226,6 +280,7 @@ impl Release {
                 }
                 Persona::Hangs => release.hung = count(release.hung, holds(|account, counter| account.trial == Some(counter))),
                 Persona::LiesAtOnce | Persona::LiesBeyond => {
+                    release.beyond += u64::from(device.persona == Persona::LiesBeyond);
                     release.lied = count(release.lied, holds(|account, counter| account.confirmed >= counter));
                 }
             }
@@ -264,7 +319,8 @@ mod tests {
     fn stored(outboxes: &[(&str, u64, u64, u64, u64)]) -> Stored {
         let outbox =
             |&(device, epoch, rows, keys, high): &(&str, u64, u64, u64, u64)| ((device.to_owned(), epoch), Kept { rows, keys, high });
-        Stored { outboxes: outboxes.iter().map(outbox).collect(), by_second: BTreeMap::new(), unsettled: 0, counts: Vec::new() }
+        let outboxes = outboxes.iter().map(outbox).collect();
+        Stored { outboxes, by_second: BTreeMap::new(), unsettled: 0, sample: Vec::new(), counts: Vec::new() }
     }
 
     #[test]

@@ -84,8 +84,17 @@ impl<'o> Conductor<'o> {
             .map(|(index, persona)| runtime.spawn(Device::new(Arc::clone(&shared), index, persona).run()))
             .collect();
         let seen = Arc::clone(&shared);
+        let mut terminate = {
+            let _entered = runtime.enter();
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("SIGTERM")?
+        };
         runtime.spawn(async move {
-            while tokio::signal::ctrl_c().await.is_ok() {
+            // Broker and centre are processes of their own: whoever ends this one in whichever way ends them, too.
+            loop {
+                tokio::select! {
+                    pressed = tokio::signal::ctrl_c() => if pressed.is_err() { return },
+                    _ = terminate.recv() => {}
+                }
                 seen.interrupts.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -316,6 +325,8 @@ impl<'o> Conductor<'o> {
         let stored = self.runtime.block_on(audit::read(&self.state))?;
         let mut report = self.report;
         report.labels = Labels::settle(&devices, &stored);
+        (report.labels.altered, report.labels.compared) = audit::compare(&stored.sample, &self.shared)?;
+        report.labels.stated = self.runtime.block_on(audit::stated(&self.state))?;
         report.release = Release::settle(&devices, &stored.counts, &self.said);
         report.troubles = self.said.troubles;
         report.wrong = devices.iter().map(|device| device.wrong).sum();

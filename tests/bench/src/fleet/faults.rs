@@ -70,6 +70,10 @@ pub(crate) struct Fault {
     pub(crate) seconds: f64,
 }
 
+/// Seconds between two restarts of the broker: with connections that live for less than their back-off needs to start over, a run would
+/// measure back-off.
+const BROKER_APART: f64 = 15.0;
+
 /// Shuffles in place (Fisher and Yates).
 pub(crate) fn shuffle<T>(random: &mut Random, items: &mut [T]) {
     for last in (1..items.len()).rev() {
@@ -83,7 +87,7 @@ pub(crate) fn plan(seed: u64, timeline: &Timeline) -> VecDeque<Fault> {
     let mut random = Random(seed ^ 0x5EED_FA17);
     let mut found = VecDeque::new();
     let gap = ((timeline.end - timeline.begin) / 14.0).clamp(1.5, 45.0);
-    let (mut at, mut deck) = (timeline.begin, Vec::new());
+    let (mut at, mut deck, mut restarted) = (timeline.begin, Vec::new(), f64::NEG_INFINITY);
     loop {
         if deck.is_empty() {
             deck = vec![Kind::BrokerRestarted, Kind::CentreKilled, Kind::CentreStopped];
@@ -95,7 +99,13 @@ pub(crate) fn plan(seed: u64, timeline: &Timeline) -> VecDeque<Fault> {
         // Before its time is over, the centre is killed first.
         let late = at + gap >= timeline.kills_end;
         let next = deck.iter().position(|kind| late && *kind == Kind::CentreKilled).unwrap_or(deck.len().saturating_sub(1));
-        let kind = deck.remove(next);
+        let mut kind = deck.remove(next);
+        if kind == Kind::BrokerRestarted && at < restarted + BROKER_APART {
+            kind = Kind::CentreStopped;
+        }
+        if kind == Kind::BrokerRestarted {
+            restarted = at;
+        }
         if kind == Kind::CentreKilled && at >= timeline.kills_end {
             continue;
         }
@@ -200,6 +210,8 @@ mod tests {
             for (fault, next) in plan.iter().zip(plan.iter().skip(1)) {
                 assert!(fault.at + fault.seconds <= next.at, "{fault:?} lasts into {next:?}");
             }
+            let restarts: Vec<f64> = plan.iter().filter(|fault| fault.kind == Kind::BrokerRestarted).map(|fault| fault.at).collect();
+            assert!(restarts.windows(2).all(|pair| pair[1] - pair[0] >= BROKER_APART), "{restarts:?}");
             for fault in &plan {
                 assert!(fault.at >= timeline.begin && fault.at + fault.seconds < timeline.end, "{fault:?}");
                 assert!(fault.kind != Kind::CentreKilled || fault.at < timeline.kills_end, "{fault:?}");

@@ -101,7 +101,8 @@ impl Outbox {
     /// The next sequence to send now, marked as sent.
     pub(crate) fn next(&mut self, now: u64) -> Option<u64> {
         if let Some((&sequence, sent)) = self.sent.iter_mut().find(|(_, sent)| sent.due <= now) {
-            let wait = (sent.wait * 2).min(AGAIN_LAST);
+            let ran_out = now >= sent.at + sent.wait;
+            let wait = if ran_out { (sent.wait * 2).min(AGAIN_LAST) } else { sent.wait };
             *sent = Sent { due: now + wait, at: now, wait };
             self.again += 1;
             return Some(sequence);

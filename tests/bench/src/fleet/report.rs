@@ -138,7 +138,8 @@ impl Report {
         row("labels made", format!("{} in {} outboxes", labels.made, labels.outboxes));
         row("labels stored", labels.stored.to_string());
         row("labels lost", labels.lost.to_string());
-        row("labels stored twice", labels.twice.to_string());
+        row("labels stored twice (the schema forbids it)", labels.twice.to_string());
+        row("labels compared byte by byte, other than made", format!("{}, {}", labels.compared, labels.altered));
         row("missing by the centre's account", labels.missing.to_string());
         row("sent again / arrived again", format!("{} / {}", labels.again, labels.repeated));
         row("labels stored per second", format!("{:.0} median, {:.0} overall", self.stored_rate.median, self.stored_rate.overall));

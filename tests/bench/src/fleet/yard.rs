@@ -2,7 +2,8 @@
 
 use super::Options;
 use super::faults::Kind;
-use anyhow::{Context, Result, bail};
+use crate::fixture::root;
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use omnilabel_tests::fleet::{Site, Student};
@@ -34,6 +35,15 @@ pub(crate) fn descriptors(devices: usize) -> Result<()> {
         ),
         Err(error) => Err(error).context("the limit on descriptors"),
     }
+}
+
+/// The lines with the limits of sizes and queues that `deploy/mosquitto` gives a broker.
+fn deployed_limits() -> Result<String> {
+    let path = root().join("deploy/mosquitto/mosquitto.conf");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let limits: Vec<&str> = text.lines().filter(|line| line.starts_with("max_") || line.starts_with("message_size_limit")).collect();
+    ensure!(limits.len() >= 4, "{}: expected its limits, lines with max_ and message_size_limit, found {limits:?}", path.display());
+    Ok(limits.join("\n") + "\n")
 }
 
 /// Broker and centre.
@@ -127,11 +137,8 @@ impl Yard {
     fn start_broker(&mut self) -> Result<()> {
         let port = self.port();
         let config = self.path("fleet.conf");
-        // Queues as in deploy/mosquitto/mosquitto.conf; retained messages are not kept, so that a restart costs the most.
-        let text = format!(
-            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmessage_size_limit 2097152\nmax_inflight_messages 100\n\
-             max_queued_messages 100000\nmax_queued_bytes 67108864\n"
-        );
+        // Retained messages are not kept, so that a restart costs the most.
+        let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{}", deployed_limits()?);
         std::fs::write(&config, text).with_context(|| config.display().to_string())?;
         let found = ["mosquitto", "/usr/sbin/mosquitto"].into_iter().find(|name| Command::new(name).arg("-h").output().is_ok());
         let mut command = Command::new(found.context("no mosquitto (tests/setup installs it)")?);

@@ -11,7 +11,7 @@ pub struct WebConfig {
     /// Where it listens; nowhere without it. An address that other machines reach needs a token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind: Option<SocketAddr>,
-    /// A file (mode 0600) with the token of those who may look, at least 16 characters. On loopback and without it, who is on this machine
+    /// A file (mode 0600) with the token of those who may look, at least 32 characters. On loopback and without it, who is on this machine
     /// may look.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub viewer_token_file: Option<PathBuf>,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 /// Resamples of the held-out pictures for the gate: a share of 95 % is then known to within 1.4 points (two standard errors of a binomial).
 const RESAMPLES: usize = 1000;
+
 impl Rounds {
     /// What a model found on the held-out pictures, as COCO results.
     pub(super) fn results(&self, round: u64, which: &str) -> PathBuf {
@@ -21,7 +22,7 @@ impl Rounds {
         let paths = ["running", "candidate"].map(|which| self.results(round, which));
         let [before, after] = paths.map(|path| omnilabel_coco::read_results(&path));
         let (before, after) = (before?, after?);
-        let resampled = tokio::task::block_in_place(|| bootstrap(&truth, &[&after, &before], RESAMPLES, round, &|_| ()))?;
+        let resampled = bootstrap(&truth, &[&after, &before], RESAMPLES, round, &|_| ())?;
         evidence.differences = resampled.aps[0].iter().zip(&resampled.aps[1]).map(|(after, before)| after - before).collect();
         let thirds = [terciles(&truth, &before)?, terciles(&truth, &after)?];
         for (at, name) in ["the smallest third", "the middle third", "the largest third"].into_iter().enumerate() {

@@ -92,7 +92,7 @@ async fn a_round_begins_by_hand_or_when_a_label_has_waited_long() {
     let mut world = World::new();
     world.config.round.max_age_hours = Some(2);
     let rounds = rounds(&world, MeanPose::default()).await;
-    rounds.store.want_round(true).await.unwrap();
+    rounds.store.want_round().await.unwrap();
     assert_eq!(rounds.step().await.unwrap(), Stepped::Idle, "there is no label at all");
     rounds.store.commit(&world.labels("cam-1", 1..=3, 0.0, 0), now_ms()).await.unwrap();
     assert_eq!(rounds.step().await.unwrap(), Stepped::Done);

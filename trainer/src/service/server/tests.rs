@@ -210,7 +210,7 @@ async fn what_is_not_kept_is_an_event() {
         events: Arc::new(EventLog::open(&config.state_dir).unwrap()),
         intake: world.intake(),
         out,
-        acks: AckQueue::new(10),
+        acks: AckQueue::default(),
         health: Arc::default(),
         announce: Arc::new(Notify::new()),
         models: BTreeMap::new(),

@@ -47,30 +47,39 @@ pub struct Which {
     pub device: Option<String>,
     /// By this model only.
     pub model: Option<u64>,
-    /// That came at or after this time, Unix ms.
-    pub since_ms: u64,
 }
+
+/// Labels of one page: with the largest pictures, 128 MiB.
+const PAGE: u32 = 64;
 
 /// Of one outbox: stored, settled, refused labels, and kept pictures.
 type Numbers = [i64; 4];
 
 impl Store {
-    /// Labels after the one with the number `after`, at most `limit`, in the order of their arrival.
+    /// Looks at every label in the order of arrival, with its picture; a few are in memory at a time.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    pub async fn page(&self, which: &Which, after: i64, limit: u32) -> Result<Vec<StoredLabel>, StoreError> {
+    /// See [`StoreError`], and what `look` says, which ends it.
+    pub async fn each<E: From<StoreError>>(&self, which: &Which, mut look: impl FnMut(StoredLabel) -> Result<(), E>) -> Result<(), E> {
+        let mut after = 0;
+        loop {
+            let page = self.page(which, after).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.id;
+            page.into_iter().try_for_each(&mut look)?;
+        }
+    }
+
+    async fn page(&self, which: &Which, after: i64) -> Result<Vec<StoredLabel>, StoreError> {
         sqlx::query_as(
             "SELECT l.id, l.device, l.epoch, l.sequence, l.model, l.instances, l.received_ms, l.payload, l.refused, f.sha256, f.jpeg \
              FROM labels l LEFT JOIN frames f USING (device, epoch, sequence) \
-             WHERE l.id > ?1 AND l.received_ms >= ?2 AND (?3 IS NULL OR l.device = ?3) AND (?4 IS NULL OR l.model = ?4) \
-             ORDER BY l.id LIMIT ?5",
+             WHERE l.id > ?1 AND (?2 IS NULL OR l.device = ?2) AND (?3 IS NULL OR l.model = ?3) ORDER BY l.id LIMIT ?4",
         )
         .bind(after)
-        .bind(which.since_ms.cast_signed())
         .bind(&which.device)
         .bind(which.model.map(u64::cast_signed))
-        .bind(limit)
+        .bind(PAGE)
         .fetch_all(&self.pool)
         .await
         .map_err(self.sql("read labels"))

@@ -26,8 +26,11 @@ pub struct DeviceCounts {
     pub conflicts: u64,
     /// Frames stored.
     pub frames: u64,
-    /// Whether it is connected.
+    /// Whether it is connected, by its last status or its last will.
     pub online: bool,
+    /// When it was last heard of, Unix ms.
+    #[serde(default)]
+    pub seen_ms: u64,
     /// Counter of the confirmed release.
     pub confirmed: u64,
     /// Counter of the release on trial.
@@ -38,7 +41,21 @@ pub struct DeviceCounts {
     pub reason: String,
 }
 
+/// A device that has said nothing for so long is not there, whatever it said last: it says something every few seconds, and one that ended
+/// while the broker was away never got its last will.
+const SILENT_MS: u64 = 120_000;
+
+/// Whether a device is there, that said it is `online` and was last heard of at `seen_ms`.
+pub(crate) const fn is_there(online: bool, seen_ms: u64, now_ms: u64) -> bool {
+    online && now_ms.saturating_sub(seen_ms) < SILENT_MS
+}
+
 impl DeviceCounts {
+    /// Whether it is connected and was heard of lately.
+    pub const fn is_there(&self, now_ms: u64) -> bool {
+        is_there(self.online, self.seen_ms, now_ms)
+    }
+
     /// Committed, neither stored nor evicted nor still in the outbox: lost. Only meaningful when the last status is newer than the last
     /// label; while labels are under way it may be too small, never too large, by those that are stored but not yet acknowledged.
     pub const fn lost(&self) -> u64 {
@@ -55,6 +72,7 @@ impl DeviceCounts {
 struct Row {
     device: String,
     online: bool,
+    seen_ms: i64,
     confirmed: i64,
     trial: Option<i64>,
     refused_release: Option<i64>,
@@ -77,7 +95,7 @@ impl Store {
     /// See [`StoreError`].
     pub async fn counts(&self) -> Result<Vec<DeviceCounts>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT d.device, d.online, d.confirmed, d.trial, d.refused AS refused_release, d.reason, \
+            "SELECT d.device, d.online, d.seen_ms, d.confirmed, d.trial, d.refused AS refused_release, d.reason, \
              coalesce(sum(e.committed), 0) AS committed, coalesce(sum(e.pending), 0) AS pending, coalesce(sum(e.evicted), 0) AS evicted, \
              coalesce(sum(e.duplicates), 0) AS duplicates, coalesce(sum(e.conflicts), 0) AS conflicts, \
              coalesce(sum(e.stored), 0) AS stored, coalesce(sum(e.settled), 0) AS settled, coalesce(sum(e.refused), 0) AS refused, \
@@ -101,6 +119,7 @@ impl Store {
                 conflicts: r.conflicts.cast_unsigned(),
                 frames: r.frames.cast_unsigned(),
                 online: r.online,
+                seen_ms: r.seen_ms.cast_unsigned(),
                 confirmed: r.confirmed.cast_unsigned(),
                 trial: r.trial.map(i64::cast_unsigned),
                 refused_release: r.refused_release.map(i64::cast_unsigned),
@@ -137,14 +156,7 @@ impl Store {
 /// # Errors
 /// See [`StoreError`]; a folder without a store is an error.
 pub async fn read_counts(state_dir: &std::path::Path) -> Result<Vec<DeviceCounts>, StoreError> {
-    let path = state_dir.join("centre.sqlite");
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).busy_timeout(std::time::Duration::from_secs(10));
-    let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(|source| StoreError::Sql {
-        path: path.clone(),
-        operation: "open",
-        source,
-    })?;
-    let store = Store { pool, path, collector: 0 };
+    let store = Store::attach(state_dir).await?;
     let counts = store.counts().await;
     store.close().await;
     counts

@@ -1,5 +1,6 @@
 //! Rounds and releases: the state that a restarted service continues from.
 
+use super::counts::is_there;
 use super::{Store, StoreError};
 use crate::service::rounds::RoundState;
 use crate::service::waves::{Standing, Waves};
@@ -72,8 +73,6 @@ impl ReleaseRow {
     }
 }
 
-/// A device that has said nothing for so long is not there: it says something every few seconds.
-const SILENT_MS: u64 = 120_000;
 /// A counter that a device reports is believed only this far above our own: no device can push the counter out of range.
 const MAX_COUNTER_LEAD: i64 = 1_000_000;
 
@@ -117,12 +116,12 @@ impl Store {
         Ok(received.map(i64::cast_unsigned))
     }
 
-    /// Asks for a round with whatever labels there are, or takes that back.
+    /// Asks for a round with whatever labels there are.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn want_round(&self, wanted: bool) -> Result<(), StoreError> {
-        self.set_meta("round_wanted", i64::from(wanted)).await
+    pub async fn want_round(&self) -> Result<(), StoreError> {
+        self.set_meta("round_wanted", 1).await
     }
 
     /// Whether somebody asked for a round that has not begun.
@@ -232,16 +231,32 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn save_round(&self, state: &RoundState) -> Result<(), StoreError> {
+        self.write_round(state, false).await
+    }
+
+    /// Writes the state of a new round, and takes the wish for one as fulfilled.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn begin_round(&self, state: &RoundState) -> Result<(), StoreError> {
+        self.write_round(state, true).await
+    }
+
+    async fn write_round(&self, state: &RoundState, is_new: bool) -> Result<(), StoreError> {
         let json = serde_json::to_string(state).map_err(|e| self.content(e.to_string()))?;
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
         sqlx::query(SAVE_ROUND)
             .bind(state.round.cast_signed())
             .bind(state.up_to)
             .bind(state.ended)
             .bind(json)
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await
-            .map_err(self.sql("write a round"))
-            .map(drop)
+            .map_err(self.sql("write a round"))?;
+        if is_new {
+            sqlx::query("DELETE FROM meta WHERE key = 'round_wanted'").execute(&mut *tx).await.map_err(self.sql("begin a round"))?;
+        }
+        tx.commit().await.map_err(self.sql("commit a round"))
     }
 
     /// The counter that the next release gets: above every one that was signed here and every one that a device knows.
@@ -363,19 +378,14 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn standings(&self, now_ms: u64) -> Result<Vec<Standing>, StoreError> {
-        type Row = (String, bool, i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
-        // A device that ended while the broker was away never got its last will.
-        let sql = "SELECT device, online AND seen_ms >= ?, confirmed, trial, refused, label_model, label_hash FROM devices";
-        let rows: Vec<Row> = sqlx::query_as(sql)
-            .bind(now_ms.saturating_sub(SILENT_MS).cast_signed())
-            .fetch_all(&self.pool)
-            .await
-            .map_err(self.sql("read devices"))?;
+        type Row = (String, bool, i64, i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+        let sql = "SELECT device, online, seen_ms, confirmed, trial, refused, label_model, label_hash FROM devices";
+        let rows: Vec<Row> = sqlx::query_as(sql).fetch_all(&self.pool).await.map_err(self.sql("read devices"))?;
         Ok(rows
             .into_iter()
-            .map(|(device, online, confirmed, trial, refused, model, hash)| Standing {
+            .map(|(device, online, seen_ms, confirmed, trial, refused, model, hash)| Standing {
                 device,
-                online,
+                online: is_there(online, seen_ms.cast_unsigned(), now_ms),
                 confirmed: confirmed.cast_unsigned(),
                 trial: trial.map(i64::cast_unsigned),
                 refused: refused.map(i64::cast_unsigned),

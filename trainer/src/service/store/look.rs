@@ -8,21 +8,27 @@ pub const MAX_ROWS: u32 = 500;
 
 /// A label as it lies in the store, without its picture.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
-pub struct StoredLabel {
+pub struct LabelNote {
     /// Its number in the order of arrival.
     pub id: i64,
     /// Who made it.
     pub device: String,
     /// When it came, Unix ms.
     pub received_ms: i64,
-    /// Counter of the teacher's release.
-    pub model: i64,
+    model: i64,
     /// Why it is kept but not trained on.
     pub refused: Option<String>,
     /// Whether its picture is here.
     pub pictured: bool,
     /// The message as it came.
     pub payload: Vec<u8>,
+}
+
+impl LabelNote {
+    /// Counter of the teacher's release.
+    pub const fn model(&self) -> u64 {
+        self.model.cast_unsigned()
+    }
 }
 
 /// A release without its bytes.
@@ -56,23 +62,11 @@ impl Store {
         sqlx::query("SELECT value FROM meta LIMIT 1").fetch_optional(&self.pool).await.map_err(self.sql("read meta")).map(drop)
     }
 
-    /// When each device was last heard of, Unix ms, by name; at most `limit` devices.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn seen(&self, limit: u32) -> Result<Vec<(String, i64)>, StoreError> {
-        sqlx::query_as("SELECT device, seen_ms FROM devices ORDER BY device LIMIT ?")
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(self.sql("read devices"))
-    }
-
     /// Labels with a number below `before`, newest first, of one device or of all; at most `limit` and at most [`MAX_ROWS`].
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn labels_before(&self, device: Option<&str>, before: i64, limit: u32) -> Result<Vec<StoredLabel>, StoreError> {
+    pub async fn labels_before(&self, device: Option<&str>, before: i64, limit: u32) -> Result<Vec<LabelNote>, StoreError> {
         let limit = limit.min(MAX_ROWS);
         let rows = match device {
             // The inner query reads the index alone, which every row's number is part of.
@@ -146,7 +140,7 @@ mod tests {
         store.commit(&world.labels("cam-1", 6..=6, 0.0, 0)[..1], 30).await.unwrap();
         let look = async |device, before, limit| {
             let rows = store.labels_before(device, before, limit).await.unwrap();
-            rows.into_iter().map(|row| (row.id, row.device, row.received_ms, row.model, row.pictured)).collect::<Vec<_>>()
+            rows.into_iter().map(|row| (row.id, row.device.clone(), row.received_ms, row.model(), row.pictured)).collect::<Vec<_>>()
         };
         let row = |id, device: &str, received_ms, model, pictured| (id, device.to_owned(), received_ms, model, pictured);
         assert_eq!(look(None, i64::MAX, 2).await, [row(9, "cam-1", 30, 0, false), row(8, "cam-2", 20, 4, true)]);
@@ -157,8 +151,8 @@ mod tests {
         assert_eq!(look(None, i64::MAX, 0).await, []);
         assert!(store.picture(1).await.unwrap().unwrap().starts_with(&[0xff, 0xd8]));
         assert_eq!((store.picture(9).await.unwrap(), store.picture(77).await.unwrap()), (None, None));
-        assert_eq!(store.seen(9).await.unwrap(), [("cam-1".to_owned(), 30), ("cam-2".to_owned(), 20)]);
-        assert_eq!(store.seen(1).await.unwrap().len(), 1);
+        let seen: Vec<_> = store.counts().await.unwrap().into_iter().map(|counts| (counts.device, counts.seen_ms)).collect();
+        assert_eq!(seen, [("cam-1".to_owned(), 30), ("cam-2".to_owned(), 20)]);
         store.ping().await.unwrap();
     }
 

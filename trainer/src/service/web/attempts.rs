@@ -1,4 +1,4 @@
-//! Who guesses tokens has to wait, longer with every guess. Who is logged in does not.
+//! Who gives wrong tokens is not looked at for a while, longer with every one. Who knows a right one does not wait.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -52,10 +52,6 @@ impl Attempts {
             tries.next = now + (WAIT * 2_u32.pow(beyond.min(10))).min(WAIT_MAX);
         }
     }
-
-    pub(super) fn succeeded(&self, address: IpAddr) {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner).remove(&network(address));
-    }
 }
 
 /// What one host has to itself: an IPv4 address, or the first half of an IPv6 one.
@@ -92,8 +88,6 @@ mod tests {
         assert_eq!(attempts.wait(guesser, now + WAIT_MAX), None);
         assert_eq!(attempts.wait(other, now), None);
         assert!(attempts.wait("::ffff:10.0.0.7".parse().unwrap(), now).is_some(), "the same address in other clothes");
-        attempts.succeeded(guesser);
-        assert_eq!(attempts.wait(guesser, now), None);
 
         let host = |n: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, n));
         (0..=FREE as u16).for_each(|n| attempts.failed(host(n), now));

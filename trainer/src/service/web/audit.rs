@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The name of the file in the state folder.
-pub(super) const FILE: &str = "audit.jsonl";
+pub(crate) const FILE: &str = "audit.jsonl";
 /// Characters of a request and of an outcome that are kept.
 const MAX_TEXT: usize = 300;
 

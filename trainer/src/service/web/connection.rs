@@ -51,3 +51,28 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::Semaphore;
+
+    #[tokio::test]
+    async fn who_does_not_take_what_he_asked_for_loses_his_place() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_asker, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let room = Arc::new(Semaphore::new(1));
+        let place = Arc::clone(&room).try_acquire_owned().unwrap();
+        let mut connection = Connection::new(accepted.unwrap().0, Some(place), Duration::from_millis(100));
+        connection.write_all(b"a little is taken by the system").await.unwrap();
+        // More than its buffers hold. Without an end of patience this waits for ever.
+        let ended = tokio::time::timeout(Duration::from_secs(60), connection.write_all(&vec![0; 256 << 20])).await;
+        assert_eq!(ended.expect("an end").unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(room.available_permits(), 0);
+        drop(connection);
+        assert_eq!(room.available_permits(), 1);
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::Site;
 use super::answer::{Failure, Params, json, short};
+use crate::service::events::now_ms;
 use crate::service::rounds::RoundState;
 use crate::service::store::counts::DeviceCounts;
 use crate::service::store::look::{MAX_ROWS, ReleaseNote};
@@ -18,23 +19,16 @@ use tokio::sync::Mutex;
 
 /// Rounds that are shown at most, the newest ones.
 const MAX_ROUNDS: usize = 200;
-/// Devices that are counted at most: more than any configuration takes.
-const MAX_DEVICES: u32 = 100_000;
 /// How long a count is good …
 const FRESH: Duration = Duration::from_secs(1);
 /// … and how many times the time that it took, so that however many pages are open, little of the time is spent on counting.
 const SHARE: u32 = 10;
 
-/// A device's account.
-pub(super) struct Device {
-    pub(super) counts: DeviceCounts,
-    /// When it was last heard of, Unix ms.
-    seen_ms: i64,
-}
-
-/// All devices, by name.
+/// The accounts of all devices, by name.
 pub(super) struct Fleet {
-    pub(super) devices: Vec<Device>,
+    pub(super) devices: Vec<DeviceCounts>,
+    /// When they were counted, Unix ms.
+    pub(super) at_ms: u64,
 }
 
 /// The last count, for all who ask within a moment.
@@ -50,10 +44,7 @@ impl FleetCache {
         {
             return Ok(Arc::clone(fleet));
         }
-        let mut seen: BTreeMap<String, i64> = store.seen(MAX_DEVICES).await?.into_iter().collect();
-        let counts = store.counts().await?;
-        let device = |counts: DeviceCounts| Device { seen_ms: seen.remove(&counts.device).unwrap_or(0), counts };
-        let fleet = Arc::new(Fleet { devices: counts.into_iter().map(device).collect() });
+        let fleet = Arc::new(Fleet { devices: store.counts().await?, at_ms: now_ms() });
         *last = Some((Arc::clone(&fleet), Instant::now() + FRESH.max(now.elapsed() * SHARE)));
         Ok(fleet)
     }
@@ -63,14 +54,13 @@ impl FleetCache {
 pub(super) async fn fleet(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
     Params::read(&uri, &[])?;
     let fleet = site.fleet.get(&site.centre.store).await?;
-    let devices: Vec<Value> = fleet.devices.iter().map(device).collect();
-    Ok(json(&json!({ "at_ms": crate::service::events::now_ms(), "devices": devices })))
+    let devices: Vec<Value> = fleet.devices.iter().map(|counts| device(counts, fleet.at_ms)).collect();
+    Ok(json(&json!({ "at_ms": now_ms(), "devices": devices })))
 }
 
-fn device(device: &Device) -> Value {
-    let counts = &device.counts;
+fn device(counts: &DeviceCounts, at_ms: u64) -> Value {
     json!({
-        "device": counts.device, "online": counts.online, "seen_ms": device.seen_ms,
+        "device": counts.device, "online": counts.is_there(at_ms), "seen_ms": counts.seen_ms,
         "confirmed": counts.confirmed, "trial": counts.trial, "refused": counts.refused_release, "reason": counts.reason,
         "committed": counts.committed, "stored": counts.stored, "settled": counts.settled, "set_aside": counts.refused,
         "pending": counts.pending, "evicted": counts.evicted, "duplicates": counts.duplicates, "conflicts": counts.conflicts,
@@ -97,7 +87,7 @@ pub(super) async fn releases(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Resul
     Params::read(&uri, &[])?;
     let fleet = site.fleet.get(&site.centre.store).await?;
     let mut said: BTreeMap<u64, Said> = BTreeMap::new();
-    for Device { counts, .. } in &fleet.devices {
+    for counts in &fleet.devices {
         said.entry(counts.confirmed).or_default().confirmed += 1;
         if let Some(trial) = counts.trial {
             said.entry(trial).or_default().trial += 1;
@@ -147,13 +137,8 @@ fn round(round: &RoundState) -> Value {
 pub(super) async fn skeleton(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
     Params::read(&uri, &[])?;
     let skeleton = &site.centre.skeleton;
-    let side = |index: usize| match usize::from(skeleton.flip()[index]) {
-        other if other == index => "centre",
-        _ if skeleton.name(index).to_ascii_lowercase().contains("left") || skeleton.name(index).starts_with("l_") => "left",
-        _ => "right",
-    };
     Ok(json(&json!({
         "names": skeleton.names().collect::<Vec<_>>(), "edges": skeleton.edges(),
-        "sides": (0..skeleton.len()).map(side).collect::<Vec<_>>(),
+        "sides": (0..skeleton.len()).map(|index| skeleton.side(index).name()).collect::<Vec<_>>(),
     })))
 }

@@ -2,8 +2,9 @@
 
 use super::Site;
 use super::answer::Failure;
-use super::fleet::{Device, Fleet};
+use super::fleet::Fleet;
 use super::guard::Who;
+use crate::service::store::counts::DeviceCounts;
 use axum::Extension;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
@@ -17,29 +18,46 @@ use std::time::Duration;
 /// A store that does not answer within this is not well.
 const STORE_TIME: Duration = Duration::from_secs(3);
 
+/// How it is with the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Broker {
+    Well,
+    /// It is there, and refuses what is published or subscribed.
+    Refuses(String),
+    Away(String),
+}
+
 /// What the store does not know; the collector says it.
 #[derive(Debug)]
 pub struct Health {
-    /// Why the broker is not connected; `None`: it is.
-    broker: Mutex<Option<String>>,
+    broker: Mutex<Broker>,
     rejected: AtomicU64,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { broker: Mutex::new(Some("not connected yet".to_owned())), rejected: AtomicU64::new(0) }
+        Self { broker: Mutex::new(Broker::Away("not connected yet".to_owned())), rejected: AtomicU64::new(0) }
     }
 }
 
 impl Health {
     /// The broker is connected.
     pub fn connected(&self) {
-        *self.broker.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.set(Broker::Well);
+    }
+
+    /// The broker is connected and refuses something, and what it says.
+    pub fn refused(&self, reason: &str) {
+        self.set(Broker::Refuses(reason.to_owned()));
     }
 
     /// The broker is not connected, and why.
     pub fn disconnected(&self, reason: &str) {
-        *self.broker.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        self.set(Broker::Away(reason.to_owned()));
+    }
+
+    fn set(&self, broker: Broker) {
+        *self.broker.lock().unwrap_or_else(PoisonError::into_inner) = broker;
     }
 
     /// Messages that could not be used, total since the start.
@@ -47,7 +65,7 @@ impl Health {
         self.rejected.store(messages, Ordering::Relaxed);
     }
 
-    fn away(&self) -> Option<String> {
+    fn broker(&self) -> Broker {
         self.broker.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -58,7 +76,10 @@ pub(super) async fn healthz(who: Option<Extension<Who>>, Shared(site): Shared<Ar
         Ok(answered) => answered.err().map(|error| format!("store: {error}")),
         Err(_) => Some(format!("store: no answer within {} s", STORE_TIME.as_secs())),
     };
-    let broker = site.centre.health.away().map(|reason| format!("broker: {reason}"));
+    let broker = match site.centre.health.broker() {
+        Broker::Well => None,
+        Broker::Refuses(reason) | Broker::Away(reason) => Some(format!("broker: {reason}")),
+    };
     let ills: Vec<String> = store.into_iter().chain(broker).collect();
     match ills.as_slice() {
         [] => "ok\n".into_response(),
@@ -74,36 +95,26 @@ pub(super) async fn metrics(Shared(site): Shared<Arc<Site>>) -> Result<Response,
     let rounds = site.centre.store.rounds().await?;
     let newest = site.centre.store.releases(1).await?.first().map_or(0, |release| release.counter);
     let mut text = Text::default();
-    text.family("omnilabel_centre_labels_stored_total", "counter", "Labels stored, each once.", &by_device(&fleet, |d| d.counts.stored));
-    text.family(
-        "omnilabel_centre_labels_duplicate_total",
-        "counter",
-        "Labels that came again.",
-        &by_device(&fleet, |d| d.counts.duplicates),
-    );
-    text.family(
-        "omnilabel_centre_labels_missing",
-        "gauge",
-        "Committed, neither stored nor evicted.",
-        &by_device(&fleet, |d| d.counts.missing()),
-    );
-    text.family("omnilabel_centre_labels_pending", "gauge", "In the device's outbox.", &by_device(&fleet, |d| d.counts.pending));
-    text.family("omnilabel_centre_frames_stored_total", "counter", "Frames stored.", &by_device(&fleet, |d| d.counts.frames));
+    text.family("omnilabel_centre_labels_stored_total", "counter", "Labels stored, each once.", &by_device(&fleet, |d| d.stored));
+    text.family("omnilabel_centre_labels_duplicate_total", "counter", "Labels that came again.", &by_device(&fleet, |d| d.duplicates));
+    text.family("omnilabel_centre_labels_missing", "gauge", "Committed, neither stored nor evicted.", &by_device(&fleet, |d| d.missing()));
+    text.family("omnilabel_centre_labels_pending", "gauge", "In the device's outbox.", &by_device(&fleet, |d| d.pending));
+    text.family("omnilabel_centre_frames_stored_total", "counter", "Frames stored.", &by_device(&fleet, |d| d.frames));
     text.family(
         "omnilabel_centre_device_online",
         "gauge",
         "Whether the device is connected.",
-        &by_device(&fleet, |d| u64::from(d.counts.online)),
+        &by_device(&fleet, |d| u64::from(d.is_there(fleet.at_ms))),
     );
     let mut confirmed: BTreeMap<u64, u64> = BTreeMap::new();
     for device in &fleet.devices {
-        *confirmed.entry(device.counts.confirmed).or_default() += 1;
+        *confirmed.entry(device.confirmed).or_default() += 1;
     }
     let counters: Vec<(String, u64)> = confirmed.into_iter().map(|(counter, devices)| (counter.to_string(), devices)).collect();
     let confirmed: Vec<_> = counters.iter().map(|(counter, devices)| (vec![("release", counter.as_str())], *devices)).collect();
     text.family("omnilabel_centre_release_confirmed", "gauge", "Devices that confirmed a release; 0 is the first model.", &confirmed);
-    let online = fleet.devices.iter().filter(|device| device.counts.online).count() as u64;
-    let connected = u64::from(site.centre.health.away().is_none());
+    let online = fleet.devices.iter().filter(|device| device.is_there(fleet.at_ms)).count() as u64;
+    let connected = u64::from(!matches!(site.centre.health.broker(), Broker::Away(_)));
     let rejected = site.centre.health.rejected.load(Ordering::Relaxed);
     for (name, kind, help, value) in [
         ("omnilabel_centre_devices", "gauge", "Known devices.", fleet.devices.len() as u64),
@@ -121,11 +132,10 @@ pub(super) async fn metrics(Shared(site): Shared<Arc<Site>>) -> Result<Response,
 
 /// A number with its labels.
 type Sample<'f> = (Vec<(&'static str, &'f str)>, u64);
-/// A device's number.
-type Value = fn(&Device) -> u64;
 
-fn by_device(fleet: &Fleet, value: Value) -> Vec<Sample<'_>> {
-    fleet.devices.iter().map(|device| (vec![("device", device.counts.device.as_str())], value(device))).collect()
+/// A number of each device.
+fn by_device(fleet: &Fleet, value: impl Fn(&DeviceCounts) -> u64) -> Vec<Sample<'_>> {
+    fleet.devices.iter().map(|device| (vec![("device", device.device.as_str())], value(device))).collect()
 }
 
 /// Prometheus' text.
@@ -164,10 +174,12 @@ mod tests {
     #[test]
     fn a_broker_is_away_until_it_is_there() {
         let health = Health::default();
-        assert_eq!(health.away().as_deref(), Some("not connected yet"));
+        assert_eq!(health.broker(), Broker::Away("not connected yet".to_owned()));
         health.connected();
-        assert_eq!(health.away(), None);
+        assert_eq!(health.broker(), Broker::Well);
+        health.refused("not authorised");
+        assert_eq!(health.broker(), Broker::Refuses("not authorised".to_owned()));
         health.disconnected("connection refused");
-        assert_eq!(health.away().as_deref(), Some("connection refused"));
+        assert_eq!(health.broker(), Broker::Away("connection refused".to_owned()));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Site;
 use super::answer::{Failure, Named, Params, json, numbered, short};
-use crate::service::store::look::{MAX_ROWS, StoredLabel};
+use crate::service::store::look::{LabelNote, MAX_ROWS};
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -50,33 +50,27 @@ impl Wanted {
 
     /// Whether somebody in a label is wanted, both by his score and by his agreement.
     fn takes(&self, instance: &Instance) -> bool {
-        instance.detection.score >= self.min_score && agreement(&instance.detection) >= self.min_agreement
+        instance.detection.score >= self.min_score && instance.detection.agreement() >= self.min_agreement
     }
-}
-
-/// Mean agreement of the views over the keypoints, 0 to 1.
-fn agreement(detection: &Detection) -> f32 {
-    let keypoints = &detection.keypoints;
-    keypoints.iter().map(|keypoint| keypoint.agreement).sum::<f32>() / keypoints.len().max(1) as f32
 }
 
 /// `GET /api/v1/labels`
 pub(super) async fn labels(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
-    let wanted = Wanted::read(&uri)?;
+    let wanted = Arc::new(Wanted::read(&uri)?);
     let (mut found, mut before, mut looked_at) = (Vec::new(), wanted.before, 0);
     // What a next request goes on with; none after the oldest label.
     let next = loop {
         let rows = if wanted.takes_all() { wanted.limit as u32 } else { MAX_ROWS };
         let chunk = site.centre.store.labels_before(wanted.device.as_deref(), before, rows).await?;
         let is_last = chunk.len() < rows as usize;
-        for row in chunk {
-            before = row.id;
-            looked_at += 1;
-            found.extend(describe(&row, &wanted));
-            if found.len() == wanted.limit {
-                break;
-            }
-        }
+        let room = wanted.limit - found.len();
+        let some = Arc::clone(&wanted);
+        // Hundreds of messages are read: not on a thread that the collector runs on.
+        let described = tokio::task::spawn_blocking(move || described(&chunk, &some, room)).await;
+        let described = described.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the centre failed at it, see its log"))?;
+        before = described.last.unwrap_or(before);
+        looked_at += described.looked_at;
+        found.extend(described.found);
         if found.len() == wanted.limit || looked_at >= MAX_LOOKED_AT {
             break Some(before);
         }
@@ -87,10 +81,32 @@ pub(super) async fn labels(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<
     Ok(json(&json!({ "labels": found, "next": next, "looked_at": looked_at })))
 }
 
+/// What a chunk of labels gave.
+struct Described {
+    found: Vec<Value>,
+    /// Number of the last label that was looked at.
+    last: Option<i64>,
+    looked_at: usize,
+}
+
+/// Up to `room` of the labels that are wanted.
+fn described(chunk: &[LabelNote], wanted: &Wanted, room: usize) -> Described {
+    let mut described = Described { found: Vec::new(), last: None, looked_at: 0 };
+    for row in chunk {
+        described.last = Some(row.id);
+        described.looked_at += 1;
+        described.found.extend(describe(row, wanted));
+        if described.found.len() == room {
+            break;
+        }
+    }
+    described
+}
+
 /// A label as JSON, if it is wanted: boxes, keypoints in pixels of its frame, scores and agreements from 0 to 1.
-fn describe(row: &StoredLabel, wanted: &Wanted) -> Option<Value> {
+fn describe(row: &LabelNote, wanted: &Wanted) -> Option<Value> {
     let mut described = json!({
-        "id": row.id, "device": row.device, "received_ms": row.received_ms, "model": row.model, "refused": row.refused,
+        "id": row.id, "device": row.device, "received_ms": row.received_ms, "model": row.model(), "refused": row.refused,
         "frame": row.pictured,
     });
     let Ok(message) = LabelMsg::decode(&row.payload) else {
@@ -120,7 +136,7 @@ fn instance(instance: &Instance) -> Value {
     let keypoint = |k: &Keypoint| json!([short(k.point.x), short(k.point.y), short(k.probability), short(k.agreement)]);
     json!({
         "box": [short(rect.x1), short(rect.y1), short(rect.x2), short(rect.y2)], "score": short(*score),
-        "agreement": short(agreement(&instance.detection)), "kept": instance.kept,
+        "agreement": short(instance.detection.agreement()), "kept": instance.kept,
         "keypoints": keypoints.iter().map(keypoint).collect::<Vec<_>>(),
     })
 }

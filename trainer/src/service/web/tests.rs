@@ -21,8 +21,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-const VIEWER: &str = "viewer-0123456789abcdef";
-const OPERATOR: &str = "operator-0123456789abcdef";
+const VIEWER: &str = "viewer-0123456789abcdef0123456789abcdef";
+const OPERATOR: &str = "operator-0123456789abcdef0123456789abcdef";
 /// Connections at once.
 const PLACES: usize = 8;
 /// What a device says, which is no markup here.
@@ -64,6 +64,8 @@ impl Control for Wishes {
 /// A page over a world with two devices, eight labels, two releases and two rounds.
 struct Page {
     world: World,
+    /// When `cam-1` spoke last, Unix ms.
+    now: u64,
     address: SocketAddr,
     health: Arc<Health>,
     wishes: Arc<Wishes>,
@@ -86,14 +88,14 @@ fn round(number: u64, ap: f64, decision: Decision, released: Option<u64>) -> Rou
     .unwrap()
 }
 
-async fn populate(world: &World) -> Store {
+async fn populate(world: &World, now: u64) -> Store {
     let store = Store::open(&world.config.state_dir, false).await.unwrap();
     store.commit(&world.labels("cam-1", 1..=5, 0.0, 0), 1000).await.unwrap();
     store.commit(&world.labels("cam-2", 1..=3, 0.0, 1), 2000).await.unwrap();
     let status = StatusMsg { version: 1, online: true, epoch: 77, committed: 6, pending: 1, ..StatusMsg::default() };
     let model = ModelMsg { version: 1, confirmed: 1, refused: Some(2), reason: REASON.try_into().unwrap(), ..ModelMsg::default() };
     let said = [("cam-1".to_owned(), Record::Status(status)), ("cam-1".to_owned(), Record::Model(Box::new(model)))];
-    store.commit(&said, 3000).await.unwrap();
+    store.commit(&said, now).await.unwrap();
     let good = round(1, 0.6, Decision::Release("candidate AP 0.6".to_owned()), Some(1));
     let rollout = RolloutConfig { waves: vec![25.0, 100.0], ..RolloutConfig::default() };
     store.add_release(1, "round-1", world.dir.path(), (b"m", b"s"), Some(&good), &Waves::at_once(4000)).await.unwrap();
@@ -116,7 +118,8 @@ impl Page {
         web.header_timeout_secs = 1;
         web.viewer_token_file = viewer.then(|| token_file(&folder, "viewer.token", VIEWER)).flatten();
         web.operator_token_file = operator.then(|| token_file(&folder, "operator.token", OPERATOR)).flatten();
-        let store = populate(&world).await;
+        let now = crate::service::events::now_ms();
+        let store = populate(&world, now).await;
         let server = crate::service::web::open(&world.config).await.unwrap().unwrap();
         let address = server.address();
         let (health, wishes) = (Arc::new(Health::default()), Arc::new(Wishes::default()));
@@ -126,7 +129,7 @@ impl Page {
         let control: Arc<dyn Control> = wishes.clone();
         let centre = Centre { store, skeleton: skeleton(), health: Arc::clone(&health), control };
         let served = tokio::spawn(server.serve(centre, stopping));
-        Self { world, address, health, wishes, stop, served }
+        Self { world, now, address, health, wishes, stop, served }
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// The shortest token.
-const MIN_TOKEN: usize = 16;
+const MIN_TOKEN: usize = 32;
 /// The longest token.
 pub(super) const MAX_TOKEN: usize = 512;
 
@@ -108,11 +108,13 @@ mod tests {
     #[test]
     fn tokens_say_who_somebody_is() {
         let folder = tempfile::tempdir().unwrap();
-        let viewer_token_file = write(folder.path(), "viewer", "viewer-0123456789\n", 0o600);
-        let operator_token_file = write(folder.path(), "operator", "operator-0123456789\n", 0o600);
+        let viewer_token_file = write(folder.path(), "viewer", "viewer-0123456789-0123456789-012345\n", 0o600);
+        let operator_token_file = write(folder.path(), "operator", "operator-0123456789-0123456789-012345\n", 0o600);
         let config = WebConfig { viewer_token_file: viewer_token_file.clone(), operator_token_file, ..WebConfig::default() };
         let tokens = Tokens::read(&config).unwrap();
-        let roles = ["viewer-0123456789", "operator-0123456789", "operator-012345678", ""].map(|given| tokens.role(given));
+        let roles =
+            ["viewer-0123456789-0123456789-012345", "operator-0123456789-0123456789-012345", "operator-0123456789-0123456789-01234", ""]
+                .map(|given| tokens.role(given));
         assert_eq!(roles, [Some(Role::Viewer), Some(Role::Operator), None, None]);
         assert!(Role::Operator > Role::Viewer);
         let twice = WebConfig { viewer_token_file: viewer_token_file.clone(), operator_token_file: viewer_token_file, ..config };
@@ -125,10 +127,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let long = "x".repeat(MAX_TOKEN + 1);
         for (name, text, mode, expected) in [
-            ("open", "0123456789abcdef", 0o640, "0600"),
-            ("short", "0123456789abcde", 0o600, "15 characters"),
+            ("open", "0123456789abcdef0123456789abcdef", 0o640, "0600"),
+            ("short", "0123456789abcdef0123456789abcde", 0o600, "31 characters"),
             ("long", long.as_str(), 0o600, "513 characters"),
-            ("spaced", "0123456789 abcdef", 0o600, "without spaces"),
+            ("spaced", "0123456789abcdef 0123456789abcdef", 0o600, "without spaces"),
         ] {
             let config = WebConfig { operator_token_file: write(folder.path(), name, text, mode), ..WebConfig::default() };
             let told = Tokens::read(&config).err().unwrap().to_string();

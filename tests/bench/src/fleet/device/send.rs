@@ -19,12 +19,15 @@ impl Device {
             return Ok(());
         }
         let most = if now < self.hits.slow_ms { 1 } else { WINDOW };
-        let outbox = &mut self.outbox;
-        let mut batch: Vec<u64> = std::iter::from_fn(|| outbox.next(now)).take(most).collect();
+        // Only what is sent out of order is chosen ahead: what is chosen and finds no room waits as if it had been sent.
+        let mut batch: Vec<u64> = Vec::new();
         if self.hits.reorder_ms.take().is_some() {
+            let outbox = &mut self.outbox;
+            batch.extend(std::iter::from_fn(|| outbox.next(now)).take(most));
             shuffle(&mut self.random, &mut batch);
         }
-        for sequence in batch {
+        for _ in 0..most {
+            let Some(sequence) = batch.pop().or_else(|| self.outbox.next(now)) else { break };
             let Some(entry) = self.outbox.entry(sequence) else { continue };
             let key = LabelKey { epoch: self.outbox.epoch(), sequence };
             let twice = self.hits.twice > 0;

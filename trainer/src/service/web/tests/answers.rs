@@ -7,7 +7,7 @@ async fn the_fleet_is_told_as_the_store_knows_it() {
     let page = Page::open(true, false).await;
     let fleet = page.read("/api/v1/fleet").await;
     let [one, two] = fleet["devices"].as_array().unwrap().as_slice() else { panic!("{fleet}") };
-    assert_eq!((&one["device"], &one["online"], &one["seen_ms"]), (&json!("cam-1"), &json!(true), &json!(3000)));
+    assert_eq!((&one["device"], &one["online"], &one["seen_ms"]), (&json!("cam-1"), &json!(true), &json!(page.now)));
     let numbers = ["committed", "stored", "pending", "evicted", "duplicates", "missing", "frames"].map(|key| one[key].as_u64().unwrap());
     assert_eq!(numbers, [6, 5, 1, 0, 0, 1, 5]);
     assert_eq!((&one["confirmed"], &one["trial"], &one["refused"]), (&json!(1), &Value::Null, &json!(2)));
