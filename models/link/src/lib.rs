@@ -177,7 +177,7 @@ struct Inner {
 impl Link {
     /// Opens the connection and keeps it open: re-subscribes to `subscriptions` after every connect, backs off from 250 ms to 30 s
     /// with jitter. The receiver is bounded ([`RECEIVE_QUEUE`]); when it is full the broker is held back by MQTT's receive maximum, and a
-    /// broker that does not keep to it is disconnected after 64 MiB. Runs in the current tokio runtime.
+    /// broker that does not keep to it by an unread socket after 64 MiB. Runs in the current tokio runtime.
     ///
     /// # Errors
     /// [`LinkError::Tls`], [`LinkError::Config`].

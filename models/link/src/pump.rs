@@ -3,10 +3,9 @@
 
 use crate::{Backoff, Incoming};
 use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// What is subscribed after each connect.
 pub(crate) type Subscriptions = Arc<Mutex<Vec<String>>>;
@@ -16,10 +15,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection that lived this long was a success: back-off starts over.
 const STABLE: Duration = Duration::from_secs(5);
 /// Brokers do not keep to the receive maximum: rumqttd 0.20 ignores it and mosquitto 2.0.11 loses count of it when the client
-/// publishes too. What they send beyond it waits here, so that the polling task never waits for the owner (who may be waiting in a
-/// publish), up to so many bytes: room for the windows of some thousand devices that all send after an outage. Past it the connection is
-/// dropped, which loses nothing that outbox and collector do not repeat, and is made again at once.
+/// publishes too. What they send beyond it waits here, up to so many bytes, so that the polling task need not wait for the owner (who may be
+/// waiting in a publish): room for the windows of some thousand devices that all send after an outage.
 const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
+/// With that many waiting, the socket is left unread for so long, which holds the broker back whatever it counts. An owner who takes nothing for
+/// longer may be waiting in a publish, and a broker that hears nothing for 1.5 times the keep-alive closes the connection by itself: so it
+/// is dropped, which loses nothing that outbox and collector do not repeat, and is made again at once.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a message costs beside its payload and topic, bytes.
 const MESSAGE_BYTES: usize = 256;
 /// So many messages have as many bytes whatever is in them: the queue itself never decides.
@@ -63,12 +65,12 @@ pub(crate) fn start(
     let (close, closing) = watch::channel(false);
     let (done, closed) = watch::channel(false);
     let (connection, current) = watch::channel(0);
-    let backlog_bytes = Arc::new(AtomicUsize::new(0));
+    let backlog = Arc::new(Semaphore::new(BACKLOG_BYTES));
     let poller = Poller {
         eventloop,
         client: client.clone(),
         items,
-        backlog_bytes: Arc::clone(&backlog_bytes),
+        backlog: Arc::clone(&backlog),
         connection,
         backoff: Backoff::default(),
         connected: None,
@@ -78,13 +80,13 @@ pub(crate) fn start(
         poller.run(closing).await;
         done.send_replace(true);
     });
-    tokio::spawn(forward(client, Arc::clone(&subscriptions), inner, outgoing, current, backlog_bytes));
+    tokio::spawn(forward(client, Arc::clone(&subscriptions), inner, outgoing, current, backlog));
     (subscriptions, receiver, close, closed)
 }
 
-/// What a message takes of [`BACKLOG_BYTES`].
-fn cost(publish: &Publish) -> usize {
-    publish.payload.len() + publish.topic.len() + MESSAGE_BYTES
+/// What a message takes of [`BACKLOG_BYTES`]; a packet is far smaller than 4 GiB.
+fn cost(publish: &Publish) -> u32 {
+    (publish.payload.len() + publish.topic.len() + MESSAGE_BYTES) as u32
 }
 
 /// Waits until the link is to be closed: true when asked to, false when every handle was dropped (the broker then sends the last will).
@@ -96,8 +98,8 @@ struct Poller {
     eventloop: EventLoop,
     client: AsyncClient,
     items: mpsc::Sender<Item>,
-    /// Payload bytes in `items`.
-    backlog_bytes: Arc<AtomicUsize>,
+    /// Of [`BACKLOG_BYTES`], what the messages in `items` leave.
+    backlog: Arc<Semaphore>,
     /// Counts connects and disconnects: the number tells connections apart.
     connection: watch::Sender<u64>,
     backoff: Backoff,
@@ -128,7 +130,12 @@ impl Poller {
                     self.put(Item::Connected { connection }).await;
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => {
-                    if let Err(reason) = self.message(publish) {
+                    let put = tokio::select! {
+                        // What is unread is lost with the connection, and comes again.
+                        _ = asked(&mut closing) => continue,
+                        put = self.message(publish) => put,
+                    };
+                    if let Err(reason) = put {
                         self.eventloop.clean();
                         // The broker is well: waiting longer and longer would leave what it holds for us to pile up.
                         self.backoff.reset();
@@ -172,18 +179,16 @@ impl Poller {
         *self.connection.borrow()
     }
 
-    /// Puts a message into the backlog, or says why it does not fit.
-    fn message(&mut self, publish: Publish) -> Result<(), String> {
+    /// Puts a message into the backlog, waiting for room, or says why it does not fit.
+    async fn message(&self, publish: Publish) -> Result<(), String> {
         let connection = *self.connection.borrow();
-        let bytes = cost(&publish);
-        if self.backlog_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > BACKLOG_BYTES {
-            self.backlog_bytes.fetch_sub(bytes, Ordering::SeqCst);
-            return Err(format!("more than {BACKLOG_BYTES} bytes wait for the receiver"));
+        match tokio::time::timeout(ROOM_TIMEOUT, self.backlog.acquire_many(cost(&publish))).await {
+            Ok(Ok(room)) => room.forget(),
+            _ => return Err(format!("{BACKLOG_BYTES} bytes have waited for the receiver for {ROOM_TIMEOUT:?}")),
         }
-        self.items.try_send(Item::Message { publish, connection }).map_err(|_| {
-            self.backlog_bytes.fetch_sub(bytes, Ordering::SeqCst);
-            format!("more than {BACKLOG_MESSAGES} messages wait for the receiver")
-        })
+        self.items
+            .try_send(Item::Message { publish, connection })
+            .map_err(|_| format!("more than {BACKLOG_MESSAGES} messages wait for the receiver"))
     }
 
     /// Tells the owner and waits before the next attempt; false when the link is to be closed.
@@ -250,7 +255,7 @@ async fn forward(
     mut items: mpsc::Receiver<Item>,
     outgoing: mpsc::Sender<Incoming>,
     mut current: watch::Receiver<u64>,
-    backlog_bytes: Arc<AtomicUsize>,
+    backlog: Arc<Semaphore>,
 ) {
     while let Some(item) = items.recv().await {
         let (incoming, ack) = match item {
@@ -265,7 +270,7 @@ async fn forward(
             Item::Disconnected { reason, retry_in } => (Incoming::Disconnected { reason, retry_in }, None),
             Item::Refused { reason } => (Incoming::Refused { reason }, None),
             Item::Message { publish, connection } => {
-                backlog_bytes.fetch_sub(cost(&publish), Ordering::SeqCst);
+                backlog.add_permits(cost(&publish) as usize);
                 let message = Incoming::Message {
                     topic: String::from_utf8_lossy(&publish.topic).into_owned(),
                     payload: publish.payload.to_vec(),

@@ -151,6 +151,34 @@ async fn a_flood_waits_for_a_slow_owner_and_does_not_cost_the_connection() {
     owner.close().await;
 }
 
+/// More than the backlog holds, for an owner who is busy for seconds: the broker is held back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_large_messages_is_held_back_at_the_socket() {
+    let Some(broker) = Broker::start("allow_anonymous true\nmax_queued_messages 100000\nmax_queued_bytes 0") else { return };
+    let (owner, mut flood) = Link::open(&config(broker.port), "owner", None, vec!["in".into()]).unwrap();
+    let (source, mut events) = Link::open(&config(broker.port), "source", None, vec![]).unwrap();
+    connected(&mut flood).await;
+    connected(&mut events).await;
+    const MESSAGES: u32 = 160;
+    for index in 0..MESSAGES {
+        let mut payload = vec![0; 1024 * 1024];
+        payload[..4].copy_from_slice(&index.to_be_bytes());
+        source.publish("in", payload, false).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < MESSAGES as usize {
+        let index = until(&mut flood, |incoming| match incoming {
+            Incoming::Message { payload, .. } => Some(payload[..4].to_vec()),
+            Incoming::Disconnected { reason, .. } => panic!("{reason}"),
+            Incoming::Connected | Incoming::Refused { .. } => None,
+        });
+        seen.insert(index.await);
+    }
+    source.close().await;
+    owner.close().await;
+}
+
 /// The owner publishes from the task that reads the receiver, and reads slowly: with a polling task that waits for its owner this
 /// stands still for ever.
 #[tokio::test(flavor = "multi_thread")]

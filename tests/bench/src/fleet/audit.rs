@@ -79,12 +79,21 @@ async fn open(database: &Path) -> Result<SqliteConnection> {
     options.connect().await.with_context(|| database.display().to_string())
 }
 
-/// Labels that devices said to have committed, and to have still, by their last status.
-pub(crate) async fn stated(state: &Path) -> Result<(u64, u64)> {
+/// Labels that devices said to have committed in the outbox that they had in the end, and to have still, by their last status as the centre
+/// has it. Of an outbox that was replaced the last status may have gone with a broker that forgot it: nobody says it again.
+pub(crate) async fn stated(state: &Path, devices: &[DeviceReport]) -> Result<(u64, u64)> {
     let mut database = open(&state.join("centre.sqlite")).await?;
-    let (committed, pending): (i64, i64) =
-        sqlx::query_as("SELECT coalesce(sum(committed), 0), coalesce(sum(pending), 0) FROM epochs").fetch_one(&mut database).await?;
-    Ok((committed.cast_unsigned(), pending.cast_unsigned()))
+    let rows: Vec<(String, i64, i64, i64)> =
+        sqlx::query_as("SELECT device, epoch, committed, pending FROM epochs").fetch_all(&mut database).await?;
+    let said: BTreeMap<(String, u64), (u64, u64)> = rows
+        .into_iter()
+        .map(|(device, epoch, committed, pending)| ((device, epoch.cast_unsigned()), (committed.cast_unsigned(), pending.cast_unsigned())))
+        .collect();
+    let last = devices.iter().filter_map(|device| Some((device.name.clone(), device.epochs.last()?.0)));
+    Ok(last.fold((0, 0), |sum, outbox| {
+        let (committed, pending) = said.get(&outbox).copied().unwrap_or_default();
+        (sum.0 + committed, sum.1 + pending)
+    }))
 }
 
 /// Reads everything; the centre may run.
@@ -142,7 +151,9 @@ pub(crate) struct Labels {
     pub(crate) compared: u64,
     /// Of these other than they were made.
     pub(crate) altered: u64,
-    /// What the devices said last, by the centre: committed, and still waiting.
+    /// Committed in the outboxes that devices had in the end.
+    pub(crate) made_last: u64,
+    /// What the devices said last of these, by the centre: committed, and still waiting.
     pub(crate) stated: (u64, u64),
     /// Were sent again, as devices do without being told to.
     pub(crate) again: u64,
@@ -159,6 +170,7 @@ impl Labels {
             .collect();
         let mut labels = Self {
             made: made.values().sum(),
+            made_last: devices.iter().filter_map(|device| device.epochs.last()).map(|(_, committed)| committed).sum(),
             unsettled: stored.unsettled,
             pending: devices.iter().map(|device| device.pending).sum(),
             missing: stored.counts.iter().map(DeviceCounts::missing).sum(),

@@ -306,10 +306,10 @@ impl<'o> Conductor<'o> {
             }
             Ok::<_, anyhow::Error>(devices)
         })?;
-        let made: u64 = devices.iter().flat_map(|device| &device.epochs).map(|(_, committed)| committed).sum();
+        let made: u64 = devices.iter().filter_map(|device| device.epochs.last()).map(|(_, committed)| committed).sum();
         let start = Instant::now();
         while start.elapsed() < LAST_WORD {
-            let (committed, pending) = self.runtime.block_on(audit::stated(&self.state))?;
+            let (committed, pending) = self.runtime.block_on(audit::stated(&self.state, &devices))?;
             if committed == made && pending == 0 {
                 break;
             }
@@ -326,7 +326,7 @@ impl<'o> Conductor<'o> {
         let mut report = self.report;
         report.labels = Labels::settle(&devices, &stored);
         (report.labels.altered, report.labels.compared) = audit::compare(&stored.sample, &self.shared)?;
-        report.labels.stated = self.runtime.block_on(audit::stated(&self.state))?;
+        report.labels.stated = self.runtime.block_on(audit::stated(&self.state, &devices))?;
         report.release = Release::settle(&devices, &stored.counts, &self.said);
         report.troubles = self.said.troubles;
         report.wrong = devices.iter().map(|device| device.wrong).sum();
