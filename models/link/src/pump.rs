@@ -22,6 +22,8 @@ const BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 /// longer may be waiting in a publish, and a broker that hears nothing for 1.5 times the keep-alive closes the connection by itself: so it
 /// is dropped, which loses nothing that outbox and collector do not repeat, and is made again at once.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
+/// It is counted in steps of so long: a process that was stopped for a minute has waited for one.
+const ROOM_STEP: Duration = Duration::from_millis(100);
 /// What a message costs beside its payload and topic, bytes.
 const MESSAGE_BYTES: usize = 256;
 /// So many messages have as many bytes whatever is in them: the queue itself never decides.
@@ -182,9 +184,15 @@ impl Poller {
     /// Puts a message into the backlog, waiting for room, or says why it does not fit.
     async fn message(&self, publish: Publish) -> Result<(), String> {
         let connection = *self.connection.borrow();
-        match tokio::time::timeout(ROOM_TIMEOUT, self.backlog.acquire_many(cost(&publish))).await {
-            Ok(Ok(room)) => room.forget(),
-            _ => return Err(format!("{BACKLOG_BYTES} bytes have waited for the receiver for {ROOM_TIMEOUT:?}")),
+        let mut waited = Duration::ZERO;
+        loop {
+            match tokio::time::timeout(ROOM_STEP, self.backlog.acquire_many(cost(&publish))).await {
+                Ok(Ok(room)) => break room.forget(),
+                _ if waited >= ROOM_TIMEOUT => {
+                    return Err(format!("{BACKLOG_BYTES} bytes have waited for the receiver for {ROOM_TIMEOUT:?}"));
+                }
+                _ => waited += ROOM_STEP,
+            }
         }
         self.items
             .try_send(Item::Message { publish, connection })
