@@ -1,5 +1,8 @@
 //! Whole-system tests: the rules of the house, and the product's programs against real peers.
 
+pub mod compose;
 pub mod fleet;
 pub mod house;
 pub mod peers;
+pub mod postgres;
+pub mod promql;

@@ -114,6 +114,37 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("its number").port()
 }
 
+/// Whether a tool can be started; says so where it cannot. `tests/setup` installs what the tests need.
+pub fn has(tool: &str) -> bool {
+    let found = Command::new(tool).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !found {
+        println!("skipped: no {tool} (tests/setup, or tests/setup --long)");
+    }
+    found
+}
+
+/// Runs a command to its end and returns what it printed.
+///
+/// # Panics
+/// It cannot be started, or fails.
+pub fn command(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?} ended with {}\n{out}\n{err}", output.status);
+    out.into_owned()
+}
+
+/// Asks a page on this machine, with a token where one is given; the status and the body. `None` while nobody listens.
+pub fn http_get(port: u16, path: &str, token: Option<&str>) -> Option<(u16, String)> {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{token}\r\n").ok()?;
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut socket, &mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
 /// A running program; killed when it is dropped.
 pub struct Process {
     name: String,
@@ -230,6 +261,11 @@ impl Drop for Process {
     }
 }
 
+/// The broker's program, where it is installed.
+pub fn mosquitto() -> Option<&'static str> {
+    ["mosquitto", "/usr/sbin/mosquitto"].into_iter().find(|program| Command::new(program).arg("-h").output().is_ok())
+}
+
 /// A mosquitto on loopback.
 pub struct Mosquitto {
     process: Option<Process>,
@@ -259,8 +295,7 @@ impl Mosquitto {
         writeln!(config, "listener {} 127.0.0.1\nallow_anonymous true\npersistence false", self.port).expect("text grows");
         let file = self.folder.join("mosquitto.conf");
         std::fs::write(&file, config).expect("a configuration for mosquitto");
-        let command = ["mosquitto", "/usr/sbin/mosquitto"].into_iter().find(|c| Command::new(c).arg("-h").output().is_ok());
-        let Some(command) = command else { return false };
+        let Some(command) = mosquitto() else { return false };
         let process = Process::spawn("mosquitto", Command::new(command).arg("-c").arg(&file), &self.folder.join("log"));
         self.process = Some(process);
         until("mosquitto listens", || TcpStream::connect(("127.0.0.1", self.port)).ok());

@@ -1,7 +1,7 @@
-//! The device's package and its unit: the same bytes twice, what is in it and what it needs, that its program and its scripts do what they
-//! say, and that systemd takes the unit.
+//! The device's package: the same bytes twice, what is in it and what it needs, that its program and its scripts do what they say. Its unit
+//! is in `units.rs`.
 
-use omnilabel_tests::peers::{program, root};
+use omnilabel_tests::peers::{has, program, root};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,10 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 const NAME: &str = "omnilabel-edge";
-/// What `systemd-analyze security` may say of the unit at most, in tenths.
-const MAX_EXPOSURE: u32 = 25;
-/// Keys that systemd has since 254; an older one says that it ignores them.
-const SINCE_254: [&str; 2] = ["RestartSteps", "RestartMaxDelaySec"];
 
 fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
@@ -23,15 +19,6 @@ fn succeed(command: &mut Command) -> String {
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{command:?} ended with {}\n{said}", out.status);
     String::from_utf8(out.stdout).expect("UTF-8")
-}
-
-/// Whether a tool is there; says so where it is not.
-fn has(tool: &str) -> bool {
-    let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if !found {
-        println!("skipped: no {tool}");
-    }
-    found
 }
 
 fn build(out: &Path) -> PathBuf {
@@ -214,45 +201,4 @@ fn the_scripts_keep_the_state_until_it_is_purged() {
     script("postrm", "purge", folder.path());
     assert!(!in_root("var/lib/omnilabel-edge").exists() && !in_root("var/cache/omnilabel-edge").exists());
     assert!(key.exists(), "a purge took what was provisioned by hand");
-}
-
-#[test]
-fn systemd_takes_the_unit_and_finds_little_exposed() {
-    if !has("systemd-analyze") {
-        return;
-    }
-    let folder = tempfile::tempdir().expect("a folder");
-    let text = fs::read_to_string(root().join("deploy/systemd/omnilabel-edge.service")).expect("readable");
-    // The program need not be installed here.
-    let installed = format!("/usr/bin/{NAME}");
-    assert!(text.contains(&installed));
-    let unit = folder.path().join(format!("{NAME}.service"));
-    let check = |text: &str| {
-        fs::write(&unit, text.replace(&installed, &program(NAME).display().to_string())).expect("writable");
-        let out = output(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit));
-        let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        let about_it = |line: &&str| line.contains(&format!("{NAME}.service")) && !SINCE_254.iter().any(|key| line.contains(key));
-        let mut complaints: Vec<String> = said.lines().filter(about_it).map(str::to_owned).collect();
-        if !out.status.success() && complaints.is_empty() {
-            complaints.push(said);
-        }
-        complaints
-    };
-    assert_eq!(check(&text), Vec::<String>::new());
-    // What it would say, were something wrong.
-    assert_ne!(check(&text.replace("Nice=5", "Nice=five")), Vec::<String>::new());
-
-    fs::write(&unit, &text).expect("writable");
-    let exposure = |limit: u32| {
-        let limit = format!("--threshold={limit}");
-        output(Command::new("systemd-analyze").args(["security", "--offline=true", "--no-pager", &limit]).arg(&unit))
-    };
-    let out = exposure(MAX_EXPOSURE);
-    let (said, error) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    if error.contains("unrecognized option") {
-        println!("skipped: a systemd-analyze without --offline");
-        return;
-    }
-    assert!(out.status.success(), "{said}\n{error}");
-    assert!(!exposure(0).status.success(), "the limit is not looked at");
 }

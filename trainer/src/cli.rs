@@ -4,6 +4,7 @@
 
 mod backup;
 mod check_config;
+mod collect;
 mod common;
 mod dataset;
 mod distill;
@@ -49,6 +50,8 @@ enum Command {
     Experiment(experiment::Args),
     /// The centre as a service: collect, retrain, prove, sign, release
     Run(run::Args),
+    /// A further collector of the database that a `run` uses: labels in, acknowledgements out
+    Collect(collect::Args),
     /// Check the configuration of `run` and print it with every default filled in
     CheckConfig(check_config::Args),
     /// Draw a signing key
@@ -86,6 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             Command::Distill(args) => distill::run(args),
             Command::Experiment(args) => experiment::run(args),
             Command::Run(args) => run::run(args),
+            Command::Collect(args) => collect::run(&args),
             Command::CheckConfig(args) => check_config::run(&args),
             Command::Keygen(args) => keygen::run(args),
             Command::Keys(args) => keys::run(args),

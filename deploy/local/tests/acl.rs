@@ -68,14 +68,14 @@ struct Site {
 }
 
 impl Site {
-    /// Two devices, the centre, a subscriber without and one with frames; `auditor` and `witness` are the test's, see [`Broker::start`].
+    /// Two devices, the centre, a further collector, a subscriber without and one with frames; `auditor` and `witness` are the test's, see [`Broker::start`].
     fn new() -> Option<Self> {
         if !installed() {
             return None;
         }
         let site = Self { dir: tempfile::tempdir().unwrap(), port: omnilabel::broker::free_port().unwrap() };
         let port = site.port.to_string();
-        let clients = "--device cam-1 --device cam-2 --subscriber dashboard --subscriber-frames wall";
+        let clients = "--device cam-1 --device cam-2 --collector second --subscriber dashboard --subscriber-frames wall";
         let clients = format!("{clients} --subscriber auditor --subscriber witness");
         site.provision(&format!("--site yard --broker localhost --port {port} {clients}"));
         Some(site)
@@ -97,7 +97,7 @@ impl Site {
 
     /// The folder with the certificate of a name.
     fn folder(&self, name: &str) -> PathBuf {
-        let places = ["devices", "subscribers", ""].map(|place| self.path(place).join(name));
+        let places = ["devices", "collectors", "subscribers", ""].map(|place| self.path(place).join(name));
         places.into_iter().find(|folder| folder.is_dir()).unwrap_or_else(|| panic!("{name} has no folder"))
     }
 
@@ -297,6 +297,7 @@ fn who_writes_where() {
         ("cam-1", &["cam-1/status", "cam-1/labels", "cam-1/frames", "cam-1/histogram", "cam-1/model", "cam-1/blocks/get"][..]),
         ("cam-2", &["cam-2/labels"]),
         ("omnilabel-trainer", &["cam-1/ack", "cam-2/ack", "release/stable", "blocks/00ff"]),
+        ("second", &["cam-1/ack", "cam-2/ack"]),
         ("dashboard", &[]),
         ("wall", &[]),
         ("auditor", &TOPICS),
@@ -331,6 +332,7 @@ fn who_reads_what() {
         ("cam-1", "cam-1/ack", ["blocks/00ff", "cam-1/ack", "release/stable"].to_vec()),
         ("cam-2", "cam-2/ack", ["blocks/00ff", "cam-2/ack", "release/stable"].to_vec()),
         ("omnilabel-trainer", "cam-1/model", [&labels[..], &of_devices].concat()),
+        ("second", "cam-1/labels", ["cam-1/frames", "cam-1/histogram", "cam-1/labels", "cam-2/labels", "dashboard/labels"].to_vec()),
         ("dashboard", "cam-1/labels", labels.to_vec()),
         ("wall", "cam-1/labels", [&labels[..], &["cam-1/frames"]].concat()),
     ];
@@ -578,7 +580,7 @@ fn a_second_run_extends_the_site_and_touches_nothing_else() {
     }
     let acl = std::fs::read_to_string(site.path("broker/acl")).unwrap();
     let users: Vec<&str> = acl.lines().filter_map(|line| line.strip_prefix("user ")).collect();
-    assert_eq!(users, ["-cam_4.x", "cam-1", "cam-2", "cam-3", "omnilabel-trainer", "auditor", "dashboard", "witness", "wall"]);
+    assert_eq!(users, ["-cam_4.x", "cam-1", "cam-2", "cam-3", "omnilabel-trainer", "second", "auditor", "dashboard", "witness", "wall"]);
     assert!(!acl.contains('{'), "{acl}");
 }
 
@@ -599,8 +601,8 @@ fn private_keys_are_for_their_owner_alone_and_never_printed() {
             assert!(secret.len() == 64 && !printed.contains(secret), "{} was printed", path.display());
         }
     }
-    // The authority's, the broker's, the centre's, three devices', three subscribers'; dashboard's went.
-    assert_eq!(keys, 9);
+    // The authority's, the broker's, the centre's, its second collector's, three devices', three subscribers'; dashboard's went.
+    assert_eq!(keys, 10);
 }
 
 #[test]
@@ -635,6 +637,7 @@ fn what_cannot_be_is_refused_by_name_and_nothing_is_made() {
         (&["--subscriber", "broker"], &["--subscriber", "broker", "taken"]),
         (&["--subscriber-frames", "x y"], &["--subscriber-frames", "x"]),
         (&["--device", "a", "--subscriber", "a"], &["--subscriber", "a", "--device"]),
+        (&["--device", "a", "--collector", "a"], &["--collector", "a", "--device"]),
         (&["--devices", "list"], &["list", "line 2", "cam"]),
         (&["--devices", "nowhere"], &["--devices", "nowhere"]),
         (&["--site", "a/b"], &["--site", "a/b"]),

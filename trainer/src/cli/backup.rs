@@ -1,7 +1,7 @@
 //! `omnilabel-trainer backup` and `restore`.
 
 use super::run::runtime;
-use crate::service::backup::{About, backup, restore};
+use crate::service::backup::{About, PG_DUMP, backup, restore};
 use crate::service::config::ServiceConfig;
 use crate::service::events::now_ms;
 use crate::service::store::Store;
@@ -22,7 +22,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     omnilabel_console::log("info");
     let config = ServiceConfig::load(&args.config)?;
     let About { labels, bundles, .. } = runtime()?.block_on(async {
-        let store = Store::attach(&config.state_dir).await?;
+        let store = Store::attach(&config).await?;
         backup(&store, &args.out, now_ms()).await
     })?;
     say!("{}: {labels} labels, {bundles} bundles; not in it: keys, certificates, data sets", args.out.display());
@@ -42,6 +42,7 @@ pub(super) struct RestoreArgs {
 pub(super) fn run_restore(args: &RestoreArgs) -> anyhow::Result<()> {
     omnilabel_console::log("info");
     let config = ServiceConfig::load(&args.config)?;
+    anyhow::ensure!(config.store.url.is_none(), "{PG_DUMP}");
     let about = runtime()?.block_on(restore(&args.from, &config.state_dir))?;
     say!("{}: {} labels, {} bundles; devices send again what they still hold", config.state_dir.display(), about.labels, about.bundles);
     Ok(())

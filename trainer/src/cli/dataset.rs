@@ -75,7 +75,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn open(config: &ServiceConfig) -> anyhow::Result<Store> {
-    Ok(Store::attach(&config.state_dir).await?)
+    Ok(Store::attach(config).await?)
 }
 
 #[derive(Default, Serialize)]

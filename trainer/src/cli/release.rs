@@ -59,8 +59,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let name = args.name.unwrap_or_else(|| bundle.manifest().name.clone());
     runtime()?.block_on(async {
         // A release may be made before the centre has run.
-        let store = match Store::attach(&config.state_dir).await {
-            Err(StoreError::Absent { state_dir }) => Store::renew(&state_dir).await?,
+        let store = match Store::attach(&config).await {
+            Err(StoreError::Absent { .. }) => Store::renew(&config).await?,
             attached => attached?,
         };
         let waves = if args.at_once { Waves::at_once(now_ms()) } else { Waves::begin(&config.rollout, now_ms()) };

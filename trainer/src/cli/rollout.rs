@@ -34,7 +34,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     omnilabel_console::log("info");
     let config = ServiceConfig::load(&args.config)?;
     runtime()?.block_on(async {
-        let store = Store::attach(&config.state_dir).await?;
+        let store = Store::attach(&config).await?;
         let by = "hand";
         let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
         let order = match args.order {

@@ -16,7 +16,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     omnilabel_console::log("info");
     let config = ServiceConfig::load(&args.config)?;
     runtime()?.block_on(async {
-        Store::attach(&config.state_dir).await?.want_round().await?;
+        Store::attach(&config).await?.want_round().await?;
         omnilabel_console::say!("the running centre begins a round as soon as none is under way and there is a new label with its picture");
         Ok(())
     })

@@ -61,7 +61,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn look(config: &ServiceConfig) -> anyhow::Result<Status> {
-    let store = Store::attach(&config.state_dir).await?;
+    let store = Store::attach(config).await?;
     let devices = store.counts().await?;
     let rounds = store.rounds().await?.into_iter().map(|state| Round {
         round: state.round,

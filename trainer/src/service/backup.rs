@@ -14,6 +14,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const ABOUT: &str = "backup.json";
+/// What is said instead of a backup without its database.
+pub const PG_DUMP: &str = "the store is a PostgreSQL database: first `pg_dump --format=custom --file=FILE URL`, then a copy of `state_dir`; back by \
+                           `pg_restore --dbname=URL FILE` and `run --new-collector-epoch` (docs/CENTRE.md, Backup)";
 
 /// What a backup says of itself, in `backup.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +41,7 @@ pub struct About {
 /// # Errors
 /// Names the file and what is wrong.
 pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<About> {
+    ensure!(!store.is_shared(), "{PG_DUMP}");
     ensure!(!out.exists(), "{}: is there already; a backup gets a folder of its own", out.display());
     let state_dir = std::path::absolute(store.state_dir()).with_context(|| store.state_dir().display().to_string())?;
     let part = beside(out, ".part")?;

@@ -44,6 +44,24 @@ pub enum Rejected {
     Unknown,
 }
 
+impl Rejected {
+    /// Every [`Rejected::kind`].
+    pub const KINDS: [&str; 6] = ["topic", "size", "wire", "value", "devices", "unknown"];
+
+    /// The kind of the reason in one word: there are few, whatever messages say.
+    pub const fn kind(&self) -> &'static str {
+        let [topic, size, wire, value, devices, unknown] = Self::KINDS;
+        match self {
+            Self::Topic => topic,
+            Self::Size { .. } => size,
+            Self::Wire(_) => wire,
+            Self::Value { .. } => value,
+            Self::Devices(_) => devices,
+            Self::Unknown => unknown,
+        }
+    }
+}
+
 /// What a message becomes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Taken {
@@ -69,11 +87,21 @@ impl Intake {
         Self { prefix: prefix.to_owned(), site: site.to_owned(), keypoints, limits, devices: devices.into_iter().collect() }
     }
 
-    /// Topic filters of everything that devices send.
+    /// Topic filters of everything that devices send; what a group shares comes by its name, one message to one of the group. What is retained
+    /// (status, model) is never shared: a group gets no retained messages, and would keep a device's last word from who needs it.
     pub fn subscriptions(&self) -> Vec<String> {
-        [Kind::Status, Kind::Labels, Kind::Frames, Kind::Histogram, Kind::Model, Kind::BlocksGet]
-            .map(|kind| topic::device(&self.prefix, &self.site, "+", kind).as_str().to_owned())
-            .to_vec()
+        let alone = [Kind::Status, Kind::Model, Kind::BlocksGet].map(|kind| self.filter(kind));
+        self.shared_subscriptions().into_iter().chain(alone).collect()
+    }
+
+    /// Those that a group shares; everything is this one's without a group.
+    pub fn shared_subscriptions(&self) -> Vec<String> {
+        let group = self.limits.share.as_ref().map_or_else(String::new, |name| format!("$share/{name}/"));
+        [Kind::Labels, Kind::Frames, Kind::Histogram].map(|kind| format!("{group}{}", self.filter(kind))).to_vec()
+    }
+
+    fn filter(&self, kind: Kind) -> String {
+        topic::device(&self.prefix, &self.site, "+", kind).as_str().to_owned()
     }
 
     /// Reads one message: the device and what becomes of it.

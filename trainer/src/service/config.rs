@@ -11,7 +11,11 @@ use omnilabel_rcnn::train::TrainOptions;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+mod collect;
+mod store;
 mod web;
+pub use collect::CollectConfig;
+pub use store::StoreConfig;
 pub use web::WebConfig;
 
 /// Why a configuration was refused; names the file and the key.
@@ -51,6 +55,9 @@ pub struct ServiceConfig {
     pub client_id: String,
     /// Database, rounds, events.
     pub state_dir: PathBuf,
+    /// Which database; SQLite in `state_dir` without it.
+    #[serde(default)]
+    pub store: StoreConfig,
     /// The broker.
     pub broker: LinkConfig,
     /// Limits of what is taken in.
@@ -97,11 +104,21 @@ pub struct CollectorConfig {
     pub max_devices: usize,
     /// Messages of other devices are refused; empty: of none.
     pub devices: Vec<String>,
+    /// The group that shares labels, frames and histograms with this process: each goes to one of the group. All to this one without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<String>,
 }
 
 impl Default for CollectorConfig {
     fn default() -> Self {
-        Self { batch: 1024, batch_bytes: 16 << 20, max_frame_bytes: omnilabel_link::MAX_PACKET, max_devices: 1000, devices: Vec::new() }
+        Self {
+            batch: 1024,
+            batch_bytes: 16 << 20,
+            max_frame_bytes: omnilabel_link::MAX_PACKET,
+            max_devices: 1000,
+            devices: Vec::new(),
+            share: None,
+        }
     }
 }
 
@@ -285,14 +302,7 @@ impl ServiceConfig {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let mut config: Self = Figment::from(Toml::string(text)).extract().map_err(|error| {
-            let message = error
-                .into_iter()
-                .map(|e| if e.path.is_empty() { e.kind.to_string() } else { format!("`{}`: {}", e.path.join("."), e.kind) })
-                .collect::<Vec<_>>()
-                .join("; ");
-            ConfigError::Shape { path: path.to_owned(), message }
-        })?;
+        let mut config: Self = extract(path, text)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for file in
             [&mut config.state_dir, &mut config.data.manual, &mut config.data.heldout, &mut config.model.running, &mut config.release.key]
@@ -300,14 +310,10 @@ impl ServiceConfig {
             *file = folder.join(&*file);
         }
         let tokens = config.web.viewer_token_file.iter_mut().chain(&mut config.web.operator_token_file);
-        for file in config.model.init.iter_mut().chain(&mut config.release.keys).chain(tokens) {
+        for file in config.model.init.iter_mut().chain(&mut config.release.keys).chain(tokens).chain(&mut config.store.password_file) {
             *file = folder.join(&*file);
         }
-        if let Some(tls) = &mut config.broker.tls {
-            for file in [&mut tls.ca, &mut tls.certificate, &mut tls.key] {
-                *file = folder.join(&*file);
-            }
-        }
+        locate_tls(&mut config.broker, folder);
         config.validate(path)?;
         Ok(config)
     }
@@ -316,25 +322,7 @@ impl ServiceConfig {
         let id = |name: &str| topic::id(name).is_ok();
         let unit = |value: f64| (0.0..=1.0).contains(&value);
         let quote = |text: &str| format!("{text:?}");
-        let checks: [(bool, &'static str, String, &'static str); 21] = [
-            (!self.client_id.is_empty(), "client_id", quote(&self.client_id), "a name"),
-            (!self.broker.host.is_empty(), "broker.host", quote(&self.broker.host), "a host name or address"),
-            (id(&self.broker.site), "broker.site", quote(&self.broker.site), "1 to 64 of [A-Za-z0-9._-]"),
-            ((1..=100_000).contains(&self.collector.batch), "collector.batch", self.collector.batch.to_string(), "1 to 100000"),
-            (self.collector.batch_bytes > 0, "collector.batch_bytes", self.collector.batch_bytes.to_string(), "1 or more"),
-            (
-                (1..=omnilabel_link::MAX_PACKET).contains(&self.collector.max_frame_bytes),
-                "collector.max_frame_bytes",
-                self.collector.max_frame_bytes.to_string(),
-                "1 to 2097152, the largest packet",
-            ),
-            (self.collector.max_devices > 0, "collector.max_devices", self.collector.max_devices.to_string(), "1 or more"),
-            (
-                self.collector.devices.iter().all(|device| id(device)),
-                "collector.devices",
-                format!("{:?}", self.collector.devices),
-                "names of 1 to 64 of [A-Za-z0-9._-]",
-            ),
+        let checks: [(bool, &'static str, String, &'static str); 13] = [
             (
                 self.model.short_side.is_none_or(|side| SHORT_SIDES.contains(&side)),
                 "model.short_side",
@@ -383,15 +371,91 @@ impl ServiceConfig {
             (unit(rollout.max_refused), "rollout.max_refused", rollout.max_refused.to_string(), "0 to 1"),
             (rollout.deadline_minutes > 0, "rollout.deadline_minutes", rollout.deadline_minutes.to_string(), "1 or more"),
         ];
-        for (good, key, found, expected) in checks.into_iter().chain(release).chain(rollout).chain(self.web.checks()) {
-            if !good {
-                return Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), found, expected });
-            }
-        }
+        let intake = intake_checks(&self.client_id, &self.broker, &self.collector);
+        let shared = self.collector.shared_check(&self.store);
+        let all = intake.into_iter().chain(checks).chain(release).chain(rollout).chain(self.web.checks()).chain(self.store.checks());
+        first_wrong(path, all.chain([shared]))?;
         if let Some((key, found, expected)) = self.round.train.wrong() {
             return Err(ConfigError::Value { path: path.to_owned(), key: format!("round.train.{key}"), found, expected });
         }
         Ok(())
+    }
+}
+
+/// Whether a value can be: good, key, found, expected.
+type Check = (bool, &'static str, String, &'static str);
+
+/// The error of the first one that cannot.
+fn first_wrong(path: &Path, checks: impl IntoIterator<Item = Check>) -> Result<(), ConfigError> {
+    match checks.into_iter().find(|(good, ..)| !good) {
+        Some((_, key, found, expected)) => Err(ConfigError::Value { path: path.to_owned(), key: key.to_owned(), found, expected }),
+        None => Ok(()),
+    }
+}
+
+/// A file of which every key is known.
+fn extract<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    Figment::from(Toml::string(text)).extract().map_err(|error| {
+        let message = error
+            .into_iter()
+            .map(|e| if e.path.is_empty() { e.kind.to_string() } else { format!("`{}`: {}", e.path.join("."), e.kind) })
+            .collect::<Vec<_>>()
+            .join("; ");
+        ConfigError::Shape { path: path.to_owned(), message }
+    })
+}
+
+/// Files of the connection are relative to the configuration's folder.
+fn locate_tls(broker: &mut LinkConfig, folder: &Path) {
+    if let Some(tls) = &mut broker.tls {
+        for file in [&mut tls.ca, &mut tls.certificate, &mut tls.key] {
+            *file = folder.join(&*file);
+        }
+    }
+}
+
+/// What everybody who collects needs.
+fn intake_checks(client_id: &str, broker: &LinkConfig, collector: &CollectorConfig) -> [Check; 9] {
+    let id = |name: &str| topic::id(name).is_ok();
+    let quote = |text: &str| format!("{text:?}");
+    [
+        (!client_id.is_empty(), "client_id", quote(client_id), "a name"),
+        (!broker.host.is_empty(), "broker.host", quote(&broker.host), "a host name or address"),
+        (id(&broker.site), "broker.site", quote(&broker.site), "1 to 64 of [A-Za-z0-9._-]"),
+        ((1..=100_000).contains(&collector.batch), "collector.batch", collector.batch.to_string(), "1 to 100000"),
+        (collector.batch_bytes > 0, "collector.batch_bytes", collector.batch_bytes.to_string(), "1 or more"),
+        (
+            (1..=omnilabel_link::MAX_PACKET).contains(&collector.max_frame_bytes),
+            "collector.max_frame_bytes",
+            collector.max_frame_bytes.to_string(),
+            "1 to 2097152, the largest packet",
+        ),
+        (collector.max_devices > 0, "collector.max_devices", collector.max_devices.to_string(), "1 or more"),
+        (
+            collector.devices.iter().all(|device| id(device)),
+            "collector.devices",
+            format!("{:?}", collector.devices),
+            "names of 1 to 64 of [A-Za-z0-9._-]",
+        ),
+        (
+            collector.share.as_deref().is_none_or(id),
+            "collector.share",
+            format!("{:?}", collector.share),
+            "the name of a group, 1 to 64 of [A-Za-z0-9._-]",
+        ),
+    ]
+}
+
+impl CollectorConfig {
+    /// Several collectors have one database.
+    fn shared_check(&self, store: &StoreConfig) -> Check {
+        let good = self.share.is_none() || store.url.is_some();
+        (
+            good,
+            "collector.share",
+            format!("{:?}", self.share),
+            "no group, or a PostgreSQL database (`store.url`): one file has one collector",
+        )
     }
 }
 
@@ -463,5 +527,23 @@ key = "release.key"
         check(&format!("{GOOD}[web]\nbind = \"everywhere\""), "web.bind");
         check(&format!("{GOOD}[web]\nconnections = 0"), "web.connections");
         check(&format!("{GOOD}[web]\nheader_timeout_secs = 0"), "web.header_timeout_secs");
+        check(&format!("{GOOD}[collector]\nshare = \"centre\""), "store.url");
+        check(&format!("{GOOD}[store]\nurl = \"postgres://db/x\"\n[collector]\nshare = \"a/b\""), "collector.share");
+    }
+
+    #[test]
+    fn a_database_is_a_url_without_its_password() {
+        for url in
+            ["mysql://db/x", "db.example", "/var/lib/x", "postgres://u:secret@db/x", "postgres://u@db/x?sslmode=require&password=secret"]
+        {
+            let text = format!("{GOOD}[store]\nurl = {url:?}");
+            check(&text, "store.url");
+            let told = ServiceConfig::parse(Path::new("trainer.toml"), &text).unwrap_err().to_string();
+            assert!(!told.contains("secret"), "{told}");
+        }
+        check(&format!("{GOOD}[store]\npassword_file = \"x\""), "store.password_file");
+        let text = format!("{GOOD}[store]\nurl = \"postgres://u@db/x?sslmode=verify-full\"\npassword_file = \"db.password\"");
+        let config = ServiceConfig::parse(Path::new("/etc/omnilabel/trainer.toml"), &text).unwrap();
+        assert_eq!(config.store.password_file.as_deref(), Some(Path::new("/etc/omnilabel/db.password")));
     }
 }

@@ -10,7 +10,7 @@
 //! | [`config`] | `trainer.toml` |
 //! | [`events`] | what happened, as JSON lines |
 //! | [`collector`] | messages become records (pure) |
-//! | [`store`] | SQLite: labels once, acknowledgements, rounds, releases |
+//! | [`store`] | SQLite or PostgreSQL: labels once, acknowledgements, rounds, releases |
 //! | [`dataset`] | a snapshot of labels as a COCO folder |
 //! | [`rounds`] | one round after the other, each step resumable |
 //! | [`arm`] | what a round asks of the training code |
@@ -18,16 +18,20 @@
 //! | [`gate`] | whether a student goes out (pure) |
 //! | [`sign`] | keys, manifests, signatures |
 //! | `acks` | which outboxes wait to be told what is stored (pure) |
+//! | `answers` | telling them |
 //! | [`rollout`] | the retained release and its blocks |
 //! | [`waves`] | to whom it goes, and when to more (pure) |
 //! | [`steer`] | what people say about it |
 //! | [`backup`] | a copy of all of it, and its way back |
 //! | [`web`] | the page, its API, metrics and health |
 //! | [`server`] | the loops around all of it |
+//! | [`collect`] | a further collector of the same database |
 
 mod acks;
+mod answers;
 pub mod arm;
 pub mod backup;
+pub mod collect;
 pub mod collector;
 pub mod config;
 pub mod dataset;

@@ -196,7 +196,7 @@ impl Rounds {
         let exported = state.dataset_sha256.is_some() && self.folder(state.round).join("generated/annotations.json").exists();
         if state.failed.is_some() && !exported && !state.trained {
             // Nothing is left of the snapshot, or nothing was made of it yet: it takes in what has come since.
-            state.up_to = self.store.last_label().await?;
+            state.up_to = self.store.closed_label().await?;
             (state.thresholds, state.dataset_sha256) = (None, None);
         }
         match self.advance(&mut state).await {
@@ -257,6 +257,7 @@ impl Rounds {
         if fresh == 0 || (fresh < self.config.round.min_labels && !wanted && !old) {
             return Ok(Stepped::Idle);
         }
+        let up_to = self.store.closed_label().await?;
         let after = rounds.iter().filter(|r| r.released.is_none()).map(|r| r.up_to).max().unwrap_or(0);
         let round = rounds.last().map_or(0, |r| r.round) + 1;
         let state = RoundState {

@@ -7,9 +7,10 @@
 //! - *rounds*: trains on a blocking thread.
 
 use crate::service::acks::AckQueue;
+use crate::service::answers::Answers;
 use crate::service::arm::TrainArm;
 use crate::service::collector::{Intake, Taken};
-use crate::service::config::ServiceConfig;
+use crate::service::config::{CollectorConfig, ServiceConfig};
 use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rollout::Rollout;
 use crate::service::rounds::Rounds;
@@ -18,13 +19,14 @@ use crate::service::steer::Steering;
 use crate::service::store::Store;
 use crate::service::store::intake::{Record, RefusedFrame};
 use crate::service::store::ledger::ReleaseRow;
+use crate::service::store::postgres::ServiceLock;
 use crate::service::store::quarantine::Quarantined;
 use crate::service::waves::{self, Decision, Waves};
 use crate::service::web;
 use anyhow::Context;
 use ed25519_dalek::SigningKey;
 use omnilabel_keypoints::wire::topic::{self, Kind};
-use omnilabel_keypoints::wire::{AckMsg, BlockRequest, Encoding, LabelKey, Message, ModelMsg};
+use omnilabel_keypoints::wire::{BlockRequest, LabelKey, ModelMsg};
 use omnilabel_link::{Incoming, Link};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,12 +37,7 @@ use tokio::sync::{Notify, mpsc, watch};
 /// Block requests that wait for the sender; more are dropped.
 const OUT_QUEUE: usize = 1024;
 /// Messages that the broker sends ahead of their commit, so that one commit has many; 256 MiB of the largest packets.
-const AHEAD: usize = 128;
-/// Acknowledgements a second: each is a retained message through the broker and costs as much as a label. Outboxes that wait meanwhile are
-/// told of everything that came in the one answer that they get.
-const ACKS_PER_SECOND: f64 = 1000.0;
-/// What was not used of it for so long may be used at once.
-const ACK_BURST: Duration = Duration::from_millis(50);
+pub(super) const AHEAD: usize = 128;
 /// How often `labels` events are written, releases looked for, and rounds considered.
 const TICK: Duration = Duration::from_millis(500);
 /// Messages that go into quarantine between two ticks; more are counted and not kept, or one broken device would keep the disk busy.
@@ -68,13 +65,14 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let _lock = lock(&config.state_dir)?;
-    let store = Store::open(&config.state_dir, options.new_collector_epoch).await?;
+    let store = Store::open(&config, options.new_collector_epoch).await?;
+    let mut only = ServiceLock::take(&store).await?;
     let events = Arc::new(EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?);
     let page = web::open(&config).await?;
-    let health = Arc::new(web::Health::default());
     let stopping = Arc::new(AtomicBool::new(false));
     let rounds = Rounds::new(config.clone(), store.clone(), Arc::clone(&events), arm, Arc::clone(&stopping)).await?;
 
+    store.set_keypoints(rounds.keypoints()).await?;
     let intake =
         Intake::new(&config.broker.prefix, &config.broker.site, rounds.keypoints(), config.collector.clone(), store.devices().await?);
     let (link, incoming) = Link::open_ahead(&config.broker, &config.client_id, None, intake.subscriptions(), AHEAD)?;
@@ -84,34 +82,25 @@ pub async fn serve(
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
     let acks = AckQueue::default();
-    let collector = Collector {
-        config: config.clone(),
-        store: store.clone(),
-        events: Arc::clone(&events),
-        intake,
-        out,
-        acks: acks.clone(),
-        health: Arc::clone(&health),
-        announce: Arc::clone(&announce),
-        models: BTreeMap::new(),
-        changed: BTreeSet::new(),
-        rejected: (0, String::new()),
-        kept: 0,
-        claimed: Vec::new(),
-    };
+    let collector = Collector::new(&config.collector, &store, &events, intake, out, acks.clone(), Arc::clone(&announce));
+    let health = collector.health();
     let keys = release_keys(&config)?;
     let steering = Steering { config: config.clone(), store: store.clone(), events: Arc::clone(&events) };
-    let shown = web::Centre { store: store.reader().await?, skeleton: rounds.skeleton().clone(), health, control: Arc::new(steering) };
-    let sender = Sender { config, keys, store: store.clone(), events: Arc::clone(&events), link: link.clone(), acks, rollout: None };
+    let answers = Answers::new(&config.broker, &store, &link, &acks, Arc::clone(&health));
+    let (skeleton, shown_health) = (rounds.skeleton().clone(), Arc::clone(&health));
+    let shown = web::Centre { store: store.reader().await?, skeleton, health: shown_health, control: Arc::new(steering) };
+    let (link_out, events_out) = (link.clone(), Arc::clone(&events));
+    let sender = Sender { config, keys, store: store.clone(), events: events_out, link: link_out, answers, health, rollout: None };
     let (halt, halted) = watch::channel(false);
     let mut collector = tokio::spawn(collector.run(incoming, halted.clone()));
     let sender = tokio::spawn(sender.run(queued, announce, halted.clone()));
     let page = page.map(|page| tokio::spawn(page.serve(shown, halted.clone())));
     let rounds = tokio::spawn(rounds.run(halted));
 
-    let ended = tokio::select! {
-        ended = &mut collector => Some(ended),
-        () = stopped(&mut stop) => None,
+    let (ended, lost) = tokio::select! {
+        ended = &mut collector => (Some(ended), None),
+        lost = only.lost() => (None, Some(lost)),
+        () = stopped(&mut stop) => (None, None),
     };
     stopping.store(true, Ordering::Relaxed);
     halt.send_replace(true);
@@ -127,12 +116,13 @@ pub async fn serve(
     // Between two steps of the training the flag is seen, and a checkpoint written.
     rounds.await.context("the rounds failed")?;
     events.emit(Event::Stopped);
+    drop(only);
     store.close().await;
-    result
+    lost.map_or(result, |lost| Err(lost.into()))
 }
 
 /// One service to a state folder; released when the file is closed.
-fn lock(state_dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
+pub(super) fn lock(state_dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
     std::fs::create_dir_all(state_dir).with_context(|| state_dir.display().to_string())?;
     let path = state_dir.join("lock");
     let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
@@ -152,8 +142,9 @@ pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
     let keys = release_keys(&config)?;
-    let acks = AckQueue::default();
-    let sender = Sender { config, keys, store, events: Arc::new(events), link: link.clone(), acks, rollout: None };
+    let health = Arc::default();
+    let answers = Answers::new(&config.broker, &store, &link, &AckQueue::default(), Arc::clone(&health));
+    let sender = Sender { config, keys, store, events: Arc::new(events), link: link.clone(), answers, health, rollout: None };
     let sender = tokio::spawn(sender.run(queued, Arc::clone(&announce), stop.clone()));
     loop {
         let message = tokio::select! {
@@ -183,8 +174,8 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await.map(|_| ());
 }
 
-struct Collector {
-    config: ServiceConfig,
+pub(super) struct Collector {
+    limits: CollectorConfig,
     store: Store,
     events: Arc<EventLog>,
     intake: Intake,
@@ -202,7 +193,37 @@ struct Collector {
 }
 
 impl Collector {
-    async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>, mut stop: watch::Receiver<bool>) {
+    pub(super) fn new(
+        limits: &CollectorConfig,
+        store: &Store,
+        events: &Arc<EventLog>,
+        intake: Intake,
+        out: mpsc::Sender<Box<BlockRequest>>,
+        acks: AckQueue,
+        announce: Arc<Notify>,
+    ) -> Self {
+        Self {
+            limits: limits.clone(),
+            store: store.clone(),
+            events: Arc::clone(events),
+            intake,
+            out,
+            acks,
+            health: Arc::default(),
+            announce,
+            models: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            rejected: (0, String::new()),
+            kept: 0,
+            claimed: Vec::new(),
+        }
+    }
+
+    pub(super) fn health(&self) -> Arc<web::Health> {
+        Arc::clone(&self.health)
+    }
+
+    pub(super) async fn run(mut self, mut incoming: mpsc::Receiver<Incoming>, mut stop: watch::Receiver<bool>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reported = 0;
@@ -225,7 +246,7 @@ impl Collector {
                     batch.push((device, record));
                     bytes += size;
                 }
-                let full = looked_at >= self.config.collector.batch || bytes >= self.config.collector.batch_bytes;
+                let full = looked_at >= self.limits.batch || bytes >= self.limits.batch_bytes;
                 next = if full { None } else { incoming.try_recv().ok() };
             }
             if !batch.is_empty() && !self.commit(&batch, &mut stop).await {
@@ -264,7 +285,7 @@ impl Collector {
                     Ok((_, Taken::Blocks(request))) => drop(self.out.try_send(request)),
                     Err((rejected, payload)) => {
                         self.rejected.0 += 1;
-                        self.health.rejected(self.rejected.0);
+                        self.health.rejected(&rejected);
                         self.rejected.1 = format!("{}: {rejected}", topic.chars().take(160).collect::<String>());
                         tracing::warn!("message refused: {}", self.rejected.1);
                         if self.kept < KEPT_PER_TICK {
@@ -299,20 +320,23 @@ impl Collector {
     async fn commit(&mut self, batch: &[(String, Record)], stop: &mut watch::Receiver<bool>) -> bool {
         let mut failures = 0_u64;
         loop {
+            let begun = Instant::now();
             match self.store.commit(batch, now_ms()).await {
                 Ok(done) => {
+                    self.health.committed(begun.elapsed(), done.refused.len());
                     self.changed.extend(done.touched.iter().map(|touched| touched.device.clone()));
                     self.acks.add(done.touched);
                     for (device, LabelKey { epoch, sequence }) in done.conflicts {
                         self.events.emit(Event::Conflict { device, epoch, sequence });
                     }
                     for RefusedFrame { device, key: LabelKey { epoch, sequence }, bytes, reason } in done.refused {
-                        let (bytes, limit) = (bytes as u64, self.config.collector.max_frame_bytes as u64);
+                        let (bytes, limit) = (bytes as u64, self.limits.max_frame_bytes as u64);
                         self.events.emit(Event::FrameRefused { device, epoch, sequence, bytes, limit, reason });
                     }
                     return true;
                 }
                 Err(error) => {
+                    self.health.commit_failed();
                     // Nothing is acknowledged, nothing more is read: the devices keep what they have until the disk has room again.
                     if failures.is_multiple_of(30) {
                         self.events.emit(Event::Error { what: "store".to_owned(), message: error.to_string() });
@@ -378,7 +402,8 @@ struct Sender {
     store: Store,
     events: Arc<EventLog>,
     link: Link,
-    acks: AckQueue,
+    answers: Answers,
+    health: Arc<web::Health>,
     rollout: Option<Rollout>,
 }
 
@@ -388,20 +413,14 @@ impl Sender {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // When the next block may go out, so that blocks do not crowd out acknowledgements.
         let mut block_due = tokio::time::Instant::now();
-        let mut ack_due = block_due;
         let mut ticks = 0_u64;
         loop {
             let waiting = self.rollout.as_ref().is_some_and(Rollout::has_queued);
-            let unanswered = !self.acks.is_empty();
             // Not in a fixed order: acknowledgements without end hold up neither blocks nor an order to halt.
             let result = tokio::select! {
                 () = stopped(&mut stop) => return,
                 () = announce.notified() => self.announce().await,
-                () = tokio::time::sleep_until(ack_due), if unanswered => {
-                    ack_due = ack_due.max(tokio::time::Instant::now() - ACK_BURST);
-                    self.answer(&mut ack_due).await
-                }
-                () = self.acks.added(), if !unanswered => Ok(()),
+                () = self.answers.due() => self.answers.next().await,
                 Some(request) = queued.recv() => {
                     if let Some(rollout) = &mut self.rollout {
                         let unknown = rollout.request(&request, Instant::now());
@@ -434,35 +453,8 @@ impl Sender {
     }
 
     async fn announce(&mut self) -> anyhow::Result<()> {
-        self.acks.add(self.store.outboxes().await?);
+        self.answers.all().await?;
         self.release(true).await
-    }
-
-    /// Tells the outbox that has waited longest what is stored of it, and says when the next one may be told.
-    async fn answer(&mut self, due: &mut tokio::time::Instant) -> anyhow::Result<()> {
-        let Some(touched) = self.acks.take() else { return Ok(()) };
-        let acks = match self.store.acks(&touched).await {
-            Ok(acks) => acks,
-            Err(error) => {
-                // The database is busy or full: as patient as a commit.
-                *due = tokio::time::Instant::now() + COMMIT_RETRY;
-                self.acks.add([touched]);
-                return Err(error.into());
-            }
-        };
-        for ack in acks {
-            *due += Duration::from_secs_f64(1.0 / ACKS_PER_SECOND);
-            self.ack(&touched.device, &ack).await?;
-        }
-        Ok(())
-    }
-
-    async fn ack(&self, device: &str, ack: &AckMsg) -> anyhow::Result<()> {
-        let mut buffer = vec![0; AckMsg::MAX_BYTES];
-        let length = ack.encode(Encoding::Cbor, &mut buffer)?;
-        buffer.truncate(length);
-        let topic = topic::device(&self.config.broker.prefix, &self.config.broker.site, device, Kind::Ack);
-        Ok(self.link.publish(topic.as_str(), buffer, true).await?)
     }
 
     /// Publishes the newest release when it is new, or `again`. A release made by hand (another process) is found here, too.
@@ -518,6 +510,7 @@ impl Sender {
         let size = bytes.len();
         let topic = topic::block(&self.config.broker.prefix, &self.config.broker.site, &name);
         self.link.publish(topic.as_str(), bytes, false).await?;
+        self.health.block_published();
         Ok(size)
     }
 }

@@ -223,7 +223,7 @@ mod tests {
         assert!(refused.to_string().contains("manifest.json") || format!("{refused:?}").contains("manifest.json"), "{refused:?}");
         assert!(store.latest_release().await.unwrap().unwrap().waves().unwrap().halted.is_none());
         let bundle = world.config.model.running.to_str().unwrap();
-        sqlx::query("UPDATE releases SET bundle = ? WHERE counter = 1").bind(bundle).execute(store.pool()).await.unwrap();
+        sqlx::query("UPDATE releases SET bundle = $1 WHERE counter = 1").bind(bundle).execute(store.pool()).await.unwrap();
         let refused = recall(&world.config, &store, &events, "anna").await.unwrap_err().to_string();
         assert!(refused.contains("golden frames"), "{refused}");
         assert!(store.latest_release().await.unwrap().unwrap().waves().unwrap().halted.is_none());

@@ -5,6 +5,7 @@ use super::arm::{Job, Judgement, Progress, TrainArm};
 use super::collector::{Intake, Taken};
 use super::config::ServiceConfig;
 use super::sign;
+use super::store::Place;
 use super::store::intake::Record;
 use crate::arm::ArmError;
 use crate::calibrate::Judged;
@@ -22,6 +23,71 @@ use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::train::Losses;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+#[path = "../../../tests/src/postgres.rs"]
+#[allow(unreachable_pub, reason = "the system tests have it from another crate")]
+pub(crate) mod postgres;
+
+use postgres::Postgres;
+
+/// Makes two tests of each function with a [`Home`]: on SQLite and on PostgreSQL.
+macro_rules! on_both {
+    ($($test:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::service::testing::Home::sqlite()).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                if let Some(home) = $crate::service::testing::Home::postgres() {
+                    super::$test(home).await;
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
+
+/// Where a test's store is.
+pub(crate) struct Home {
+    dir: tempfile::TempDir,
+    pub(crate) postgres: Option<Postgres>,
+}
+
+impl Home {
+    pub(crate) fn sqlite() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), postgres: None }
+    }
+
+    /// `None`, with a message, where PostgreSQL is not installed.
+    pub(crate) fn postgres() -> Option<Self> {
+        Some(Self { postgres: Some(Postgres::start()?), ..Self::sqlite() })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.collector("state", "postgres")
+    }
+
+    /// The store of a process with this folder, in this database.
+    pub(crate) fn collector(&self, folder: &str, database: &str) -> Place {
+        let url = self.postgres.as_ref().map(|postgres| postgres.url(database));
+        Place::new(&self.dir().join(folder), &super::config::StoreConfig { url, password_file: None })
+    }
+
+    /// A world whose store is here.
+    pub(crate) fn world(&self) -> World {
+        let mut world = World::new();
+        world.config.store.url = self.postgres.as_ref().map(|postgres| postgres.url("postgres"));
+        world
+    }
+}
 
 /// Keypoints of the test skeleton.
 pub(crate) const K: usize = 4;

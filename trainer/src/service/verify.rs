@@ -129,24 +129,26 @@ pub fn difference_hash(frame: &Frame) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::testing::World;
+    use crate::service::testing::{Home, World, on_both};
     use omnilabel_keypoints::geometry::Size;
 
-    #[tokio::test]
-    async fn what_is_whole_is_said_to_be_and_what_is_not_is_named() {
-        let world = World::new();
-        let store = Store::open(&world.config.state_dir, false).await.unwrap();
+    on_both! { what_is_whole_is_said_to_be_and_what_is_not_is_named }
+
+    async fn what_is_whole_is_said_to_be_and_what_is_not_is_named(home: Home) {
+        let world = home.world();
+        let store = Store::open(&world.config, false).await.unwrap();
         store.commit(&world.labels("cam-1", 101..=106, 0.0, 0), 1).await.unwrap();
         let heldout = Dataset::load(&world.config.data.heldout).unwrap();
         let whole = verify(&store, &heldout, &|_| ()).await.unwrap();
         assert_eq!((whole.labels, whole.pictures, whole.wrong, &whole.problems[..]), (6, 6, 0, &[][..]));
 
         let change = async |sql: &'static str| sqlx::query(sql).execute(store.pool()).await.unwrap();
+        let put = async |sql: &'static str, bytes: &[u8]| sqlx::query(sql).bind(bytes).execute(store.pool()).await.unwrap();
         change("UPDATE labels SET instances = 9 WHERE sequence = 102").await;
-        change("UPDATE frames SET jpeg = x'00' WHERE sequence = 103").await;
-        change("UPDATE frames SET jpeg = x'00', sha256 = x'6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d' WHERE sequence = 106")
-            .await;
-        change("UPDATE labels SET payload = x'a0' WHERE sequence = 104").await;
+        put("UPDATE frames SET jpeg = $1 WHERE sequence = 103", &[0]).await;
+        put("UPDATE frames SET jpeg = $1 WHERE sequence = 106", &[0]).await;
+        put("UPDATE frames SET sha256 = $1 WHERE sequence = 106", &Sha256::digest([0])).await;
+        put("UPDATE labels SET payload = $1 WHERE sequence = 104", &[0xa0]).await;
         change("UPDATE labels SET model = 5 WHERE sequence = 105").await;
         change("UPDATE epochs SET stored = stored + 1").await;
         change("UPDATE runs SET last = last + 2").await;

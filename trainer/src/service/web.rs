@@ -15,7 +15,8 @@
 //! | `journal` | the tail of the event log |
 //! | `control` | what changes the centre |
 //! | `audit` | who changed what, `state_dir/audit.jsonl` |
-//! | `health` | metrics, health |
+//! | `health` | is the centre well; what the loops count |
+//! | `metrics` | all numbers, for Prometheus |
 //! | `page` | the page itself, from `web/page/` |
 
 mod answer;
@@ -28,6 +29,7 @@ mod guard;
 mod health;
 mod journal;
 mod labels;
+mod metrics;
 mod page;
 mod sessions;
 mod tokens;
@@ -182,7 +184,7 @@ fn routes() -> Vec<Route> {
     vec![
         ("/", "get", get(page::page)),
         ("/healthz", "get", get(health::healthz)),
-        ("/metrics", "get", get(health::metrics)),
+        ("/metrics", "get", get(metrics::metrics)),
         ("/login", "post", post(guard::login)),
         ("/logout", "post", post(guard::logout)),
         ("/api/v1/openapi.json", "get", get(page::openapi)),

@@ -4,13 +4,13 @@
 use super::*;
 use crate::service::events::EventReader;
 use crate::service::rollout::Rollout;
-use crate::service::testing::{MeanPose, STUDENT_PROBABILITY, STUDENT_SCORE, World, first_x};
+use crate::service::testing::{Home, MeanPose, STUDENT_PROBABILITY, STUDENT_SCORE, World, first_x, on_both};
 use omnilabel_keypoints::wire::{BlockRequest, ModelMsg, ReleaseMsg, StatusMsg};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 async fn rounds(world: &World, arm: MeanPose) -> Rounds {
-    let store = Store::open(&world.config.state_dir, false).await.unwrap();
+    let store = Store::open(&world.config, false).await.unwrap();
     let events = Arc::new(EventLog::open(&world.config.state_dir).unwrap());
     Rounds::new(world.config.clone(), store, events, Arc::new(arm), Arc::new(AtomicBool::new(false))).await.unwrap()
 }
@@ -28,9 +28,10 @@ fn events(world: &World) -> Vec<Event> {
     EventReader::new(&world.config.state_dir).poll().unwrap().into_iter().map(|s| s.event).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle() {
-    let world = World::new();
+on_both! { a_good_round_is_released_and_its_blocks_rebuild_the_bundle }
+
+async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle(home: Home) {
+    let world = home.world();
     let rounds = rounds(&world, MeanPose::default()).await;
     rounds.store.commit(&world.labels("cam-1", 1..=9, 0.0, 0), 1).await.unwrap();
     assert_eq!(rounds.step().await.unwrap(), Stepped::Idle, "nine labels are too few");

@@ -4,8 +4,8 @@ use super::*;
 use crate::service::events::EventReader;
 use crate::service::sign;
 use crate::service::store::counts::{DeviceCounts, read_counts};
-use crate::service::testing::{MeanPose, World, encode, messages};
-use omnilabel_keypoints::wire::{ModelMsg, ReleaseMsg, StatusMsg};
+use crate::service::testing::{Home, MeanPose, World, encode, messages, on_both};
+use omnilabel_keypoints::wire::{AckMsg, Message, ModelMsg, ReleaseMsg, StatusMsg};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -102,12 +102,13 @@ fn service(config: ServiceConfig) -> (tokio::task::JoinHandle<anyhow::Result<()>
 }
 
 async fn counts(config: &ServiceConfig) -> Vec<DeviceCounts> {
-    read_counts(&config.state_dir).await.unwrap_or_default()
+    read_counts(config).await.unwrap_or_default()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn labels_survive_a_broker_restart_and_a_release_comes_back() {
-    let mut world = World::new();
+on_both! { labels_survive_a_broker_restart_and_a_release_comes_back }
+
+async fn labels_survive_a_broker_restart_and_a_release_comes_back(home: Home) {
+    let mut world = home.world();
     let port = free_port();
     world.config.broker.port = port;
     world.config.round.min_labels = 40;
@@ -204,21 +205,10 @@ async fn what_is_not_kept_is_an_event() {
     world.config.collector.max_frame_bytes = 1000;
     let config = world.config.clone();
     let (out, _queued) = mpsc::channel(OUT_QUEUE);
-    let mut collector = Collector {
-        config: config.clone(),
-        store: Store::open(&config.state_dir, false).await.unwrap(),
-        events: Arc::new(EventLog::open(&config.state_dir).unwrap()),
-        intake: world.intake(),
-        out,
-        acks: AckQueue::default(),
-        health: Arc::default(),
-        announce: Arc::new(Notify::new()),
-        models: BTreeMap::new(),
-        changed: BTreeSet::new(),
-        rejected: (0, String::new()),
-        kept: 0,
-        claimed: Vec::new(),
-    };
+    let store = Store::open(&config, false).await.unwrap();
+    let events = Arc::new(EventLog::open(&config.state_dir).unwrap());
+    let mut collector =
+        Collector::new(&config.collector, &store, &events, world.intake(), out, AckQueue::default(), Arc::new(Notify::new()));
     // The label and its frame, both again, and another label under the same key.
     let (first, other) = (messages(1, 0.0, 0), messages(1, 0.1, 0));
     let bytes = (first[1].1.len() - 2 - usize::from(u16::from_be_bytes([first[1].1[0], first[1].1[1]]))) as u64;

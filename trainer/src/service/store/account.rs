@@ -1,6 +1,9 @@
 //! What an outbox has sent, counted in the commit that stores it.
 
-use sqlx::SqliteConnection;
+use super::Store;
+use super::intake::ROWS;
+use sqlx::AnyConnection;
+use sqlx::AssertSqlSafe;
 
 /// Numbers to be added to the account of one outbox epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,27 +22,26 @@ pub(super) struct Account {
     pub(super) conflicts: i64,
 }
 
-impl Account {
-    pub(super) async fn add(self, db: &mut SqliteConnection, device: &str, epoch: i64) -> Result<(), sqlx::Error> {
-        if self == Self::default() {
-            return Ok(());
+impl Store {
+    /// Adds what a batch says of each outbox (device and epoch, each once).
+    pub(super) async fn add_accounts(&self, db: &mut AnyConnection, accounts: &[(&str, i64, Account)]) -> Result<(), sqlx::Error> {
+        let told: Vec<_> = accounts.iter().filter(|(_, _, account)| *account != Account::default()).collect();
+        for chunk in told.chunks(ROWS) {
+            let sql = format!(
+                "INSERT INTO epochs (device, epoch, stored, settled, refused, frames, duplicates, conflicts) VALUES {} \
+                 ON CONFLICT (device, epoch) DO UPDATE SET stored = epochs.stored + excluded.stored, \
+                 settled = epochs.settled + excluded.settled, refused = epochs.refused + excluded.refused, \
+                 frames = epochs.frames + excluded.frames, duplicates = epochs.duplicates + excluded.duplicates, \
+                 conflicts = epochs.conflicts + excluded.conflicts",
+                self.values(chunk.len(), 8)
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for (device, epoch, account) in chunk {
+                query = query.bind(*device).bind(*epoch).bind(account.stored).bind(account.settled).bind(account.refused);
+                query = query.bind(account.frames).bind(account.duplicates).bind(account.conflicts);
+            }
+            query.persistent(false).execute(&mut *db).await?;
         }
-        sqlx::query(
-            "INSERT INTO epochs (device, epoch, stored, settled, refused, frames, duplicates, conflicts) VALUES (?, ?, ?, ?, ?, ?, ?, ?) \
-             ON CONFLICT DO UPDATE SET stored = stored + excluded.stored, settled = settled + excluded.settled, \
-             refused = refused + excluded.refused, frames = frames + excluded.frames, \
-             duplicates = duplicates + excluded.duplicates, conflicts = conflicts + excluded.conflicts",
-        )
-        .bind(device)
-        .bind(epoch)
-        .bind(self.stored)
-        .bind(self.settled)
-        .bind(self.refused)
-        .bind(self.frames)
-        .bind(self.duplicates)
-        .bind(self.conflicts)
-        .execute(db)
-        .await
-        .map(drop)
+        Ok(())
     }
 }

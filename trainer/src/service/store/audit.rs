@@ -74,12 +74,12 @@ impl Store {
         sqlx::query_as(
             "SELECT l.id, l.device, l.epoch, l.sequence, l.model, l.instances, l.received_ms, l.payload, l.refused, f.sha256, f.jpeg \
              FROM labels l LEFT JOIN frames f USING (device, epoch, sequence) \
-             WHERE l.id > ?1 AND (?2 IS NULL OR l.device = ?2) AND (?3 IS NULL OR l.model = ?3) ORDER BY l.id LIMIT ?4",
+             WHERE l.id > $1 AND ($2 IS NULL OR l.device = $2) AND ($3 IS NULL OR l.model = $3) ORDER BY l.id LIMIT $4",
         )
         .bind(after)
-        .bind(&which.device)
+        .bind(which.device.as_deref())
         .bind(which.model.map(u64::cast_signed))
-        .bind(PAGE)
+        .bind(i64::from(PAGE))
         .fetch_all(&self.pool)
         .await
         .map_err(self.sql("read labels"))
@@ -92,14 +92,15 @@ impl Store {
     pub async fn recount(&self) -> Result<Vec<String>, StoreError> {
         type Rows = Vec<(String, i64, i64, i64, i64, i64)>;
         // One moment for all: the centre may be running.
-        let mut tx = self.pool.begin().await.map_err(self.sql("begin"))?;
+        let mut tx = self.read().await?;
         let read = |sql: &'static str| sqlx::query_as(sql);
         let counted: Rows = read("SELECT device, epoch, stored, settled, refused, frames FROM epochs ORDER BY device, epoch")
             .fetch_all(&mut *tx)
             .await
             .map_err(self.sql("read accounts"))?;
         let labels: Rows = read(
-            "SELECT device, epoch, count(*), sum(settled), count(refused), 0 FROM labels GROUP BY device, epoch ORDER BY device, epoch",
+            "SELECT device, epoch, count(*), CAST(sum(settled) AS BIGINT), count(refused), 0 FROM labels \
+             GROUP BY device, epoch ORDER BY device, epoch",
         )
         .fetch_all(&mut *tx)
         .await
@@ -108,11 +109,12 @@ impl Store {
             .fetch_all(&mut *tx)
             .await
             .map_err(self.sql("count frames"))?;
-        let settled: Rows =
-            read("SELECT device, epoch, 0, sum(last - first + 1), 0, 0 FROM runs GROUP BY device, epoch ORDER BY device, epoch")
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(self.sql("count runs"))?;
+        let settled: Rows = read(
+            "SELECT device, epoch, 0, CAST(sum(last - first + 1) AS BIGINT), 0, 0 FROM runs GROUP BY device, epoch ORDER BY device, epoch",
+        )
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(self.sql("count runs"))?;
         drop(tx);
         let numbers = |rows: Rows| {
             let mut sums: BTreeMap<(String, i64), Numbers> = BTreeMap::new();

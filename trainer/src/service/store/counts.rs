@@ -1,6 +1,7 @@
 //! What became of the labels, by device: the figures that must add up.
 
-use super::{Store, StoreError};
+use super::sql::Flag;
+use super::{Place, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 /// One device's account, over all its outbox epochs.
@@ -71,7 +72,7 @@ impl DeviceCounts {
 #[derive(sqlx::FromRow)]
 struct Row {
     device: String,
-    online: bool,
+    online: Flag,
     seen_ms: i64,
     confirmed: i64,
     trial: Option<i64>,
@@ -96,10 +97,10 @@ impl Store {
     pub async fn counts(&self) -> Result<Vec<DeviceCounts>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT d.device, d.online, d.seen_ms, d.confirmed, d.trial, d.refused AS refused_release, d.reason, \
-             coalesce(sum(e.committed), 0) AS committed, coalesce(sum(e.pending), 0) AS pending, coalesce(sum(e.evicted), 0) AS evicted, \
-             coalesce(sum(e.duplicates), 0) AS duplicates, coalesce(sum(e.conflicts), 0) AS conflicts, \
-             coalesce(sum(e.stored), 0) AS stored, coalesce(sum(e.settled), 0) AS settled, coalesce(sum(e.refused), 0) AS refused, \
-             coalesce(sum(e.frames), 0) AS frames \
+             CAST(coalesce(sum(e.committed), 0) AS BIGINT) AS committed, CAST(coalesce(sum(e.pending), 0) AS BIGINT) AS pending, CAST(coalesce(sum(e.evicted), 0) AS BIGINT) AS evicted, \
+             CAST(coalesce(sum(e.duplicates), 0) AS BIGINT) AS duplicates, CAST(coalesce(sum(e.conflicts), 0) AS BIGINT) AS conflicts, \
+             CAST(coalesce(sum(e.stored), 0) AS BIGINT) AS stored, CAST(coalesce(sum(e.settled), 0) AS BIGINT) AS settled, CAST(coalesce(sum(e.refused), 0) AS BIGINT) AS refused, \
+             CAST(coalesce(sum(e.frames), 0) AS BIGINT) AS frames \
              FROM devices d LEFT JOIN epochs e USING (device) GROUP BY d.device ORDER BY d.device",
         )
         .fetch_all(&self.pool)
@@ -118,7 +119,7 @@ impl Store {
                 duplicates: r.duplicates.cast_unsigned(),
                 conflicts: r.conflicts.cast_unsigned(),
                 frames: r.frames.cast_unsigned(),
-                online: r.online,
+                online: r.online.into(),
                 seen_ms: r.seen_ms.cast_unsigned(),
                 confirmed: r.confirmed.cast_unsigned(),
                 trial: r.trial.map(i64::cast_unsigned),
@@ -133,12 +134,13 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn tally(&self, device: &str) -> Result<(u64, u64), StoreError> {
-        let (stored, duplicates): (i64, i64) =
-            sqlx::query_as("SELECT coalesce(sum(stored), 0), coalesce(sum(duplicates), 0) FROM epochs WHERE device = ?")
-                .bind(device)
-                .fetch_one(&self.pool)
-                .await
-                .map_err(self.sql("count"))?;
+        let (stored, duplicates): (i64, i64) = sqlx::query_as(
+            "SELECT CAST(coalesce(sum(stored), 0) AS BIGINT), CAST(coalesce(sum(duplicates), 0) AS BIGINT) FROM epochs WHERE device = $1",
+        )
+        .bind(device)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(self.sql("count"))?;
         Ok((stored.cast_unsigned(), duplicates.cast_unsigned()))
     }
 
@@ -151,12 +153,12 @@ impl Store {
     }
 }
 
-/// The counts of a state folder, for tools that only look (the demo); works while the service runs.
+/// The counts of a store, for tools that only look (the demo); works while the service runs.
 ///
 /// # Errors
-/// See [`StoreError`]; a folder without a store is an error.
-pub async fn read_counts(state_dir: &std::path::Path) -> Result<Vec<DeviceCounts>, StoreError> {
-    let store = Store::attach(state_dir).await?;
+/// See [`StoreError`]; a place without a store is an error.
+pub async fn read_counts(place: impl Into<Place>) -> Result<Vec<DeviceCounts>, StoreError> {
+    let store = Store::attach(place).await?;
     let counts = store.counts().await;
     store.close().await;
     counts

@@ -1,11 +1,13 @@
 //! One commit: everything that waits in the queue, in one transaction with one fsync.
 
 use super::account::Account;
+use super::labels::Waiting;
 use super::quarantine::{self, Quarantined};
-use super::{Store, StoreError, labels, marker, runs};
+use super::{Store, StoreError, postgres, runs, sql};
 use omnilabel_keypoints::wire::{AckMsg, HistogramMsg, LabelKey, ModelMsg, StatusMsg};
 use sha2::{Digest, Sha256};
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::AnyConnection;
+use sqlx::AssertSqlSafe;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the store keeps of a label beside its bytes.
@@ -105,86 +107,67 @@ impl Store {
     /// Stores `records` (device, message) in one transaction; after it returned, they are on disk.
     ///
     /// # Errors
-    /// See [`StoreError`]; then nothing of the batch is stored and nothing may be acknowledged.
+    /// See [`StoreError`]; then nothing may be acknowledged. Nothing of the batch is stored, or (when the connection broke as it was committed)
+    /// all of it: what is then tried again is there already, and is acknowledged as such.
     pub async fn commit(&self, records: &[(String, Record)], now_ms: u64) -> Result<Committed, StoreError> {
+        let (done, commits) = if self.is_shared() {
+            let slow = |_| StoreError::Slow { store: self.name.to_string(), seconds: postgres::COMMIT.as_secs() };
+            tokio::time::timeout(postgres::COMMIT, self.transact(records, now_ms)).await.map_err(slow)??
+        } else {
+            self.transact(records, now_ms).await?
+        };
+        self.counted(commits)?;
+        Ok(done)
+    }
+
+    async fn transact(&self, records: &[(String, Record)], now_ms: u64) -> Result<(Committed, u64), StoreError> {
         let now = now_ms.cast_signed();
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
-        let mut done = Committed::default();
-        seen(&mut tx, &stated_epochs(records), now).await.map_err(self.sql("store a device"))?;
-        let rows: Vec<(&str, &LabelRow)> = records
-            .iter()
-            .filter_map(|(device, record)| match record {
-                Record::Label(row) => Some((device.as_str(), &**row)),
-                _ => None,
-            })
-            .collect();
-        // Labels first: a frame that comes in the same batch finds its label here, whichever was sent first.
-        let mut outboxes = Outboxes::new();
-        labels::store(&mut tx, &rows, now, &mut outboxes, &mut done).await.map_err(self.sql("store labels"))?;
+        let mut tx = self.write().await?;
+        let mut rows: Vec<(&str, &LabelRow)> = Vec::new();
+        let mut frames: Vec<Frame<'_>> = Vec::new();
         for (device, record) in records {
             match record {
-                Record::Label(_) => {}
+                Record::Label(row) => rows.push((device.as_str(), &**row)),
                 Record::Frame { key, frame, refused, jpeg } => {
-                    let (epoch, sequence) = (key.epoch.cast_signed(), key.sequence.cast_signed());
-                    let outbox = outboxes.entry((device, epoch)).or_default();
-                    outbox.touched.insert(key.sequence);
-                    let hash = Sha256::digest(jpeg);
-                    let kept = refused.is_none().then_some(jpeg.as_slice());
-                    let fresh = sqlx::query(
-                        "INSERT OR IGNORE INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg) \
-                         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    )
-                    .bind(device)
-                    .bind(epoch)
-                    .bind(sequence)
-                    .bind(frame.cast_signed())
-                    .bind(now)
-                    .bind(hash.as_slice())
-                    .bind(refused)
-                    .bind(kept)
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(self.sql("store a frame"))?;
-                    if fresh.rows_affected() == 0 {
-                        done.repeated += 1;
-                        // It came after all, from before it was evicted.
-                        if kept.is_some() {
-                            let updated = sqlx::query(
-                                "UPDATE frames SET sha256 = ?, refused = NULL, jpeg = ? \
-                                 WHERE device = ? AND epoch = ? AND sequence = ? AND refused = ?",
-                            )
-                            .bind(hash.as_slice())
-                            .bind(kept)
-                            .bind(device)
-                            .bind(epoch)
-                            .bind(sequence)
-                            .bind(EVICTED)
-                            .execute(&mut *tx)
-                            .await
-                            .map_err(self.sql("store a frame"))?;
-                            outbox.account.frames += updated.rows_affected().cast_signed();
-                        }
-                    } else {
-                        outbox.account.frames += i64::from(kept.is_some());
-                        if settle(&mut tx, device, epoch, sequence).await.map_err(self.sql("settle a label"))? {
-                            outbox.settled.insert(sequence);
-                        }
-                        let (device, bytes) = (device.clone(), jpeg.len());
-                        // An eviction is no fault of the frame: the device counts it.
-                        let refused = refused.clone().filter(|reason| reason != EVICTED);
-                        done.refused.extend(refused.map(|reason| RefusedFrame { device, key: *key, bytes, reason }));
-                    }
+                    frames.push(Frame { device, key: *key, frame: *frame, refused: refused.as_deref(), jpeg });
                 }
+                _ => {}
+            }
+        }
+        if self.is_shared() {
+            postgres::enter(&mut tx).await.map_err(self.sql("begin"))?;
+            // Two commits that have the same message wait for each other, both in the same order.
+            rows.sort_by_key(|(device, row)| (*device, row.key));
+            frames.sort_by_key(|frame| (frame.device, frame.key));
+        }
+        let mut done = Committed::default();
+        let (mut outboxes, mut waiting) = (Outboxes::new(), Waiting::new());
+        let stored = self.store_labels(&mut tx, &rows, now, &mut outboxes, &mut waiting, &mut done).await;
+        stored.map_err(self.sql("store labels"))?;
+        for frame in frames {
+            frame.store(&mut tx, now, &mut outboxes, &mut waiting, &mut done).await.map_err(self.sql("store a frame"))?;
+        }
+        if self.is_shared() {
+            let devices = records.iter().map(|(device, _)| device.as_str()).collect();
+            postgres::lock_devices(&mut tx, &devices).await.map_err(self.sql("lock devices"))?;
+        }
+        // A label and its frame may have come by different collectors: whoever has the device's lock later sees both.
+        self.settle(&mut tx, &waiting, &mut outboxes).await.map_err(self.sql("settle labels"))?;
+        self.seen(&mut tx, &stated_epochs(records), now).await.map_err(self.sql("store a device"))?;
+        for (device, record) in records {
+            match record {
+                Record::Label(_) | Record::Frame { .. } => {}
                 Record::Status(status) => status_row(&mut tx, device, status).await.map_err(self.sql("store a status"))?,
                 Record::Model(model) => model_row(&mut tx, device, model).await.map_err(self.sql("store a model report"))?,
                 Record::Histogram(histogram) => {
                     let scores = serde_json::to_string(histogram.scores.as_slice()).map_err(|e| self.content(e.to_string()))?;
                     sqlx::query(
-                        "INSERT INTO histograms (device, model, frames, received_ms, scores) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE \
+                        "INSERT INTO histograms (device, model, frames, received_ms, scores) VALUES ($1, $2, $3, $4, $5) \
+                         ON CONFLICT (device, model) DO UPDATE \
                          SET frames = excluded.frames, received_ms = excluded.received_ms, scores = excluded.scores \
-                         WHERE excluded.frames >= frames",
+                         WHERE excluded.frames >= histograms.frames",
                     )
-                    .bind(device)
+                    .bind(device.as_str())
                     .bind(histogram.model.cast_signed())
                     .bind(histogram.frames.cast_signed())
                     .bind(now)
@@ -193,24 +176,21 @@ impl Store {
                     .await
                     .map_err(self.sql("store a histogram"))?;
                 }
+                // All of these are of the device without a name, whose lock is held.
                 Record::Quarantined(what) => quarantine::insert(&mut tx, what, now).await.map_err(self.sql("quarantine a message"))?,
             }
         }
+        let (mut settled, mut accounts) = (Vec::new(), Vec::new());
         for ((device, epoch), outbox) in outboxes {
-            runs::insert(&mut tx, device, epoch, &outbox.settled).await.map_err(self.sql("store what is settled"))?;
-            let account = Account { settled: outbox.settled.len() as i64, ..outbox.account };
-            account.add(&mut tx, device, epoch).await.map_err(self.sql("count"))?;
+            accounts.push((device, epoch, Account { settled: outbox.settled.len() as i64, ..outbox.account }));
+            settled.push((device, epoch, outbox.settled));
             done.touched.push(Touched { device: device.to_owned(), epoch: epoch.cast_unsigned(), sequences: outbox.touched });
         }
-        let commits: i64 = sqlx::query_scalar(
-            "INSERT INTO meta (key, value) VALUES ('commits', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value",
-        )
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(self.sql("count the commit"))?;
+        self.add_runs(&mut tx, &settled).await.map_err(self.sql("store what is settled"))?;
+        self.add_accounts(&mut tx, &accounts).await.map_err(self.sql("count"))?;
+        let commits = self.count_commit(&mut tx).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
-        marker::write(self.state_dir(), marker::Marker { collector: self.collector, commits: commits.cast_unsigned() })?;
-        Ok(done)
+        Ok((done, commits))
     }
 
     /// What an outbox is told: everything that is committed of it, naming at least the runs that hold the touched sequences.
@@ -218,9 +198,10 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn acks(&self, of: &Touched) -> Result<Vec<AckMsg>, StoreError> {
-        let mut db = self.pool.acquire().await.map_err(self.sql("acquire"))?;
+        let mut db = self.acquire().await?;
         let touched = of.sequences.iter().map(|sequence| sequence.cast_signed()).collect();
-        runs::acks(&mut db, self.collector, &of.device, of.epoch.cast_signed(), &touched).await.map_err(self.sql("read the watermark"))
+        let collector = self.epoch(&mut db).await.map_err(self.sql("read the collector epoch"))?;
+        runs::acks(&mut db, collector, &of.device, of.epoch.cast_signed(), &touched).await.map_err(self.sql("read the watermark"))
     }
 
     /// Every device's latest outbox epoch, with nothing touched: what is to be acknowledged on a (re)connect.
@@ -288,46 +269,106 @@ const fn is_last_will(status: &StatusMsg) -> bool {
     !status.online && status.epoch == 0
 }
 
-/// Rows of one statement: SQLite takes at most 32,766 parameters.
+/// Rows of one statement: SQLite takes at most 32,766 parameters, PostgreSQL 65,535.
 pub(super) const ROWS: usize = 128;
 
-async fn seen(db: &mut SqliteConnection, devices: &BTreeMap<&str, Stated>, now: i64) -> Result<(), sqlx::Error> {
-    let devices: Vec<_> = devices.iter().collect();
-    for chunk in devices.chunks(ROWS) {
-        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO devices (device, seen_ms, epoch, ahead_ms, label_model, label_hash) ");
-        query.push_values(chunk, |mut row, (device, stated)| {
-            let ahead = stated.captured_ms.map(|captured| captured.saturating_sub(now).max(0));
-            row.push_bind(**device).push_bind(now).push_bind(stated.epoch).push_bind(ahead);
-            row.push_bind(stated.labelled.map(|labelled| labelled.0)).push_bind(stated.labelled.map(|labelled| labelled.1));
-        });
-        query.push(
-            " ON CONFLICT (device) DO UPDATE SET seen_ms = excluded.seen_ms, epoch = coalesce(excluded.epoch, epoch), \
-             ahead_ms = coalesce(excluded.ahead_ms, ahead_ms), label_model = coalesce(excluded.label_model, label_model), \
-             label_hash = coalesce(excluded.label_hash, label_hash)",
-        );
-        query.build().persistent(false).execute(&mut *db).await?;
-    }
-    Ok(())
+/// A frame of a batch.
+struct Frame<'a> {
+    device: &'a str,
+    key: LabelKey,
+    frame: u64,
+    refused: Option<&'a str>,
+    jpeg: &'a [u8],
 }
 
-/// Marks the label of a frame that has just been stored as settled; whether it is here and was not.
-async fn settle(db: &mut SqliteConnection, device: &str, epoch: i64, sequence: i64) -> Result<bool, sqlx::Error> {
-    let settled = sqlx::query("UPDATE labels SET settled = 1 WHERE device = ? AND epoch = ? AND sequence = ? AND settled = 0")
+impl<'a> Frame<'a> {
+    /// Stores the first one under a key; another one, only where that was evicted.
+    async fn store(
+        self,
+        db: &mut AnyConnection,
+        now: i64,
+        outboxes: &mut Outboxes<'a>,
+        waiting: &mut Waiting<'a>,
+        done: &mut Committed,
+    ) -> Result<(), sqlx::Error> {
+        let Self { device, key, frame, refused, jpeg } = self;
+        let (epoch, sequence) = (key.epoch.cast_signed(), key.sequence.cast_signed());
+        let outbox = outboxes.entry((device, epoch)).or_default();
+        outbox.touched.insert(key.sequence);
+        let hash = Sha256::digest(jpeg);
+        let kept = refused.is_none().then_some(jpeg);
+        let fresh = sqlx::query(
+            "INSERT INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             ON CONFLICT (device, epoch, sequence) DO NOTHING",
+        )
         .bind(device)
         .bind(epoch)
         .bind(sequence)
+        .bind(frame.cast_signed())
+        .bind(now)
+        .bind(hash.as_slice())
+        .bind(refused.map(sql::text).as_deref())
+        .bind(kept)
         .execute(&mut *db)
         .await?;
-    Ok(settled.rows_affected() > 0)
+        if fresh.rows_affected() > 0 {
+            outbox.account.frames += i64::from(kept.is_some());
+            waiting.insert((device, epoch, sequence));
+            // An eviction is no fault of the frame: the device counts it.
+            let refused = refused.filter(|reason| *reason != EVICTED).map(str::to_owned);
+            done.refused.extend(refused.map(|reason| RefusedFrame { device: device.to_owned(), key, bytes: jpeg.len(), reason }));
+            return Ok(());
+        }
+        done.repeated += 1;
+        // It came after all, from before it was evicted.
+        if kept.is_some() {
+            let updated = sqlx::query(
+                "UPDATE frames SET sha256 = $1, refused = NULL, jpeg = $2 WHERE device = $3 AND epoch = $4 AND sequence = $5 AND refused = $6",
+            )
+            .bind(hash.as_slice())
+            .bind(kept)
+            .bind(device)
+            .bind(epoch)
+            .bind(sequence)
+            .bind(EVICTED)
+            .execute(db)
+            .await?;
+            outbox.account.frames += updated.rows_affected().cast_signed();
+        }
+        Ok(())
+    }
 }
 
-async fn status_row(db: &mut SqliteConnection, device: &str, status: &StatusMsg) -> Result<(), sqlx::Error> {
+impl Store {
+    async fn seen(&self, db: &mut AnyConnection, devices: &BTreeMap<&str, Stated>, now: i64) -> Result<(), sqlx::Error> {
+        let devices: Vec<_> = devices.iter().collect();
+        for chunk in devices.chunks(ROWS) {
+            let sql = format!(
+                "INSERT INTO devices (device, seen_ms, epoch, ahead_ms, label_model, label_hash) VALUES {} ON CONFLICT (device) DO UPDATE \
+                 SET seen_ms = excluded.seen_ms, epoch = coalesce(excluded.epoch, devices.epoch), \
+                 ahead_ms = coalesce(excluded.ahead_ms, devices.ahead_ms), label_model = coalesce(excluded.label_model, devices.label_model), \
+                 label_hash = coalesce(excluded.label_hash, devices.label_hash)",
+                self.values(chunk.len(), 6)
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for (device, stated) in chunk {
+                let ahead = stated.captured_ms.map(|captured| captured.saturating_sub(now).max(0));
+                query = query.bind(**device).bind(now).bind(stated.epoch).bind(ahead);
+                query = query.bind(stated.labelled.map(|labelled| labelled.0)).bind(stated.labelled.map(|labelled| labelled.1));
+            }
+            query.persistent(false).execute(&mut *db).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn status_row(db: &mut AnyConnection, device: &str, status: &StatusMsg) -> Result<(), sqlx::Error> {
     if is_last_will(status) {
-        sqlx::query("UPDATE devices SET online = 0 WHERE device = ?").bind(device).execute(db).await?;
+        sqlx::query("UPDATE devices SET online = 0 WHERE device = $1").bind(device).execute(db).await?;
         return Ok(());
     }
-    sqlx::query("UPDATE devices SET online = ?, model = ?, frames = ?, bad_frames = ? WHERE device = ?")
-        .bind(status.online)
+    sqlx::query("UPDATE devices SET online = $1, model = $2, frames = $3, bad_frames = $4 WHERE device = $5")
+        .bind(i64::from(status.online))
         .bind(status.model.cast_signed())
         .bind(status.frames.cast_signed())
         .bind(status.bad_frames.cast_signed())
@@ -336,8 +377,9 @@ async fn status_row(db: &mut SqliteConnection, device: &str, status: &StatusMsg)
         .await?;
     // `committed` never falls within an epoch: an old status that arrives late changes nothing.
     sqlx::query(
-        "INSERT INTO epochs (device, epoch, committed, pending, evicted) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE \
-         SET committed = excluded.committed, pending = excluded.pending, evicted = excluded.evicted WHERE excluded.committed >= committed",
+        "INSERT INTO epochs (device, epoch, committed, pending, evicted) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (device, epoch) DO UPDATE SET committed = excluded.committed, pending = excluded.pending, evicted = excluded.evicted \
+         WHERE excluded.committed >= epochs.committed",
     )
     .bind(device)
     .bind(status.epoch.cast_signed())
@@ -349,12 +391,12 @@ async fn status_row(db: &mut SqliteConnection, device: &str, status: &StatusMsg)
     .map(drop)
 }
 
-async fn model_row(db: &mut SqliteConnection, device: &str, model: &ModelMsg) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE devices SET confirmed = ?, trial = ?, refused = ?, reason = ? WHERE device = ?")
+async fn model_row(db: &mut AnyConnection, device: &str, model: &ModelMsg) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE devices SET confirmed = $1, trial = $2, refused = $3, reason = $4 WHERE device = $5")
         .bind(model.confirmed.cast_signed())
         .bind(model.trial.map(u64::cast_signed))
         .bind(model.refused.map(u64::cast_signed))
-        .bind(model.reason.as_str())
+        .bind(sql::text(model.reason.as_str()).as_ref())
         .bind(device)
         .execute(db)
         .await

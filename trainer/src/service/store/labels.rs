@@ -1,85 +1,123 @@
 //! Labels of a batch in few statements.
 
 use super::intake::{Committed, LabelRow, Outboxes, ROWS};
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
-use std::collections::HashMap;
+use super::{Store, sql};
+use sqlx::AnyConnection;
+use sqlx::AssertSqlSafe;
+use std::collections::{BTreeSet, HashMap};
 
-/// Stores each label under its key, the first of several; what was there already is counted, and compared.
-pub(super) async fn store<'a>(
-    db: &mut SqliteConnection,
-    rows: &[(&'a str, &LabelRow)],
-    now: i64,
-    outboxes: &mut Outboxes<'a>,
-    done: &mut Committed,
-) -> Result<(), sqlx::Error> {
-    for chunk in rows.chunks(ROWS) {
-        let mut fresh = insert(&mut *db, chunk, now).await?;
-        for &(device, row) in chunk {
-            let key = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
-            let outbox = outboxes.entry((device, key.0)).or_default();
-            outbox.touched.insert(row.key.sequence);
-            // The first one under a key is the one that was stored; a second one in the same batch finds it taken.
-            if let Some(settled) = fresh.get_mut(device).and_then(|of| of.remove(&key)) {
-                done.stored += 1;
-                outbox.account.stored += 1;
-                outbox.account.refused += i64::from(row.refused.is_some());
-                if settled {
-                    outbox.settled.insert(key.1);
+/// Labels that are settled as soon as their frame is here, and frames that may settle one: device, epoch, sequence.
+pub(super) type Waiting<'a> = BTreeSet<(&'a str, i64, i64)>;
+
+impl Store {
+    /// Stores each label under its key, the first of several; what was there already is counted, and compared.
+    pub(super) async fn store_labels<'a>(
+        &self,
+        db: &mut AnyConnection,
+        rows: &[(&'a str, &LabelRow)],
+        now: i64,
+        outboxes: &mut Outboxes<'a>,
+        waiting: &mut Waiting<'a>,
+        done: &mut Committed,
+    ) -> Result<(), sqlx::Error> {
+        for chunk in rows.chunks(ROWS) {
+            let mut fresh = self.insert_labels(&mut *db, chunk, now).await?;
+            for &(device, row) in chunk {
+                let key = (row.key.epoch.cast_signed(), row.key.sequence.cast_signed());
+                let outbox = outboxes.entry((device, key.0)).or_default();
+                outbox.touched.insert(row.key.sequence);
+                // The first one under a key is the one that was stored; a second one in the same batch finds it taken.
+                if fresh.get_mut(device).is_some_and(|of| of.remove(&key)) {
+                    done.stored += 1;
+                    outbox.account.stored += 1;
+                    outbox.account.refused += i64::from(row.refused.is_some());
+                    if row.wants_frame {
+                        waiting.insert((device, key.0, key.1));
+                    } else {
+                        outbox.settled.insert(key.1);
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let same = is_same(&mut *db, device, row).await?;
-            done.repeated += 1;
-            outbox.account.duplicates += 1;
-            if !same {
-                outbox.account.conflicts += 1;
-                done.conflicts.push((device.to_owned(), row.key));
+                let same = is_same(&mut *db, device, row).await?;
+                done.repeated += 1;
+                outbox.account.duplicates += 1;
+                if !same {
+                    outbox.account.conflicts += 1;
+                    done.conflicts.push((device.to_owned(), row.key));
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    async fn insert_labels(&self, db: &mut AnyConnection, rows: &[(&str, &LabelRow)], now: i64) -> Result<Fresh, sqlx::Error> {
+        let sql = format!(
+            "INSERT INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, settled, \
+             refused, payload) VALUES {} ON CONFLICT (device, epoch, sequence) DO NOTHING RETURNING device, epoch, sequence",
+            self.values(rows.len(), 13)
+        );
+        let mut query = sqlx::query_as(AssertSqlSafe(sql));
+        for (device, row) in rows {
+            query = query
+                .bind(*device)
+                .bind(row.key.epoch.cast_signed())
+                .bind(row.key.sequence.cast_signed())
+                .bind(row.frame.cast_signed())
+                .bind(now)
+                .bind(row.captured_ms.cast_signed())
+                .bind(row.model.cast_signed())
+                .bind(i64::from(row.instances))
+                .bind(i64::from(row.kept))
+                .bind(i64::from(row.wants_frame))
+                .bind(i64::from(!row.wants_frame))
+                .bind(row.refused.as_deref().map(sql::text).map(std::borrow::Cow::into_owned))
+                .bind(row.payload.as_slice());
+        }
+        let found: Vec<(String, i64, i64)> = query.persistent(false).fetch_all(db).await?;
+        let mut fresh = Fresh::new();
+        for (device, epoch, sequence) in found {
+            fresh.entry(device).or_default().insert((epoch, sequence));
+        }
+        Ok(fresh)
+    }
+
+    /// Settles those labels that waited for their frame and whose frame is here.
+    pub(super) async fn settle<'a>(
+        &self,
+        db: &mut AnyConnection,
+        waiting: &Waiting<'a>,
+        outboxes: &mut Outboxes<'a>,
+    ) -> Result<(), sqlx::Error> {
+        let waiting: Vec<_> = waiting.iter().copied().collect();
+        for chunk in waiting.chunks(ROWS) {
+            let sql = format!(
+                "UPDATE labels SET settled = 1 FROM (VALUES {}) v WHERE labels.device = v.column1 AND labels.epoch = v.column2 \
+                 AND labels.sequence = v.column3 AND labels.settled = 0 AND EXISTS (SELECT 1 FROM frames f WHERE f.device = labels.device \
+                 AND f.epoch = labels.epoch AND f.sequence = labels.sequence) RETURNING device, epoch, sequence",
+                self.values(chunk.len(), 3)
+            );
+            let mut query = sqlx::query_as(AssertSqlSafe(sql));
+            for (device, epoch, sequence) in chunk {
+                query = query.bind(*device).bind(*epoch).bind(*sequence);
+            }
+            let settled: Vec<(String, i64, i64)> = query.persistent(false).fetch_all(&mut *db).await?;
+            for (device, epoch, sequence) in settled {
+                // The names of the batch live longer than those of the answer.
+                if let Some(&(device, ..)) = chunk.iter().find(|one| one.0 == device) {
+                    outboxes.entry((device, epoch)).or_default().settled.insert(sequence);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
-/// By device: epoch and sequence of what is new, and whether it is settled.
-type Fresh = HashMap<String, HashMap<(i64, i64), bool>>;
+/// By device: epoch and sequence of what is new.
+type Fresh = HashMap<String, BTreeSet<(i64, i64)>>;
 
-async fn insert(db: &mut SqliteConnection, rows: &[(&str, &LabelRow)], now: i64) -> Result<Fresh, sqlx::Error> {
-    let mut query = QueryBuilder::<Sqlite>::new(
-        "INSERT OR IGNORE INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, \
-         refused, payload, settled) SELECT v.*, NOT v.column10 OR EXISTS (SELECT 1 FROM frames f WHERE f.device = v.column1 \
-         AND f.epoch = v.column2 AND f.sequence = v.column3) FROM (",
-    );
-    query.push_values(rows, |mut values, (device, row)| {
-        values
-            .push_bind(*device)
-            .push_bind(row.key.epoch.cast_signed())
-            .push_bind(row.key.sequence.cast_signed())
-            .push_bind(row.frame.cast_signed())
-            .push_bind(now)
-            .push_bind(row.captured_ms.cast_signed())
-            .push_bind(row.model.cast_signed())
-            .push_bind(row.instances)
-            .push_bind(row.kept)
-            .push_bind(row.wants_frame)
-            .push_bind(row.refused.as_deref())
-            .push_bind(row.payload.as_slice());
-    });
-    // `WHERE true` tells SQLite that what follows is not a join.
-    query.push(") v WHERE true RETURNING device, epoch, sequence, settled");
-    let found: Vec<(String, i64, i64, bool)> = query.build_query_as().persistent(false).fetch_all(db).await?;
-    let mut fresh = Fresh::new();
-    for (device, epoch, sequence, settled) in found {
-        fresh.entry(device).or_default().insert((epoch, sequence), settled);
-    }
-    Ok(fresh)
-}
-
-async fn is_same(db: &mut SqliteConnection, device: &str, row: &LabelRow) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT payload = ? FROM labels WHERE device = ? AND epoch = ? AND sequence = ?")
-        .bind(&row.payload)
-        .bind(device)
-        .bind(row.key.epoch.cast_signed())
-        .bind(row.key.sequence.cast_signed())
-        .fetch_one(db)
-        .await
+async fn is_same(db: &mut AnyConnection, device: &str, row: &LabelRow) -> Result<bool, sqlx::Error> {
+    let sql = "SELECT payload FROM labels WHERE device = $1 AND epoch = $2 AND sequence = $3";
+    let query = sqlx::query_scalar(sql).bind(device).bind(row.key.epoch.cast_signed()).bind(row.key.sequence.cast_signed());
+    let stored: Vec<u8> = query.fetch_one(db).await?;
+    Ok(stored == row.payload)
 }

@@ -1,7 +1,8 @@
 //! Rounds and releases: the state that a restarted service continues from.
 
 use super::counts::is_there;
-use super::{Store, StoreError};
+use super::sql::Flag;
+use super::{Store, StoreError, postgres};
 use crate::service::rounds::RoundState;
 use crate::service::waves::{Standing, Waves};
 use omnilabel_keypoints::release::ReleaseManifest;
@@ -77,7 +78,7 @@ impl ReleaseRow {
 const MAX_COUNTER_LEAD: i64 = 1_000_000;
 
 const SELECT: &str = "FROM labels l JOIN frames f USING (device, epoch, sequence) \
-                      WHERE l.model = ? AND l.id > ? AND l.id <= ? AND l.refused IS NULL AND f.jpeg IS NOT NULL";
+                      WHERE l.model = $1 AND l.id > $2 AND l.id <= $3 AND l.refused IS NULL AND f.jpeg IS NOT NULL";
 
 macro_rules! selection {
     ($columns:literal, $tail:literal) => {
@@ -161,7 +162,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn payloads(&self, which: Selection) -> Result<Vec<Vec<u8>>, StoreError> {
-        sqlx::query_scalar("SELECT payload FROM labels WHERE model = ? AND id > ? AND id <= ? AND refused IS NULL ORDER BY id")
+        sqlx::query_scalar("SELECT payload FROM labels WHERE model = $1 AND id > $2 AND id <= $3 AND refused IS NULL ORDER BY id")
             .bind(which.teacher.cast_signed())
             .bind(which.after)
             .bind(which.up_to)
@@ -175,7 +176,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`]; a picture that is not there is an error.
     pub async fn jpeg(&self, device: &str, key: LabelKey) -> Result<Vec<u8>, StoreError> {
-        sqlx::query_scalar("SELECT jpeg FROM frames WHERE device = ? AND epoch = ? AND sequence = ? AND jpeg IS NOT NULL")
+        sqlx::query_scalar("SELECT jpeg FROM frames WHERE device = $1 AND epoch = $2 AND sequence = $3 AND jpeg IS NOT NULL")
             .bind(device)
             .bind(key.epoch.cast_signed())
             .bind(key.sequence.cast_signed())
@@ -184,7 +185,7 @@ impl Store {
             .map_err(self.sql("read a frame"))
     }
 
-    /// The last label's number in the order of arrival, 0 without any.
+    /// The last label's number in the order of arrival, 0 without any. Where several collect, one with a lower number may still come.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -192,12 +193,20 @@ impl Store {
         sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM labels").fetch_one(&self.pool).await.map_err(self.sql("read labels"))
     }
 
+    /// The same, and none comes any more with a number up to it: what a round may begin with. Commits wait for it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn closed_label(&self) -> Result<i64, StoreError> {
+        if self.is_shared() { postgres::closed_label(&self.pool).await.map_err(self.sql("read labels")) } else { self.last_label().await }
+    }
+
     /// Sum of the devices' score histograms under one model: frames seen, and instances per bin; empty without any.
     ///
     /// # Errors
     /// See [`StoreError`].
     pub async fn histogram(&self, model: u64) -> Result<(u64, Vec<u64>), StoreError> {
-        let rows: Vec<(i64, String)> = sqlx::query_as("SELECT frames, scores FROM histograms WHERE model = ?")
+        let rows: Vec<(i64, String)> = sqlx::query_as("SELECT frames, scores FROM histograms WHERE model = $1")
             .bind(model.cast_signed())
             .fetch_all(&self.pool)
             .await
@@ -244,11 +253,11 @@ impl Store {
 
     async fn write_round(&self, state: &RoundState, is_new: bool) -> Result<(), StoreError> {
         let json = serde_json::to_string(state).map_err(|e| self.content(e.to_string()))?;
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
+        let mut tx = self.write().await?;
         sqlx::query(SAVE_ROUND)
             .bind(state.round.cast_signed())
             .bind(state.up_to)
-            .bind(state.ended)
+            .bind(i64::from(state.ended))
             .bind(json)
             .execute(&mut *tx)
             .await
@@ -265,9 +274,9 @@ impl Store {
     /// See [`StoreError`].
     pub async fn next_counter(&self) -> Result<u64, StoreError> {
         let (own, theirs): (i64, i64) = sqlx::query_as(
-            "SELECT coalesce((SELECT max(counter) FROM releases), 0), \
-             coalesce((SELECT max(max(confirmed, coalesce(trial, 0), coalesce(refused, 0))) FROM devices \
-             WHERE max(confirmed, coalesce(trial, 0), coalesce(refused, 0)) <= coalesce((SELECT max(counter) FROM releases), 0) + ?), 0)",
+            "SELECT coalesce((SELECT max(counter) FROM releases), 0), coalesce((SELECT max(told.counter) FROM \
+             (SELECT confirmed AS counter FROM devices UNION ALL SELECT trial FROM devices UNION ALL SELECT refused FROM devices) told \
+             WHERE told.counter <= coalesce((SELECT max(counter) FROM releases), 0) + $1), 0)",
         )
         .bind(MAX_COUNTER_LEAD)
         .fetch_one(&self.pool)
@@ -291,9 +300,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         let bundle = bundle.to_str().ok_or_else(|| self.content(format!("the path {} is not UTF-8", bundle.display())))?;
         let waves_json = serde_json::to_string(waves).map_err(|e| self.content(e.to_string()))?;
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.sql("begin"))?;
+        let mut tx = self.write().await?;
         sqlx::query(
-            "INSERT INTO releases (counter, name, bundle, manifest, signature, created_ms, round, waves) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO releases (counter, name, bundle, manifest, signature, created_ms, round, waves) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
         .bind(counter.cast_signed())
         .bind(name)
@@ -311,7 +321,7 @@ impl Store {
             sqlx::query(SAVE_ROUND)
                 .bind(state.round.cast_signed())
                 .bind(state.up_to)
-                .bind(state.ended)
+                .bind(i64::from(state.ended))
                 .bind(json)
                 .execute(&mut *tx)
                 .await
@@ -325,10 +335,13 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn latest_release(&self) -> Result<Option<ReleaseRow>, StoreError> {
-        sqlx::query_as("SELECT counter, name, bundle, manifest, signature, created_ms, waves FROM releases ORDER BY counter DESC LIMIT 1")
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(self.sql("read releases"))
+        self.newest_below(i64::MAX).await
+    }
+
+    async fn newest_below(&self, counter: i64) -> Result<Option<ReleaseRow>, StoreError> {
+        let sql = "SELECT counter, name, bundle, manifest, signature, created_ms, waves FROM releases \
+                   WHERE counter < $1 ORDER BY counter DESC LIMIT 1";
+        sqlx::query_as(sql).bind(counter).fetch_optional(&self.pool).await.map_err(self.sql("read releases"))
     }
 
     /// The release that the fleet runs: the newest that all waves have proved; of those that went out to all at once, the newest that no
@@ -345,16 +358,23 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn running_before(&self, counter: u64) -> Result<Option<ReleaseRow>, StoreError> {
-        sqlx::query_as(
-            "SELECT counter, name, bundle, manifest, signature, created_ms, waves FROM releases r \
-             WHERE counter < ? AND coalesce(json_extract(waves, '$.complete'), 1) = 1 \
-             AND (coalesce(json_array_length(waves, '$.shares'), 1) > 1 OR NOT EXISTS (SELECT 1 FROM devices d WHERE d.refused = r.counter) \
-             OR EXISTS (SELECT 1 FROM devices d WHERE d.confirmed = r.counter)) ORDER BY counter DESC LIMIT 1",
-        )
-        .bind(counter.cast_signed())
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(self.sql("read releases"))
+        let mut below = counter.cast_signed();
+        while let Some(release) = self.newest_below(below).await? {
+            below = release.counter;
+            let waves = release.waves().map_err(|error| self.content(format!("waves of release {below}: {error}")))?;
+            if waves.complete && (waves.shares.len() > 1 || self.is_taken(below).await?) {
+                return Ok(Some(release));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether no device refused a release, or some device confirmed it.
+    async fn is_taken(&self, counter: i64) -> Result<bool, StoreError> {
+        let sql = "SELECT (SELECT count(*) FROM devices WHERE refused = $1), (SELECT count(*) FROM devices WHERE confirmed = $1)";
+        let found = sqlx::query_as(sql).bind(counter).fetch_one(&self.pool).await;
+        let (refused, confirmed): (i64, i64) = found.map_err(self.sql("read devices"))?;
+        Ok(refused == 0 || confirmed > 0)
     }
 
     /// Writes how a release goes out, unless somebody else did since `release` was read; whether it was written.
@@ -363,10 +383,10 @@ impl Store {
     /// See [`StoreError`].
     pub async fn save_waves(&self, release: &ReleaseRow, waves: &Waves) -> Result<bool, StoreError> {
         let json = serde_json::to_string(waves).map_err(|e| self.content(e.to_string()))?;
-        let written = sqlx::query("UPDATE releases SET waves = ? WHERE counter = ? AND waves IS ?")
+        let written = sqlx::query("UPDATE releases SET waves = $1 WHERE counter = $2 AND waves IS NOT DISTINCT FROM $3")
             .bind(json)
             .bind(release.counter)
-            .bind(&release.waves)
+            .bind(release.waves.as_deref())
             .execute(&self.pool)
             .await
             .map_err(self.sql("write the waves of a release"))?;
@@ -378,14 +398,14 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn standings(&self, now_ms: u64) -> Result<Vec<Standing>, StoreError> {
-        type Row = (String, bool, i64, i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+        type Row = (String, Flag, i64, i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
         let sql = "SELECT device, online, seen_ms, confirmed, trial, refused, label_model, label_hash FROM devices";
         let rows: Vec<Row> = sqlx::query_as(sql).fetch_all(&self.pool).await.map_err(self.sql("read devices"))?;
         Ok(rows
             .into_iter()
             .map(|(device, online, seen_ms, confirmed, trial, refused, model, hash)| Standing {
                 device,
-                online: is_there(online, seen_ms.cast_unsigned(), now_ms),
+                online: is_there(online.into(), seen_ms.cast_unsigned(), now_ms),
                 confirmed: confirmed.cast_unsigned(),
                 trial: trial.map(i64::cast_unsigned),
                 refused: refused.map(i64::cast_unsigned),
@@ -402,17 +422,18 @@ impl Store {
         let text = |path: &std::path::Path| {
             path.to_str().map(str::to_owned).ok_or_else(|| self.content(format!("the path {} is not UTF-8", path.display())))
         };
-        let (from, to) = (text(from)?, text(to)?);
-        for sql in [
-            "UPDATE releases SET bundle = ?2 || substr(bundle, length(?1) + 1) WHERE substr(bundle, 1, length(?1) + 1) = ?1 || '/'",
-            "UPDATE rounds SET state = json_set(state, '$.running', ?2 || substr(json_extract(state, '$.running'), length(?1) + 1)) \
-             WHERE substr(json_extract(state, '$.running'), 1, length(?1) + 1) = ?1 || '/'",
-        ] {
-            sqlx::query(sql).bind(&from).bind(&to).execute(&self.pool).await.map_err(self.sql("move bundles"))?;
+        let (old, new) = (text(from)?, text(to)?);
+        let sql = "UPDATE releases SET bundle = $2 || substr(bundle, length($1) + 1) WHERE substr(bundle, 1, length($1) + 1) = $1 || '/'";
+        sqlx::query(sql).bind(&old).bind(&new).execute(&self.pool).await.map_err(self.sql("move bundles"))?;
+        for mut round in self.rounds().await? {
+            if let Ok(inside) = round.running.strip_prefix(from) {
+                round.running = to.join(inside);
+                self.save_round(&round).await?;
+            }
         }
         Ok(())
     }
 }
 
-const SAVE_ROUND: &str = "INSERT INTO rounds (round, last_label, ended, state) VALUES (?, ?, ?, ?) ON CONFLICT (round) DO UPDATE \
+const SAVE_ROUND: &str = "INSERT INTO rounds (round, last_label, ended, state) VALUES ($1, $2, $3, $4) ON CONFLICT (round) DO UPDATE \
                           SET last_label = excluded.last_label, ended = excluded.ended, state = excluded.state";

@@ -1,5 +1,6 @@
 //! What the page looks up: read-only queries, each bounded by a LIMIT.
 
+use super::sql::Flag;
 use super::{Store, StoreError};
 use crate::service::waves::Waves;
 
@@ -19,6 +20,7 @@ pub struct LabelNote {
     /// Why it is kept but not trained on.
     pub refused: Option<String>,
     /// Whether its picture is here.
+    #[sqlx(try_from = "Flag")]
     pub pictured: bool,
     /// The message as it came.
     pub payload: Vec<u8>,
@@ -71,19 +73,19 @@ impl Store {
         let rows = match device {
             // The inner query reads the index alone, which every row's number is part of.
             Some(device) => sqlx::query_as(
-                "SELECT l.id, l.device, l.received_ms, l.model, l.refused, l.payload, EXISTS (SELECT 1 FROM frames f \
-                 WHERE f.device = l.device AND f.epoch = l.epoch AND f.sequence = l.sequence AND f.jpeg IS NOT NULL) AS pictured \
-                 FROM labels l WHERE l.id IN (SELECT id FROM labels WHERE device = ? AND id < ? ORDER BY id DESC LIMIT ?) \
+                "SELECT l.id, l.device, l.received_ms, l.model, l.refused, l.payload, CAST(EXISTS (SELECT 1 FROM frames f \
+                 WHERE f.device = l.device AND f.epoch = l.epoch AND f.sequence = l.sequence AND f.jpeg IS NOT NULL) AS INTEGER) AS pictured \
+                 FROM labels l WHERE l.id IN (SELECT id FROM labels WHERE device = $1 AND id < $2 ORDER BY id DESC LIMIT $3) \
                  ORDER BY l.id DESC",
             )
             .bind(device),
             None => sqlx::query_as(
-                "SELECT l.id, l.device, l.received_ms, l.model, l.refused, l.payload, EXISTS (SELECT 1 FROM frames f \
-                 WHERE f.device = l.device AND f.epoch = l.epoch AND f.sequence = l.sequence AND f.jpeg IS NOT NULL) AS pictured \
-                 FROM labels l WHERE l.id < ? ORDER BY l.id DESC LIMIT ?",
+                "SELECT l.id, l.device, l.received_ms, l.model, l.refused, l.payload, CAST(EXISTS (SELECT 1 FROM frames f \
+                 WHERE f.device = l.device AND f.epoch = l.epoch AND f.sequence = l.sequence AND f.jpeg IS NOT NULL) AS INTEGER) AS pictured \
+                 FROM labels l WHERE l.id < $1 ORDER BY l.id DESC LIMIT $2",
             ),
         };
-        rows.bind(before).bind(limit).fetch_all(&self.pool).await.map_err(self.sql("read labels"))
+        rows.bind(before).bind(i64::from(limit)).fetch_all(&self.pool).await.map_err(self.sql("read labels"))
     }
 
     /// The picture of the label with a number, where it is here.
@@ -92,7 +94,7 @@ impl Store {
     /// See [`StoreError`].
     pub async fn picture(&self, id: i64) -> Result<Option<Vec<u8>>, StoreError> {
         sqlx::query_scalar(
-            "SELECT f.jpeg FROM labels l JOIN frames f USING (device, epoch, sequence) WHERE l.id = ? AND f.jpeg IS NOT NULL",
+            "SELECT f.jpeg FROM labels l JOIN frames f USING (device, epoch, sequence) WHERE l.id = $1 AND f.jpeg IS NOT NULL",
         )
         .bind(id)
         .fetch_optional(&self.pool)
@@ -105,8 +107,8 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn releases(&self, limit: u32) -> Result<Vec<ReleaseNote>, StoreError> {
-        sqlx::query_as("SELECT counter, name, created_ms, round, waves FROM releases ORDER BY counter DESC LIMIT ?")
-            .bind(limit.min(MAX_ROWS))
+        sqlx::query_as("SELECT counter, name, created_ms, round, waves FROM releases ORDER BY counter DESC LIMIT $1")
+            .bind(i64::from(limit.min(MAX_ROWS)))
             .fetch_all(&self.pool)
             .await
             .map_err(self.sql("read releases"))
@@ -117,23 +119,28 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn has_release(&self, counter: u64) -> Result<bool, StoreError> {
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM releases WHERE counter = ?)")
+        let found: i64 = sqlx::query_scalar("SELECT count(*) FROM releases WHERE counter = $1")
             .bind(counter.cast_signed())
             .fetch_one(&self.pool)
             .await
-            .map_err(self.sql("read releases"))
+            .map_err(self.sql("read releases"))?;
+        Ok(found > 0)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::testing::World;
+    use crate::service::testing::{Home, on_both};
 
-    #[tokio::test]
-    async fn labels_come_newest_first_page_by_page() {
-        let world = World::new();
-        let store = Store::open(&world.config.state_dir, false).await.unwrap();
+    on_both! {
+        labels_come_newest_first_page_by_page,
+        releases_come_newest_first,
+    }
+
+    async fn labels_come_newest_first_page_by_page(home: Home) {
+        let world = home.world();
+        let store = Store::open(&world.config, false).await.unwrap();
         store.commit(&world.labels("cam-1", 1..=5, 0.0, 0), 10).await.unwrap();
         store.commit(&world.labels("cam-2", 1..=3, 0.0, 4), 20).await.unwrap();
         // A label whose picture has not come.
@@ -156,13 +163,11 @@ mod tests {
         store.ping().await.unwrap();
     }
 
-    #[tokio::test]
-    async fn releases_come_newest_first() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), false).await.unwrap();
+    async fn releases_come_newest_first(home: Home) {
+        let store = Store::open(home.place(), false).await.unwrap();
         for counter in 1..=3 {
             store
-                .add_release(counter, &format!("round-{counter}"), dir.path(), (b"m", b"s"), None, &Waves::at_once(10 * counter))
+                .add_release(counter, &format!("round-{counter}"), home.dir(), (b"m", b"s"), None, &Waves::at_once(10 * counter))
                 .await
                 .unwrap();
         }

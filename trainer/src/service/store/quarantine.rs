@@ -1,8 +1,8 @@
 //! Messages that could not be used: kept with the reason, so that somebody can look at them, within a stated number and size.
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, sql};
 use serde::Serialize;
-use sqlx::SqliteConnection;
+use sqlx::AnyConnection;
 
 /// Of the newest messages, so many are kept.
 pub const MAX_MESSAGES: i64 = 10_000;
@@ -49,17 +49,17 @@ pub struct QuarantineRow {
     pub bytes: i64,
 }
 
-pub(super) async fn insert(db: &mut SqliteConnection, what: &Quarantined, now: i64) -> Result<(), sqlx::Error> {
+pub(super) async fn insert(db: &mut AnyConnection, what: &Quarantined, now: i64) -> Result<(), sqlx::Error> {
     let id: i64 =
-        sqlx::query_scalar("INSERT INTO quarantine (received_ms, topic, reason, bytes, payload) VALUES (?, ?, ?, ?, ?) RETURNING id")
+        sqlx::query_scalar("INSERT INTO quarantine (received_ms, topic, reason, bytes, payload) VALUES ($1, $2, $3, $4, $5) RETURNING id")
             .bind(now)
-            .bind(&what.topic)
-            .bind(&what.reason)
+            .bind(sql::text(&what.topic).as_ref())
+            .bind(sql::text(&what.reason).as_ref())
             .bind(what.bytes as i64)
-            .bind(&what.payload)
+            .bind(what.payload.as_slice())
             .fetch_one(&mut *db)
             .await?;
-    sqlx::query("DELETE FROM quarantine WHERE id <= ?").bind(id - MAX_MESSAGES).execute(db).await.map(drop)
+    sqlx::query("DELETE FROM quarantine WHERE id <= $1").bind(id - MAX_MESSAGES).execute(db).await.map(drop)
 }
 
 impl Store {
@@ -68,8 +68,8 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn quarantined(&self, limit: u32) -> Result<Vec<QuarantineRow>, StoreError> {
-        sqlx::query_as("SELECT id, received_ms, topic, reason, bytes FROM quarantine ORDER BY id DESC LIMIT ?")
-            .bind(limit)
+        sqlx::query_as("SELECT id, received_ms, topic, reason, bytes FROM quarantine ORDER BY id DESC LIMIT $1")
+            .bind(i64::from(limit))
             .fetch_all(&self.pool)
             .await
             .map_err(self.sql("read the quarantine"))
@@ -81,8 +81,8 @@ impl Store {
     /// See [`StoreError`].
     pub async fn quarantine_reasons(&self, limit: u32) -> Result<Vec<(String, u64)>, StoreError> {
         let found: Vec<(String, i64)> =
-            sqlx::query_as("SELECT reason, count(*) FROM quarantine GROUP BY reason ORDER BY count(*) DESC, reason LIMIT ?")
-                .bind(limit)
+            sqlx::query_as("SELECT reason, count(*) FROM quarantine GROUP BY reason ORDER BY count(*) DESC, reason LIMIT $1")
+                .bind(i64::from(limit))
                 .fetch_all(&self.pool)
                 .await
                 .map_err(self.sql("read the quarantine"))?;
@@ -94,7 +94,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn quarantined_payload(&self, id: i64) -> Result<Option<Vec<u8>>, StoreError> {
-        sqlx::query_scalar("SELECT payload FROM quarantine WHERE id = ?")
+        sqlx::query_scalar("SELECT payload FROM quarantine WHERE id = $1")
             .bind(id)
             .fetch_optional(&self.pool)
             .await

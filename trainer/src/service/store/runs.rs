@@ -1,16 +1,52 @@
 //! Settled sequences of one outbox epoch as inclusive runs, kept in the database in the same transaction as the labels themselves, so
 //! that a watermark costs one look-up however many labels there are.
 
+use super::Store;
+use super::intake::ROWS;
 use omnilabel_keypoints::wire::{AckMsg, MAX_GAPS, VERSION};
-use sqlx::SqliteConnection;
+use sqlx::AnyConnection;
+use sqlx::AssertSqlSafe;
 use std::collections::BTreeSet;
 
-/// Adds `sequences` and joins what they touch. Adding one twice changes nothing.
-pub(super) async fn insert(db: &mut SqliteConnection, device: &str, epoch: i64, sequences: &BTreeSet<i64>) -> Result<(), sqlx::Error> {
-    for (first, last) in consecutive(sequences) {
-        insert_run(&mut *db, device, epoch, first, last).await?;
+/// What a batch has settled of one outbox: device, epoch, sequences.
+pub(super) type Settled<'a> = (&'a str, i64, BTreeSet<i64>);
+
+impl Store {
+    /// Adds what a batch has settled (each outbox once) and joins what it touches. Adding a sequence twice changes nothing.
+    pub(super) async fn add_runs(&self, db: &mut AnyConnection, settled: &[Settled<'_>]) -> Result<(), sqlx::Error> {
+        let runs: Vec<_> = settled.iter().map(|(device, epoch, sequences)| (*device, *epoch, consecutive(sequences))).collect();
+        // Nearly always: one run, with which the outbox's highest goes on. All of these take one statement.
+        let single: Vec<_> =
+            runs.iter().filter(|(_, _, runs)| runs.len() == 1).map(|(device, epoch, runs)| (*device, *epoch, runs[0])).collect();
+        let mut extended = Vec::new();
+        for chunk in single.chunks(ROWS) {
+            extended.extend(self.extend_runs(&mut *db, chunk).await?);
+        }
+        for (device, epoch, runs) in runs {
+            if extended.iter().any(|(of, at)| of == device && *at == epoch) {
+                continue;
+            }
+            for (first, last) in runs {
+                insert_run(&mut *db, device, epoch, first, last).await?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Extends the highest run of each outbox where the new one begins right above it; of which outboxes.
+    async fn extend_runs(&self, db: &mut AnyConnection, runs: &[(&str, i64, (i64, i64))]) -> Result<Vec<(String, i64)>, sqlx::Error> {
+        let sql = format!(
+            "UPDATE runs SET last = v.column4 FROM (VALUES {}) v WHERE runs.device = v.column1 AND runs.epoch = v.column2 \
+             AND runs.last = v.column3 - 1 \
+             AND runs.first = (SELECT max(r.first) FROM runs r WHERE r.device = v.column1 AND r.epoch = v.column2) RETURNING device, epoch",
+            self.values(runs.len(), 4)
+        );
+        let mut query = sqlx::query_as(AssertSqlSafe(sql));
+        for (device, epoch, (first, last)) in runs {
+            query = query.bind(*device).bind(*epoch).bind(*first).bind(*last);
+        }
+        query.persistent(false).fetch_all(db).await
+    }
 }
 
 /// As inclusive runs.
@@ -25,24 +61,10 @@ fn consecutive(sequences: &BTreeSet<i64>) -> Vec<(i64, i64)> {
     runs
 }
 
-async fn insert_run(db: &mut SqliteConnection, device: &str, epoch: i64, first: i64, last: i64) -> Result<(), sqlx::Error> {
-    // Nearly always: the highest run goes on.
-    let extended = sqlx::query(
-        "UPDATE runs SET last = ?4 WHERE device = ?1 AND epoch = ?2 AND last = ?3 - 1 \
-         AND first = (SELECT max(first) FROM runs WHERE device = ?1 AND epoch = ?2)",
-    )
-    .bind(device)
-    .bind(epoch)
-    .bind(first)
-    .bind(last)
-    .execute(&mut *db)
-    .await?;
-    if extended.rows_affected() > 0 {
-        return Ok(());
-    }
+async fn insert_run(db: &mut AnyConnection, device: &str, epoch: i64, first: i64, last: i64) -> Result<(), sqlx::Error> {
     // The run that begins at or below it, and those that begin in it or right above.
     let below: Option<(i64, i64)> =
-        sqlx::query_as("SELECT first, last FROM runs WHERE device = ? AND epoch = ? AND first <= ? ORDER BY first DESC LIMIT 1")
+        sqlx::query_as("SELECT first, last FROM runs WHERE device = $1 AND epoch = $2 AND first <= $3 ORDER BY first DESC LIMIT 1")
             .bind(device)
             .bind(epoch)
             .bind(first)
@@ -53,26 +75,21 @@ async fn insert_run(db: &mut SqliteConnection, device: &str, epoch: i64, first: 
         _ => (first, last),
     };
     let joined: Vec<i64> =
-        sqlx::query_scalar("DELETE FROM runs WHERE device = ? AND epoch = ? AND first > ? AND first <= ? RETURNING last")
+        sqlx::query_scalar("DELETE FROM runs WHERE device = $1 AND epoch = $2 AND first > $3 AND first <= $4 RETURNING last")
             .bind(device)
             .bind(epoch)
             .bind(first)
             .bind(last.saturating_add(1))
             .fetch_all(&mut *db)
             .await?;
-    sqlx::query("INSERT INTO runs (device, epoch, first, last) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET last = excluded.last")
-        .bind(device)
-        .bind(epoch)
-        .bind(first)
-        .bind(joined.into_iter().fold(last, i64::max))
-        .execute(db)
-        .await
-        .map(drop)
+    let sql = "INSERT INTO runs (device, epoch, first, last) VALUES ($1, $2, $3, $4) \
+               ON CONFLICT (device, epoch, first) DO UPDATE SET last = excluded.last";
+    sqlx::query(sql).bind(device).bind(epoch).bind(first).bind(joined.into_iter().fold(last, i64::max)).execute(db).await.map(drop)
 }
 
 /// The end of the run that starts at 1, or 0.
-pub(super) async fn watermark(db: &mut SqliteConnection, device: &str, epoch: i64) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT coalesce((SELECT last FROM runs WHERE device = ? AND epoch = ? AND first = 1), 0)")
+pub(super) async fn watermark(db: &mut AnyConnection, device: &str, epoch: i64) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT coalesce((SELECT last FROM runs WHERE device = $1 AND epoch = $2 AND first = 1), 0)")
         .bind(device)
         .bind(epoch)
         .fetch_one(db)
@@ -85,7 +102,7 @@ pub(super) async fn watermark(db: &mut SqliteConnection, device: &str, epoch: i6
 ///
 /// Naming the touched runs lets a device clear everything that it sent, however many gaps (evicted labels) lie below.
 pub(super) async fn acks(
-    db: &mut SqliteConnection,
+    db: &mut AnyConnection,
     collector: u64,
     device: &str,
     epoch: i64,
@@ -99,7 +116,7 @@ pub(super) async fn acks(
             continue;
         }
         let run: Option<(i64, i64)> = sqlx::query_as(
-            "SELECT first, last FROM runs WHERE device = ?1 AND epoch = ?2 AND first <= ?3 AND last >= ?3 ORDER BY first DESC LIMIT 1",
+            "SELECT first, last FROM runs WHERE device = $1 AND epoch = $2 AND first <= $3 AND last >= $3 ORDER BY first DESC LIMIT 1",
         )
         .bind(device)
         .bind(epoch)
@@ -113,7 +130,7 @@ pub(super) async fn acks(
     }
     let room = ranges.len().max(1).next_multiple_of(MAX_GAPS) - ranges.len();
     let others: Vec<(i64, i64)> =
-        sqlx::query_as("SELECT first, last FROM runs WHERE device = ? AND epoch = ? AND first > ? ORDER BY first LIMIT ?")
+        sqlx::query_as("SELECT first, last FROM runs WHERE device = $1 AND epoch = $2 AND first > $3 ORDER BY first LIMIT $4")
             .bind(device)
             .bind(epoch)
             .bind(mark.max(1))

@@ -1,7 +1,8 @@
-//! The store against a model of it: whatever arrives, however often and in whatever order.
+//! The store against a model of it: whatever arrives, however often and in whatever order. One suite for both databases.
 
 use super::intake::{LabelRow, Record};
 use super::*;
+use crate::service::testing::{Home, on_both};
 use crate::service::waves::Waves;
 use omnilabel_keypoints::wire::{AckMsg, LabelKey, MAX_GAPS, StatusMsg};
 use proptest::prelude::*;
@@ -63,52 +64,96 @@ proptest! {
 
     #[test]
     fn the_store_agrees_with_two_sets(ops in ops()) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let dir = tempfile::tempdir().unwrap();
-            let mut store = Store::open(dir.path(), false).await.unwrap();
-            let (mut labels, mut frames, mut repeated) = (BTreeSet::new(), BTreeSet::new(), 0);
-            for op in ops {
-                let Op::Batch(batch) = op else {
-                    let collector = store.collector();
-                    store.close().await;
-                    store = Store::open(dir.path(), false).await.unwrap();
-                    assert_eq!(store.collector(), collector, "a restart is no restore");
-                    continue;
-                };
-                let records: Vec<_> = batch.iter().map(|&(q, l)| if l { label(q, wants(q)) } else { frame(q) }).collect();
-                for &(q, l) in &batch {
-                    if l { repeated += u64::from(!labels.insert(q)) } else { frames.insert(q); }
-                }
-                let done = store.commit(&records, 1).await.unwrap();
-                assert_eq!(done.conflicts, []);
-                let settled: BTreeSet<u64> = labels.iter().copied().filter(|q| !wants(*q) || frames.contains(q)).collect();
-                let watermark = (1..).take_while(|q| settled.contains(q)).last().unwrap_or(0);
-                let acks = told(&store, &done).await;
-                for (_, ack) in &acks {
-                    assert_eq!((ack.watermark, ack.epoch, ack.collector), (watermark, u64::MAX - 5, store.collector()));
-                    assert!(ack.stored.iter().all(|&(first, last)| first > watermark + 1 && first <= last));
-                }
-                let acked = covered(&acks);
-                assert!(acked.is_subset(&settled), "acknowledged but not stored: {:?}", acked.difference(&settled));
-                for (q, _) in &batch {
-                    assert_eq!(acked.contains(q), settled.contains(q), "sequence {q}");
-                }
-                let counts = store.counts().await.unwrap();
-                assert_eq!(counts.len(), 1);
-                assert_eq!(
-                    (counts[0].stored, counts[0].settled, counts[0].duplicates, counts[0].frames),
-                    (labels.len() as u64, settled.len() as u64, repeated, frames.len() as u64)
-                );
-            }
-        });
+        run(agrees_with_two_sets(&Home::sqlite().place(), ops));
     }
 }
 
-#[tokio::test]
-async fn many_gaps_are_all_acknowledged_in_several_messages() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), false).await.unwrap();
+#[test]
+fn the_store_on_postgres_agrees_with_two_sets() {
+    let Some(home) = Home::postgres() else { return };
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 8, ..ProptestConfig::default() });
+    let cases = std::cell::Cell::new(0);
+    let ended = runner.run(&ops(), |ops| {
+        let name = format!("case_{}", cases.replace(cases.get() + 1));
+        home.postgres.as_ref().unwrap().create(&name);
+        run(agrees_with_two_sets(&home.collector(&name, &name), ops));
+        Ok(())
+    });
+    ended.unwrap();
+}
+
+fn run(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+}
+
+async fn agrees_with_two_sets(place: &Place, ops: Vec<Op>) {
+    let mut store = Store::open(place, false).await.unwrap();
+    let (mut labels, mut frames, mut repeated) = (BTreeSet::new(), BTreeSet::new(), 0);
+    for op in ops {
+        let Op::Batch(batch) = op else {
+            let collector = store.collector();
+            store.close().await;
+            store = Store::open(place, false).await.unwrap();
+            assert_eq!(store.collector(), collector, "a restart is no restore");
+            continue;
+        };
+        let records: Vec<_> = batch.iter().map(|&(q, l)| if l { label(q, wants(q)) } else { frame(q) }).collect();
+        for &(q, l) in &batch {
+            if l {
+                repeated += u64::from(!labels.insert(q))
+            } else {
+                frames.insert(q);
+            }
+        }
+        let done = store.commit(&records, 1).await.unwrap();
+        assert_eq!(done.conflicts, []);
+        let settled: BTreeSet<u64> = labels.iter().copied().filter(|q| !wants(*q) || frames.contains(q)).collect();
+        let watermark = (1..).take_while(|q| settled.contains(q)).last().unwrap_or(0);
+        let acks = told(&store, &done).await;
+        for (_, ack) in &acks {
+            assert_eq!((ack.watermark, ack.epoch, ack.collector), (watermark, u64::MAX - 5, store.collector()));
+            assert!(ack.stored.iter().all(|&(first, last)| first > watermark + 1 && first <= last));
+        }
+        let acked = covered(&acks);
+        assert!(acked.is_subset(&settled), "acknowledged but not stored: {:?}", acked.difference(&settled));
+        for (q, _) in &batch {
+            assert_eq!(acked.contains(q), settled.contains(q), "sequence {q}");
+        }
+        let counts = store.counts().await.unwrap();
+        assert_eq!(counts.len(), 1);
+        assert_eq!(
+            (counts[0].stored, counts[0].settled, counts[0].duplicates, counts[0].frames),
+            (labels.len() as u64, settled.len() as u64, repeated, frames.len() as u64)
+        );
+    }
+    assert_eq!(store.recount().await.unwrap(), Vec::<String>::new());
+    store.close().await;
+}
+
+on_both! {
+    many_gaps_are_all_acknowledged_in_several_messages,
+    a_frame_that_was_told_to_be_evicted_and_comes_after_all_is_kept,
+    the_first_of_two_labels_under_one_key_stays,
+    the_quarantine_keeps_the_newest_messages,
+    the_account_adds_up_over_epochs,
+    counters_only_grow_and_no_device_can_push_them_far,
+    a_release_that_the_fleet_refused_does_not_run,
+    text_that_one_of_the_databases_does_not_take_is_kept_all_the_same,
+}
+
+async fn text_that_one_of_the_databases_does_not_take_is_kept_all_the_same(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
+    let mut model = omnilabel_keypoints::wire::ModelMsg { version: 1, ..Default::default() };
+    model.reason.push_str("a\0b").unwrap();
+    let bad = super::quarantine::Quarantined::new("x\0", vec![0], "\0".to_owned());
+    let records = [("cam".to_owned(), Record::Model(Box::new(model))), (String::new(), Record::Quarantined(Box::new(bad)))];
+    store.commit(&records, 1).await.unwrap();
+    assert_eq!(store.counts().await.unwrap()[0].reason, "a\u{fffd}b");
+    assert_eq!(store.quarantine_reasons(1).await.unwrap(), [("\u{fffd}".to_owned(), 1)]);
+}
+
+async fn many_gaps_are_all_acknowledged_in_several_messages(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
     let records: Vec<_> = (1..=40).map(|i| label(2 * i, false)).collect();
     let done = store.commit(&records, 1).await.unwrap();
     let acks = told(&store, &done).await;
@@ -128,10 +173,8 @@ async fn many_gaps_are_all_acknowledged_in_several_messages() {
     assert_eq!(store.acks(&outboxes[0]).await.unwrap(), [acks[0].1.clone()]);
 }
 
-#[tokio::test]
-async fn a_frame_that_was_told_to_be_evicted_and_comes_after_all_is_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), false).await.unwrap();
+async fn a_frame_that_was_told_to_be_evicted_and_comes_after_all_is_kept(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
     let evicted = |sequence| {
         let (device, Record::Frame { key, frame, .. }) = frame(sequence) else { unreachable!() };
         let refused = Some(super::intake::EVICTED.to_owned());
@@ -145,10 +188,8 @@ async fn a_frame_that_was_told_to_be_evicted_and_comes_after_all_is_kept() {
     assert_eq!(kept, [Some(vec![1, 2, 3]), Some(vec![1, 2, 3])]);
 }
 
-#[tokio::test]
-async fn the_first_of_two_labels_under_one_key_stays() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), false).await.unwrap();
+async fn the_first_of_two_labels_under_one_key_stays(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
     let (device, Record::Label(mut other)) = label(1, false) else { panic!() };
     other.payload = vec![9; 9];
     let done = store.commit(&[label(1, false), (device, Record::Label(other))], 1).await.unwrap();
@@ -161,8 +202,8 @@ async fn the_first_of_two_labels_under_one_key_stays() {
 #[tokio::test]
 async fn a_database_of_the_first_version_is_brought_up_to_date_with_its_accounts() {
     let dir = tempfile::tempdir().unwrap();
-    let options = SqliteConnectOptions::new().filename(dir.path().join("centre.sqlite")).create_if_missing(true);
-    let pool = SqlitePoolOptions::new().connect_with(options).await.unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.path().join("centre.sqlite")).create_if_missing(true);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
     let mut first = sqlx::migrate!();
     first.migrations.to_mut().truncate(1);
     first.run(&pool).await.unwrap();
@@ -188,11 +229,9 @@ async fn a_database_of_the_first_version_is_brought_up_to_date_with_its_accounts
     assert_eq!(store.tally("cam").await.unwrap(), (4, 5));
 }
 
-#[tokio::test]
-async fn the_quarantine_keeps_the_newest_messages() {
+async fn the_quarantine_keeps_the_newest_messages(home: Home) {
     use super::quarantine::{MAX_MESSAGES, MAX_PAYLOAD, Quarantined};
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), false).await.unwrap();
+    let store = Store::open(home.place(), false).await.unwrap();
     let bad =
         |reason: &str| (String::new(), Record::Quarantined(Box::new(Quarantined::new("a/b", vec![7; MAX_PAYLOAD + 5], reason.to_owned()))));
     store.commit(&[bad("first"), bad("second"), bad("second")], 5).await.unwrap();
@@ -200,7 +239,11 @@ async fn the_quarantine_keeps_the_newest_messages() {
     assert_eq!(kept.iter().map(|row| (row.id, row.received_ms, row.bytes)).collect::<Vec<_>>(), [(3, 5, 32773), (2, 5, 32773)]);
     assert_eq!(store.quarantined_payload(3).await.unwrap().unwrap().len(), MAX_PAYLOAD);
     assert_eq!(store.quarantine_reasons(5).await.unwrap(), [("second".to_owned(), 2), ("first".to_owned(), 1)]);
-    sqlx::query("UPDATE quarantine SET id = id + ? WHERE id = 3").bind(MAX_MESSAGES - 2).execute(&store.pool).await.unwrap();
+    sqlx::query("UPDATE quarantine SET id = id + $1 WHERE id = 3").bind(MAX_MESSAGES - 2).execute(&store.pool).await.unwrap();
+    if let Some(postgres) = &home.postgres {
+        // SQLite goes on after the highest number, PostgreSQL after the last one that it drew.
+        postgres.psql("postgres", &format!("SELECT setval(pg_get_serial_sequence('quarantine', 'id'), {})", MAX_MESSAGES + 1));
+    }
     store.commit(&[bad("third")], 6).await.unwrap();
     assert_eq!(store.quarantine_reasons(5).await.unwrap(), [("second".to_owned(), 1), ("third".to_owned(), 1)]);
     assert_eq!(store.devices().await.unwrap(), Vec::<String>::new());
@@ -238,10 +281,8 @@ async fn a_restored_store_gets_a_new_epoch() {
     assert_ne!(Store::open(&state, false).await.unwrap().collector(), third, "a marker that cannot be read proves nothing");
 }
 
-#[tokio::test]
-async fn the_account_adds_up_over_epochs() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), false).await.unwrap();
+async fn the_account_adds_up_over_epochs(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
     let status = |epoch, committed, pending, evicted| {
         let status = StatusMsg { version: 1, online: true, epoch, committed, pending, evicted, ..StatusMsg::default() };
         ("cam".to_owned(), Record::Status(status))
@@ -255,21 +296,15 @@ async fn the_account_adds_up_over_epochs() {
     let counts = store.counts().await.unwrap().remove(0);
     assert_eq!((counts.committed, counts.stored, counts.evicted, counts.pending, counts.online), (17, 8, 7, 1, false));
     assert_eq!((counts.missing(), counts.lost()), (2, 1));
-    assert_eq!(read_counts_of(dir.path()).await, counts);
+    assert_eq!(super::counts::read_counts(home.place()).await.unwrap(), [counts]);
 }
 
-async fn read_counts_of(dir: &std::path::Path) -> super::counts::DeviceCounts {
-    super::counts::read_counts(dir).await.unwrap().remove(0)
-}
-
-#[tokio::test]
-async fn counters_only_grow_and_no_device_can_push_them_far() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), false).await.unwrap();
+async fn counters_only_grow_and_no_device_can_push_them_far(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
     assert_eq!(store.next_counter().await.unwrap(), 1);
-    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
+    store.add_release(1, "one", home.dir(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
     assert_eq!(store.next_counter().await.unwrap(), 2);
-    assert!(store.add_release(1, "again", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.is_err());
+    assert!(store.add_release(1, "again", home.dir(), (b"m", b"s"), None, &Waves::at_once(1)).await.is_err());
     let model = |device: &str, confirmed, refused| {
         let model = omnilabel_keypoints::wire::ModelMsg { version: 1, confirmed, refused, ..Default::default() };
         (device.to_owned(), Record::Model(Box::new(model)))
@@ -281,12 +316,10 @@ async fn counters_only_grow_and_no_device_can_push_them_far() {
     assert_eq!(store.next_counter().await.unwrap(), 7);
 }
 
-#[tokio::test]
-async fn a_release_that_the_fleet_refused_does_not_run() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), false).await.unwrap();
-    store.add_release(1, "one", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
-    store.add_release(2, "two", dir.path(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
+async fn a_release_that_the_fleet_refused_does_not_run(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
+    store.add_release(1, "one", home.dir(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
+    store.add_release(2, "two", home.dir(), (b"m", b"s"), None, &Waves::at_once(1)).await.unwrap();
     let running = async || store.running_release().await.unwrap().map_or(0, |r| r.counter());
     assert_eq!(running().await, 2);
     let model = |confirmed, refused| {
@@ -298,3 +331,5 @@ async fn a_release_that_the_fleet_refused_does_not_run() {
     store.commit(&[model(2, None)], 1).await.unwrap();
     assert_eq!(running().await, 2);
 }
+
+mod several;

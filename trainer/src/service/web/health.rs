@@ -1,16 +1,12 @@
-//! What a supervisor asks: is the centre well, and its numbers in Prometheus' text format (version 0.0.4).
+//! What a supervisor asks: is the centre well. And what the loops count for it, which no store knows.
 
 use super::Site;
-use super::answer::Failure;
-use super::fleet::Fleet;
 use super::guard::Who;
-use crate::service::store::counts::DeviceCounts;
+use crate::service::collector::Rejected;
 use axum::Extension;
 use axum::extract::State as Shared;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,17 +23,35 @@ enum Broker {
     Away(String),
 }
 
-/// What the store does not know; the collector says it.
-#[derive(Debug)]
-pub struct Health {
-    broker: Mutex<Broker>,
-    rejected: AtomicU64,
+impl Default for Broker {
+    fn default() -> Self {
+        Self::Away("not connected yet".to_owned())
+    }
 }
 
-impl Default for Health {
-    fn default() -> Self {
-        Self { broker: Mutex::new(Broker::Away("not connected yet".to_owned())), rejected: AtomicU64::new(0) }
-    }
+/// What the store does not know; the collector and the sender say it. Numbers are totals since the start.
+#[derive(Debug, Default)]
+pub struct Health {
+    broker: Mutex<Broker>,
+    /// Messages that could not be used, by [`Rejected::KINDS`].
+    rejected: [AtomicU64; Rejected::KINDS.len()],
+    commits: AtomicU64,
+    commit_micros: AtomicU64,
+    commit_failures: AtomicU64,
+    frames_refused: AtomicU64,
+    acks: AtomicU64,
+    blocks: AtomicU64,
+}
+
+/// What [`Health`] counted so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Totals {
+    pub(super) commits: u64,
+    pub(super) commit_secs: f64,
+    pub(super) commit_failures: u64,
+    pub(super) frames_refused: u64,
+    pub(super) acks: u64,
+    pub(super) blocks: u64,
 }
 
 impl Health {
@@ -60,13 +74,59 @@ impl Health {
         *self.broker.lock().unwrap_or_else(PoisonError::into_inner) = broker;
     }
 
-    /// Messages that could not be used, total since the start.
-    pub fn rejected(&self, messages: u64) {
-        self.rejected.store(messages, Ordering::Relaxed);
+    /// A message could not be used.
+    pub fn rejected(&self, why: &Rejected) {
+        let count = Rejected::KINDS.iter().position(|kind| *kind == why.kind()).and_then(|kind| self.rejected.get(kind));
+        if let Some(count) = count {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A batch was stored in this time, with so many pictures that came and were not kept.
+    pub fn committed(&self, took: Duration, frames_refused: usize) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.commit_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+        self.frames_refused.fetch_add(frames_refused as u64, Ordering::Relaxed);
+    }
+
+    /// A batch could not be stored; it is tried again.
+    pub fn commit_failed(&self) {
+        self.commit_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An acknowledgement was published.
+    pub fn acknowledged(&self) {
+        self.acks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A block of a release was published.
+    pub fn block_published(&self) {
+        self.blocks.fetch_add(1, Ordering::Relaxed);
     }
 
     fn broker(&self) -> Broker {
         self.broker.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        !matches!(self.broker(), Broker::Away(_))
+    }
+
+    /// Messages that could not be used, by the kind of the reason: every kind, those that did not happen, too.
+    pub(super) fn rejections(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Rejected::KINDS.into_iter().zip(self.rejected.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Totals {
+            commits: count(&self.commits),
+            commit_secs: count(&self.commit_micros) as f64 / 1e6,
+            commit_failures: count(&self.commit_failures),
+            frames_refused: count(&self.frames_refused),
+            acks: count(&self.acks),
+            blocks: count(&self.blocks),
+        }
     }
 }
 
@@ -89,87 +149,9 @@ pub(super) async fn healthz(who: Option<Extension<Who>>, Shared(site): Shared<Ar
     }
 }
 
-/// `GET /metrics`
-pub(super) async fn metrics(Shared(site): Shared<Arc<Site>>) -> Result<Response, Failure> {
-    let fleet = site.fleet.get(&site.centre.store).await?;
-    let rounds = site.centre.store.rounds().await?;
-    let newest = site.centre.store.releases(1).await?.first().map_or(0, |release| release.counter);
-    let mut text = Text::default();
-    text.family("omnilabel_centre_labels_stored_total", "counter", "Labels stored, each once.", &by_device(&fleet, |d| d.stored));
-    text.family("omnilabel_centre_labels_duplicate_total", "counter", "Labels that came again.", &by_device(&fleet, |d| d.duplicates));
-    text.family("omnilabel_centre_labels_missing", "gauge", "Committed, neither stored nor evicted.", &by_device(&fleet, |d| d.missing()));
-    text.family("omnilabel_centre_labels_pending", "gauge", "In the device's outbox.", &by_device(&fleet, |d| d.pending));
-    text.family("omnilabel_centre_frames_stored_total", "counter", "Frames stored.", &by_device(&fleet, |d| d.frames));
-    text.family(
-        "omnilabel_centre_device_online",
-        "gauge",
-        "Whether the device is connected.",
-        &by_device(&fleet, |d| u64::from(d.is_there(fleet.at_ms))),
-    );
-    let mut confirmed: BTreeMap<u64, u64> = BTreeMap::new();
-    for device in &fleet.devices {
-        *confirmed.entry(device.confirmed).or_default() += 1;
-    }
-    let counters: Vec<(String, u64)> = confirmed.into_iter().map(|(counter, devices)| (counter.to_string(), devices)).collect();
-    let confirmed: Vec<_> = counters.iter().map(|(counter, devices)| (vec![("release", counter.as_str())], *devices)).collect();
-    text.family("omnilabel_centre_release_confirmed", "gauge", "Devices that confirmed a release; 0 is the first model.", &confirmed);
-    let online = fleet.devices.iter().filter(|device| device.is_there(fleet.at_ms)).count() as u64;
-    let connected = u64::from(!matches!(site.centre.health.broker(), Broker::Away(_)));
-    let rejected = site.centre.health.rejected.load(Ordering::Relaxed);
-    for (name, kind, help, value) in [
-        ("omnilabel_centre_devices", "gauge", "Known devices.", fleet.devices.len() as u64),
-        ("omnilabel_centre_devices_online", "gauge", "Devices that are connected.", online),
-        ("omnilabel_centre_messages_rejected_total", "counter", "Messages that could not be used, since the start.", rejected),
-        ("omnilabel_centre_rounds", "gauge", "Rounds that were begun.", rounds.len() as u64),
-        ("omnilabel_centre_rounds_ended", "gauge", "Rounds that ended.", rounds.iter().filter(|round| round.ended).count() as u64),
-        ("omnilabel_centre_release_newest", "gauge", "Counter of the newest release; 0 is none.", newest.cast_unsigned()),
-        ("omnilabel_centre_broker_connected", "gauge", "Whether the broker is connected.", connected),
-    ] {
-        text.family(name, kind, help, &[(Vec::new(), value)]);
-    }
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.0).into_response())
-}
-
-/// A number with its labels.
-type Sample<'f> = (Vec<(&'static str, &'f str)>, u64);
-
-/// A number of each device.
-fn by_device(fleet: &Fleet, value: impl Fn(&DeviceCounts) -> u64) -> Vec<Sample<'_>> {
-    fleet.devices.iter().map(|device| (vec![("device", device.device.as_str())], value(device))).collect()
-}
-
-/// Prometheus' text.
-#[derive(Default)]
-struct Text(String);
-
-impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str, samples: &[Sample<'_>]) {
-        // Writing to a String does not fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in samples {
-            let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
-            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-            let _ = writeln!(self.0, "{name}{labels} {value}");
-        }
-    }
-}
-
-/// A label's value, as the format wants it.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_family_is_one_head_and_its_samples() {
-        let mut text = Text::default();
-        text.family("seen_total", "counter", "Seen.", &[(vec![("device", "a\"b\\c\nd")], 3), (Vec::new(), 4)]);
-        let expected = "# HELP seen_total Seen.\n# TYPE seen_total counter\nseen_total{device=\"a\\\"b\\\\c\\nd\"} 3\nseen_total 4\n";
-        assert_eq!(text.0, expected);
-    }
 
     #[test]
     fn a_broker_is_away_until_it_is_there() {
@@ -181,5 +163,15 @@ mod tests {
         assert_eq!(health.broker(), Broker::Refuses("not authorised".to_owned()));
         health.disconnected("connection refused");
         assert_eq!(health.broker(), Broker::Away("connection refused".to_owned()));
+    }
+
+    #[test]
+    fn what_could_not_be_used_is_counted_by_kind() {
+        let health = Health::default();
+        health.rejected(&Rejected::Unknown);
+        health.rejected(&Rejected::Size { found: 9, limit: 8 });
+        health.rejected(&Rejected::Size { found: 7, limit: 6 });
+        let counted: Vec<_> = health.rejections().collect();
+        assert_eq!(counted, [("topic", 0), ("size", 2), ("wire", 0), ("value", 0), ("devices", 0), ("unknown", 1)]);
     }
 }

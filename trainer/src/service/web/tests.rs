@@ -5,6 +5,7 @@ mod answers;
 mod browser;
 
 use super::*;
+use crate::service::collector::Rejected;
 use crate::service::config::RolloutConfig;
 use crate::service::events::{Event, EventLog};
 use crate::service::gate::Decision;
@@ -124,7 +125,9 @@ impl Page {
         let address = server.address();
         let (health, wishes) = (Arc::new(Health::default()), Arc::new(Wishes::default()));
         health.connected();
-        health.rejected(3);
+        (0..3).for_each(|_| health.rejected(&Rejected::Topic));
+        health.committed(Duration::from_millis(1500), 2);
+        health.acknowledged();
         let (stop, stopping) = watch::channel(false);
         let control: Arc<dyn Control> = wishes.clone();
         let centre = Centre { store, skeleton: skeleton(), health: Arc::clone(&health), control };

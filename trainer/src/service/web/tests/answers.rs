@@ -113,8 +113,23 @@ async fn health_and_numbers_are_for_supervisors() {
         "omnilabel_centre_device_online{device=\"cam-2\"} 0",
         "omnilabel_centre_devices 2",
         "omnilabel_centre_devices_online 1",
-        "omnilabel_centre_messages_rejected_total 3",
+        "omnilabel_centre_labels_committed_total{device=\"cam-1\"} 6",
+        "omnilabel_centre_labels_lost{device=\"cam-1\"} 0",
+        "omnilabel_centre_device_seen_timestamp_seconds{device=\"cam-2\"} 2",
+        "omnilabel_centre_device_release{device=\"cam-1\"} 1",
+        "omnilabel_centre_messages_rejected_total{reason=\"topic\"} 3",
+        "omnilabel_centre_messages_rejected_total{reason=\"wire\"} 0",
+        "omnilabel_centre_commits_total 1",
+        "omnilabel_centre_commit_seconds_total 1.5",
+        "omnilabel_centre_frames_refused_total 2",
+        "omnilabel_centre_acks_total 1",
         "omnilabel_centre_rounds 2",
+        "omnilabel_centre_rounds_decided{decision=\"refuse\"} 1",
+        "omnilabel_centre_round_ap{model=\"candidate\"} 0.4",
+        "omnilabel_centre_rollout_wave 1",
+        "omnilabel_centre_rollout_waves 2",
+        "omnilabel_centre_rollout_share 0.25",
+        "omnilabel_centre_rollout_halted 0",
         "omnilabel_centre_release_newest 2",
         "omnilabel_centre_release_confirmed{release=\"1\"} 1",
         "omnilabel_centre_broker_connected 0",
@@ -122,6 +137,10 @@ async fn health_and_numbers_are_for_supervisors() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
     }
+    let refused = |line: &&str| line.starts_with("omnilabel_centre_rollout_devices{") && line.ends_with("state=\"refused\"} 1");
+    assert_eq!(text.lines().filter(refused).count(), 1, "cam-1 refused release 2, in one of its waves: {text}");
+    let disk = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap();
+    assert!(disk("omnilabel_centre_disk_size_bytes ") >= disk("omnilabel_centre_disk_free_bytes "), "{text}");
     page.close().await;
 }
 
