@@ -6,3 +6,4 @@ pub mod house;
 pub mod peers;
 pub mod postgres;
 pub mod promql;
+pub mod s3;

@@ -1,5 +1,7 @@
 //! `omnilabel-trainer dataset`: what the labels are, whether they are whole, and a way out.
 
+mod orphans;
+
 use super::run::runtime;
 use crate::service::config::ServiceConfig;
 use crate::service::dataset::Exporter;
@@ -29,6 +31,8 @@ enum What {
     Stats(Common),
     /// Read every label and picture: are they what was sent, do accounts add up, does a held-out picture occur among them
     Verify(Common),
+    /// Pictures in the object store that no label refers to, and labels whose picture is not there
+    Orphans(orphans::Args),
     /// Labels with their pictures as a COCO keypoint folder, with where each comes from
     Export(Export),
 }
@@ -70,6 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Stats(common) => stats(&common),
         What::Verify(common) => run_verify(&common),
+        What::Orphans(args) => orphans::run(&args),
         What::Export(export) => run_export(&export),
     }
 }
@@ -111,7 +116,7 @@ fn stats(args: &Common) -> anyhow::Result<()> {
             }
             anyhow::Ok(())
         };
-        store.each(&Which::default(), look).await
+        store.each_row(&Which::default(), look).await
     })?;
     for group in groups.values_mut() {
         group.mean_agreement = (group.kept > 0).then(|| group.agreement / group.kept as f64);
@@ -158,13 +163,16 @@ fn run_verify(args: &Common) -> anyhow::Result<()> {
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found)?);
     } else {
-        let Verified { labels, pictures, wrong, problems, heldout_unread, leaks, leaked } = &found;
+        let Verified { labels, pictures, wrong, problems, heldout_unread, leaks, leaked, .. } = &found;
         say!("{labels} labels, {pictures} pictures: {wrong} problems; {leaks} nearly show a held-out picture");
         if *heldout_unread > 0 {
             say!("{heldout_unread} held-out pictures cannot be read, and were compared with nothing");
         }
         problems.iter().for_each(|problem| say!("{problem}"));
         leaked.iter().for_each(|(name, image, bits)| say!("{name}: like {image} of the held-out set, {bits} of 64 bits differ"));
+    }
+    if found.orphans > 0 && !args.json {
+        say!("{} objects of the object store are of no label: `dataset orphans` lists and deletes them", found.orphans);
     }
     if found.wrong > 0 {
         bail!("{} problems", found.wrong);

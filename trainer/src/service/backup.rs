@@ -1,10 +1,11 @@
 //! A copy of what the centre knows, made while it runs, and its way back. Copied are the database (labels, frames, rounds, releases), the
-//! bundles of rounds and releases, what the gate looked at, the events and the page's audit log; not keys, not data sets, not what a round can make again.
+//! bundles of rounds and releases, what the gate looked at, the events and the page's audit log; not keys, not data sets, not what a round can make again,
+//! not pictures in an object store, which stay where they are.
 
 use crate::service::dataset::{sync_dir, sync_tree};
 use crate::service::events;
 use crate::service::rounds::copy_bundle;
-use crate::service::store::{DATABASE, Store};
+use crate::service::store::{DATABASE, Place, Store};
 use crate::service::web::audit;
 use anyhow::{Context, bail, ensure};
 use omnilabel_bundle::{Bundle, hex};
@@ -34,6 +35,19 @@ pub struct About {
     pub labels: u64,
     /// Bundles in it.
     pub bundles: u64,
+    /// Pictures that are not in it: they stay in the object store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Outside>,
+}
+
+/// Pictures that the copied database refers to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outside {
+    /// Where they lay, `store.pictures`.
+    pub place: String,
+    /// How many.
+    pub pictures: u64,
 }
 
 /// Writes a backup of the state folder of `store` to `out`, which must not exist: whole or not at all.
@@ -49,6 +63,10 @@ pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<Ab
     let database = part.join(DATABASE);
     // The database first: every bundle that it names is there by then. One that is made meanwhile is in the copy without being named.
     let labels = store.copy_to(&database).await?;
+    let outside = match (store.outside().await?, store.pictures_place()) {
+        (0, _) => None,
+        (pictures, place) => Some(Outside { place: place.unwrap_or_default(), pictures }),
+    };
     let mut bundles = 0;
     for kind in ["releases", "rounds"] {
         for entry in entries(&state_dir.join(kind))? {
@@ -70,7 +88,7 @@ pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<Ab
             copy(&state_dir.join(log), &part.join(log))?;
         }
     }
-    let about = About { format: 1, made_ms: now_ms, state_dir, database_sha256: sha256(&database)?, labels, bundles };
+    let about = About { format: 1, made_ms: now_ms, state_dir, database_sha256: sha256(&database)?, labels, bundles, outside };
     let text = serde_json::to_string_pretty(&about)? + "\n";
     std::fs::write(part.join(ABOUT), text).with_context(|| part.join(ABOUT).display().to_string())?;
     put(&part, out)?;
@@ -78,11 +96,13 @@ pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<Ab
 }
 
 /// Makes `state_dir` of a backup, whole or not at all; it must not be there yet, or be empty. At its next start the centre draws a new collector epoch, and the
-/// devices send again what they still hold.
+/// devices send again what they still hold. With it comes how many pictures that the database refers to are not in the object store.
 ///
 /// # Errors
-/// Names the file and what is wrong; a database that is not the one that was copied is refused.
-pub async fn restore(from: &Path, state_dir: &Path) -> anyhow::Result<About> {
+/// Names the file and what is wrong; a database that is not the one that was copied is refused, and one whose pictures lie in an object store
+/// when none is configured or it cannot be asked.
+pub async fn restore(from: &Path, place: &Place) -> anyhow::Result<(About, u64)> {
+    let state_dir = place.state_dir();
     let path = from.join(ABOUT);
     let text = std::fs::read_to_string(&path).with_context(|| format!("{}: a backup has this file", path.display()))?;
     let about: About = serde_json::from_str(&text).with_context(|| format!("{}: expected what `backup` wrote", path.display()))?;
@@ -90,13 +110,31 @@ pub async fn restore(from: &Path, state_dir: &Path) -> anyhow::Result<About> {
     let database = from.join(DATABASE);
     let found = sha256(&database)?;
     ensure!(found == about.database_sha256, "{}: SHA-256 {found}, expected {}: it is damaged", database.display(), about.database_sha256);
+    if let Some(Outside { place: old, pictures }) = &about.outside {
+        ensure!(
+            place.has_pictures(),
+            "{pictures} pictures of it lie in {old}: expected `store.pictures` with this place, or with a copy of it"
+        );
+    }
     if !entries(state_dir)?.is_empty() {
         bail!("{}: something is there already: move the whole folder away first", state_dir.display());
     }
     let part = beside(state_dir, ".restoring")?;
     copy_tree(from, &part)?;
     let new = std::path::absolute(state_dir).with_context(|| state_dir.display().to_string())?;
-    let store = Store::renew(&part).await?;
+    let store = Store::renew(place.with_state_dir(&part)).await?;
+    let mut lacking = 0;
+    if about.outside.is_some() {
+        match store.compare_pictures(0, false).await {
+            Ok(compared) => lacking = compared.missing,
+            // Nothing is left of the attempt.
+            Err(error) => {
+                store.close().await;
+                std::fs::remove_dir_all(&part).with_context(|| part.display().to_string())?;
+                return Err(error.into());
+            }
+        }
+    }
     store.move_bundles(&about.state_dir, &new).await?;
     let named = store.latest_release().await?.map(|release| PathBuf::from(release.bundle));
     store.close().await;
@@ -109,7 +147,7 @@ pub async fn restore(from: &Path, state_dir: &Path) -> anyhow::Result<About> {
         std::fs::remove_dir(state_dir).with_context(|| state_dir.display().to_string())?;
     }
     put(&part, state_dir)?;
-    Ok(about)
+    Ok((about, lacking))
 }
 
 fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
@@ -198,8 +236,8 @@ mod tests {
         let collector = store.collector();
         store.close().await;
 
-        assert_eq!(restore(&out, &elsewhere).await.unwrap(), about);
-        assert!(restore(&out, &elsewhere).await.unwrap_err().to_string().contains("already"));
+        assert_eq!(restore(&out, &Place::from(&elsewhere)).await.unwrap(), (about, 0));
+        assert!(restore(&out, &Place::from(&elsewhere)).await.unwrap_err().to_string().contains("already"));
         std::fs::remove_dir_all(&world.config.state_dir).unwrap();
         let store = Store::open(&elsewhere, false).await.unwrap();
         assert_ne!(store.collector(), collector, "devices are asked for what came after the copy");
@@ -220,9 +258,9 @@ mod tests {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         std::fs::write(out.join(DATABASE), bytes).unwrap();
-        assert!(restore(&out, &elsewhere).await.unwrap_err().to_string().contains("damaged"));
+        assert!(restore(&out, &Place::from(&elsewhere)).await.unwrap_err().to_string().contains("damaged"));
         assert!(!elsewhere.exists());
         std::fs::write(out.join(ABOUT), "{}").unwrap();
-        assert!(restore(&out, &elsewhere).await.unwrap_err().to_string().contains("backup.json"));
+        assert!(restore(&out, &Place::from(&elsewhere)).await.unwrap_err().to_string().contains("backup.json"));
     }
 }

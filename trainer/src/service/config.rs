@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 mod collect;
+mod pictures;
 mod store;
 mod web;
 pub use collect::CollectConfig;
+pub use pictures::{PictureUrl, S3Config};
 pub use store::StoreConfig;
 pub use web::WebConfig;
 
@@ -310,9 +312,10 @@ impl ServiceConfig {
             *file = folder.join(&*file);
         }
         let tokens = config.web.viewer_token_file.iter_mut().chain(&mut config.web.operator_token_file);
-        for file in config.model.init.iter_mut().chain(&mut config.release.keys).chain(tokens).chain(&mut config.store.password_file) {
+        for file in config.model.init.iter_mut().chain(&mut config.release.keys).chain(tokens) {
             *file = folder.join(&*file);
         }
+        config.store.locate(folder);
         locate_tls(&mut config.broker, folder);
         config.validate(path)?;
         Ok(config)

@@ -118,6 +118,12 @@ impl Exporter {
         });
     }
 
+    /// Leaves a label out whose picture is lost.
+    pub fn skip(&mut self, name: &str, lost: &str) {
+        tracing::warn!("{name}: {lost}; skipped");
+        self.skipped += 1;
+    }
+
     /// Writes `annotations.json`.
     ///
     /// # Errors

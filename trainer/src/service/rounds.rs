@@ -37,6 +37,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 /// How often the store is asked whether a round is due.
 const POLL: Duration = Duration::from_millis(500);
+/// Pictures of a data set that are in memory at a time: of the largest, 128 MiB.
+const FETCHED: usize = 64;
 
 /// AP and, for the running model, what the calibration needs of its results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -376,11 +378,16 @@ impl Rounds {
         let root = self.folder(state.round).join("generated");
         let ignore_from = thresholds.instance * (1.0 - self.config.calibration.ignore_margin as f32);
         let mut exporter = Exporter::new(&root, &self.manual, thresholds, ignore_from)?;
-        for selected in self.store.select(Self::selection(state)).await? {
-            let jpeg = self.store.jpeg(&selected.device, selected.key).await?;
-            let message = LabelMsg::decode(&selected.payload).context("a stored label")?;
-            let name = format!("{}_{:016x}_{}", selected.device, selected.key.epoch, selected.key.sequence);
-            tokio::task::block_in_place(|| exporter.add(&name, &message.label(), message.changes & FACES_BLURRED != 0, &jpeg))?;
+        for some in self.store.select(Self::selection(state)).await?.chunks(FETCHED) {
+            for (selected, jpeg) in some.iter().zip(self.store.jpegs(some).await?) {
+                let message = LabelMsg::decode(&selected.payload).context("a stored label")?;
+                let name = format!("{}_{:016x}_{}", selected.device, selected.key.epoch, selected.key.sequence);
+                let faces_blurred = message.changes & FACES_BLURRED != 0;
+                match jpeg {
+                    Ok(jpeg) => tokio::task::block_in_place(|| exporter.add(&name, &message.label(), faces_blurred, &jpeg).map(drop))?,
+                    Err(lost) => exporter.skip(&name, &lost),
+                }
+            }
         }
         let exported = tokio::task::block_in_place(|| exporter.finish())?;
         ensure!(exported.images > 0, "none of the labels has a picture that can be decoded");

@@ -17,6 +17,7 @@
 //! | [`ledger`] | rounds, releases |
 //! | [`counts`] | what was committed, stored, lost, repeated |
 //! | [`look`] | what the page looks up |
+//! | [`pictures`] | pictures that lie in an object store |
 
 mod account;
 pub mod audit;
@@ -27,6 +28,7 @@ mod labels;
 pub mod ledger;
 pub mod look;
 mod marker;
+pub mod pictures;
 pub mod place;
 pub mod postgres;
 pub mod quarantine;
@@ -94,6 +96,16 @@ pub enum StoreError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// The object store with the pictures failed.
+    #[error("{store}: {operation}: {message}")]
+    Pictures {
+        /// Its URL.
+        store: String,
+        /// What was being done.
+        operation: &'static str,
+        /// What it says.
+        message: String,
+    },
     /// A row that this code did not write.
     #[error("{store}: {message}")]
     Content {
@@ -120,6 +132,8 @@ pub struct Store {
     collector: u64,
     /// With PostgreSQL: who this process is among the collectors, and the number of its commits that it knows of.
     own: Arc<epoch::Own>,
+    /// Where pictures go that do not go into the database.
+    pictures: Option<Arc<pictures::Pictures>>,
 }
 
 impl Store {
@@ -183,7 +197,8 @@ impl Store {
         };
         keep(&pool, kept).await.map_err(sql)?;
         let own = epoch::Own { id: 0, commits: AtomicU64::new(0) };
-        Ok(Self { pool, place: Arc::new(place), name: name.into(), collector: 0, own: Arc::new(own) })
+        let pictures = pictures::Pictures::new(&place.store).map(Arc::new);
+        Ok(Self { pool, place: Arc::new(place), name: name.into(), collector: 0, own: Arc::new(own), pictures })
     }
 
     async fn make(place: Place, kept: u32) -> Result<Self, StoreError> {
@@ -230,6 +245,7 @@ impl Store {
     /// See [`StoreError`].
     pub async fn open(place: impl Into<Place>, new_epoch: bool) -> Result<Self, StoreError> {
         let mut store = Self::make(place.into(), CONNECTIONS).await?;
+        store.check_pictures().await?;
         if store.is_shared() {
             postgres::warn_of_fsync(&store.pool).await.map_err(store.sql("read the server's settings"))?;
             store.join(new_epoch).await?;

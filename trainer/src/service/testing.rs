@@ -3,7 +3,7 @@
 
 use super::arm::{Job, Judgement, Progress, TrainArm};
 use super::collector::{Intake, Taken};
-use super::config::ServiceConfig;
+use super::config::{S3Config, ServiceConfig, StoreConfig};
 use super::sign;
 use super::store::Place;
 use super::store::intake::Record;
@@ -28,7 +28,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 #[allow(unreachable_pub, reason = "the system tests have it from another crate")]
 pub(crate) mod postgres;
 
+#[path = "../../../tests/src/s3.rs"]
+#[allow(unreachable_pub, dead_code, reason = "the system tests have it from another crate")]
+pub(crate) mod s3;
+
 use postgres::Postgres;
+use s3::S3;
 
 /// Makes two tests of each function with a [`Home`]: on SQLite and on PostgreSQL.
 macro_rules! on_both {
@@ -51,20 +56,62 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
+/// Makes tests of each function with a [`Home`]: pictures in the database, in a folder, in a bucket, and in a folder beside PostgreSQL.
+macro_rules! on_all_places {
+    ($($test:ident),* $(,)?) => {
+        on_all_places! { @ in_the_database, Some($crate::service::testing::Home::sqlite()), $($test),* }
+        on_all_places! { @ in_a_folder, Some($crate::service::testing::Home::sqlite().with_folder()), $($test),* }
+        on_all_places! { @ in_a_bucket, $crate::service::testing::Home::sqlite().with_bucket(), $($test),* }
+        on_all_places! { @ beside_postgres, $crate::service::testing::Home::postgres().map(|home| home.with_folder()), $($test),* }
+    };
+    (@ $place:ident, $home:expr, $($test:ident),*) => {
+        mod $place {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                if let Some(home) = $home {
+                    super::$test(home).await;
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_all_places;
+
 /// Where a test's store is.
 pub(crate) struct Home {
     dir: tempfile::TempDir,
     pub(crate) postgres: Option<Postgres>,
+    pub(crate) s3: Option<S3>,
+    /// Where its pictures are.
+    pub(crate) pictures: StoreConfig,
 }
 
 impl Home {
     pub(crate) fn sqlite() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), postgres: None }
+        Self { dir: tempfile::tempdir().unwrap(), postgres: None, s3: None, pictures: StoreConfig::default() }
     }
 
     /// `None`, with a message, where PostgreSQL is not installed.
     pub(crate) fn postgres() -> Option<Self> {
         Some(Self { postgres: Some(Postgres::start()?), ..Self::sqlite() })
+    }
+
+    /// The same with its pictures in a folder.
+    pub(crate) fn with_folder(mut self) -> Self {
+        self.pictures.pictures = Some(format!("file://{}", self.dir().join("pictures").display()));
+        self
+    }
+
+    /// The same with its pictures in a bucket; `None`, with a message, where no server is installed.
+    pub(crate) fn with_bucket(mut self) -> Option<Self> {
+        let s3 = S3::start()?;
+        let keys = self.dir().join("keys");
+        std::fs::write(&keys, "[default]\naws_access_key_id = AKIATEST\naws_secret_access_key = hunter2\n").unwrap();
+        std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        self.pictures.pictures = Some(format!("s3://{}/yard/north", S3::BUCKET));
+        self.pictures.s3 = S3Config { endpoint: Some(s3.endpoint()), credentials_file: Some(keys), ..S3Config::default() };
+        self.s3 = Some(s3);
+        Some(self)
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -78,13 +125,14 @@ impl Home {
     /// The store of a process with this folder, in this database.
     pub(crate) fn collector(&self, folder: &str, database: &str) -> Place {
         let url = self.postgres.as_ref().map(|postgres| postgres.url(database));
-        Place::new(&self.dir().join(folder), &super::config::StoreConfig { url, password_file: None })
+        Place::new(&self.dir().join(folder), &StoreConfig { url, ..self.pictures.clone() })
     }
 
     /// A world whose store is here.
     pub(crate) fn world(&self) -> World {
         let mut world = World::new();
-        world.config.store.url = self.postgres.as_ref().map(|postgres| postgres.url("postgres"));
+        let url = self.postgres.as_ref().map(|postgres| postgres.url("postgres"));
+        world.config.store = StoreConfig { url, ..self.pictures.clone() };
         world
     }
 }

@@ -1,5 +1,6 @@
 //! Whether what is stored is what was sent, adds up, and does not leak into the held-out set.
 
+use crate::service::events::now_ms;
 use crate::service::store::Store;
 use crate::service::store::audit::{StoredLabel, Which};
 use anyhow::Context;
@@ -36,7 +37,14 @@ pub struct Verified {
     pub leaks: u64,
     /// The first of these: picture, held-out picture, bits that differ.
     pub leaked: Vec<(String, String, u32)>,
+    /// Objects in the object store that nothing refers to: no harm but their bytes.
+    pub orphans: u64,
+    /// The first of these, by their SHA-256.
+    pub orphaned: Vec<String>,
 }
+
+/// An object that nothing refers to is an orphan when it is older: its commit may be under way, or tried again. ms.
+pub const ORPHAN_MS: u64 = 3_600_000;
 
 /// Reads all labels and pictures. `done` is told how many labels were read.
 ///
@@ -81,6 +89,8 @@ pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> any
     let accounts = store.recount().await?;
     verified.wrong += accounts.len() as u64;
     verified.problems.extend(accounts.into_iter().take(LISTED));
+    let pictures = store.compare_pictures(now_ms().saturating_sub(ORPHAN_MS), false).await?;
+    (verified.orphans, verified.orphaned) = (pictures.orphans, pictures.orphan_names);
     Ok(verified)
 }
 
@@ -91,6 +101,9 @@ fn check(label: &StoredLabel) -> anyhow::Result<Option<Frame>> {
     anyhow::ensure!(message.model == label.model(), "its message names model {}, its row {}", message.model, label.model());
     let instances = message.instances.len() as i64;
     anyhow::ensure!(instances == label.instances, "its message has {instances} instances, its row {}", label.instances);
+    if let Some(lost) = &label.lost {
+        anyhow::bail!("its picture: {lost}");
+    }
     let Some(jpeg) = &label.jpeg else { return Ok(None) };
     if let Some(sha256) = &label.sha256 {
         anyhow::ensure!(Sha256::digest(jpeg).as_slice() == sha256, "its picture is not the one that came: SHA-256 differs");

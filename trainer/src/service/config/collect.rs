@@ -40,9 +40,7 @@ impl CollectConfig {
         let mut config: Self = extract(path, text)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         config.state_dir = folder.join(&config.state_dir);
-        if let Some(file) = &mut config.store.password_file {
-            *file = folder.join(&*file);
-        }
+        config.store.locate(folder);
         locate_tls(&mut config.broker, folder);
         let needed = "a PostgreSQL database: with SQLite `omnilabel-trainer run` collects alone";
         let group = "the name of the group, the same for every collector and the `run`";

@@ -1,12 +1,12 @@
-//! `[store]`: which database.
+//! `[store]`: which database, and where the pictures lie.
 
-use super::Check;
+use super::{Check, S3Config};
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyConnectOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// `[store]`: SQLite in the state folder without `url`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
     /// A PostgreSQL database: `postgres://USER@HOST[:PORT]/DATABASE[?sslmode=verify-full&sslrootcert=FILE]`, without a password.
@@ -15,10 +15,36 @@ pub struct StoreConfig {
     /// A file (mode 0600) with the password; without it the one of `PGPASSFILE` or `~/.pgpass`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// Where pictures go: `s3://BUCKET/PREFIX` or `file:///FOLDER`; into the database without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<String>,
+    /// Pictures that are put or fetched at once.
+    pub picture_requests: usize,
+    /// How long one request for one picture may take, s.
+    pub picture_timeout_secs: u64,
+    /// How the bucket is reached.
+    pub s3: S3Config,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { url: None, password_file: None, pictures: None, picture_requests: 16, picture_timeout_secs: 30, s3: S3Config::default() }
+    }
 }
 
 impl StoreConfig {
-    pub(super) fn checks(&self) -> [Check; 3] {
+    /// Files are relative to the configuration's folder.
+    pub(super) fn locate(&mut self, folder: &Path) {
+        for file in self.password_file.iter_mut().chain(&mut self.s3.credentials_file).chain(&mut self.s3.ca) {
+            *file = folder.join(&*file);
+        }
+    }
+
+    pub(super) fn checks(&self) -> impl Iterator<Item = Check> {
+        self.database_checks().into_iter().chain(self.picture_checks())
+    }
+
+    fn database_checks(&self) -> [Check; 3] {
         let parsed = self.url.as_deref().map(str::parse::<AnyConnectOptions>);
         let url = parsed.as_ref().and_then(|parsed| parsed.as_ref().ok()).map(|options| &options.database_url);
         let is_postgres = url.is_some_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));

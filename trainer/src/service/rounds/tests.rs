@@ -338,3 +338,22 @@ async fn held_out_pictures_without_labels_keep_the_service_from_starting() {
     assert!(error.contains("data.heldout") && error.contains("no labelled keypoints"), "{error}");
     assert!(error.contains(&world.config.data.heldout.display().to_string()), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_leaves_a_label_out_whose_picture_is_lost() {
+    let home = Home::sqlite().with_folder();
+    let world = home.world();
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    let folder = home.dir().join("pictures/pictures");
+    let first = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    let lost = std::fs::read_dir(&first).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&lost).unwrap();
+    to_the_end(&rounds).await;
+    let exported = events(&world).into_iter().find_map(|event| match event {
+        Event::Exported { images, skipped, .. } => Some((images, skipped)),
+        _ => None,
+    });
+    assert_eq!(exported, Some((11, 1)));
+    assert!(rounds.store.rounds().await.unwrap()[0].released.is_some());
+}

@@ -263,3 +263,38 @@ async fn a_broker_that_is_down_is_said_and_waited_for() {
     stop.send_replace(true);
     tokio::time::timeout(DEADLINE, running).await.expect("the service does not stop").unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_goes_away_is_said_and_waited_for() {
+    let Some(mut home) = Home::sqlite().with_bucket() else { return };
+    let mut world = home.world();
+    world.config.broker.port = free_port();
+    world.config.round.min_labels = 20;
+    let config = world.config.clone();
+    let Some(_broker) = Mosquitto::start(world.dir.path(), config.broker.port) else { return };
+    home.s3.as_mut().unwrap().stop();
+    let (running, stop) = service(config.clone());
+    let device = tokio::spawn(device(config.clone(), "cam-1", 20, 0.0));
+    let mut reader = EventReader::new(&config.state_dir);
+    let mut seen = Vec::new();
+    until("the report", async || {
+        seen.extend(reader.poll().unwrap().into_iter().map(|s| s.event));
+        seen.iter().any(|e| matches!(e, Event::Error { what, message } if what == "store" && message.starts_with("s3://"))).then_some(())
+    })
+    .await;
+    assert_eq!(counts(&config).await.iter().map(|c| c.frames).sum::<u64>(), 0, "no picture is there, so none is acknowledged");
+    home.s3.as_mut().unwrap().start_again();
+    home.s3.as_ref().unwrap().make_bucket();
+    tokio::time::timeout(DEADLINE, device).await.expect("a device that is never fully acknowledged").unwrap();
+    // The round has its pictures from there.
+    until("a release", async || {
+        seen.extend(reader.poll().unwrap().into_iter().map(|s| s.event));
+        seen.iter().any(|e| matches!(e, Event::Released { round: Some(1), .. })).then_some(())
+    })
+    .await;
+    assert!(seen.iter().any(|e| matches!(e, Event::Exported { images: 20, skipped: 0, .. })), "{seen:?}");
+    stop.send_replace(true);
+    tokio::time::timeout(DEADLINE, running).await.expect("the service does not stop").unwrap().unwrap();
+    let said = std::fs::read_to_string(config.state_dir.join("events.jsonl")).unwrap();
+    assert!(!said.contains("hunter2") && !said.contains("AKIATEST"), "{said}");
+}

@@ -26,6 +26,11 @@ pub struct StoredLabel {
     pub sha256: Option<Vec<u8>>,
     /// The picture; `None` where it is not kept.
     pub jpeg: Option<Vec<u8>>,
+    /// Bytes of a picture that lies in the object store, and not in `jpeg` until it is fetched.
+    pub(super) outside: Option<i64>,
+    /// Why a picture that is kept could not be fetched.
+    #[sqlx(skip)]
+    pub lost: Option<String>,
 }
 
 impl StoredLabel {
@@ -60,10 +65,30 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`], and what `look` says, which ends it.
-    pub async fn each<E: From<StoreError>>(&self, which: &Which, mut look: impl FnMut(StoredLabel) -> Result<(), E>) -> Result<(), E> {
+    pub async fn each<E: From<StoreError>>(&self, which: &Which, look: impl FnMut(StoredLabel) -> Result<(), E>) -> Result<(), E> {
+        self.pages(which, true, look).await
+    }
+
+    /// The same without fetching pictures from the object store: `jpeg` only tells whether one is kept.
+    ///
+    /// # Errors
+    /// See [`StoreError`], and what `look` says, which ends it.
+    pub async fn each_row<E: From<StoreError>>(&self, which: &Which, look: impl FnMut(StoredLabel) -> Result<(), E>) -> Result<(), E> {
+        self.pages(which, false, look).await
+    }
+
+    async fn pages<E: From<StoreError>>(
+        &self,
+        which: &Which,
+        fetch: bool,
+        mut look: impl FnMut(StoredLabel) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut after = 0;
         loop {
-            let page = self.page(which, after).await?;
+            let mut page = self.page(which, after).await?;
+            if fetch {
+                self.fetch_rows(&mut page).await?;
+            }
             let Some(last) = page.last() else { return Ok(()) };
             after = last.id;
             page.into_iter().try_for_each(&mut look)?;
@@ -72,7 +97,7 @@ impl Store {
 
     async fn page(&self, which: &Which, after: i64) -> Result<Vec<StoredLabel>, StoreError> {
         sqlx::query_as(
-            "SELECT l.id, l.device, l.epoch, l.sequence, l.model, l.instances, l.received_ms, l.payload, l.refused, f.sha256, f.jpeg \
+            "SELECT l.id, l.device, l.epoch, l.sequence, l.model, l.instances, l.received_ms, l.payload, l.refused, f.sha256, f.jpeg, f.outside \
              FROM labels l LEFT JOIN frames f USING (device, epoch, sequence) \
              WHERE l.id > $1 AND ($2 IS NULL OR l.device = $2) AND ($3 IS NULL OR l.model = $3) ORDER BY l.id LIMIT $4",
         )

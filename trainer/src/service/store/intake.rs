@@ -110,17 +110,20 @@ impl Store {
     /// See [`StoreError`]; then nothing may be acknowledged. Nothing of the batch is stored, or (when the connection broke as it was committed)
     /// all of it: what is then tried again is there already, and is acknowledged as such.
     pub async fn commit(&self, records: &[(String, Record)], now_ms: u64) -> Result<Committed, StoreError> {
+        // Before the commit that refers to them.
+        let put = self.put_pictures(records).await?;
         let (done, commits) = if self.is_shared() {
             let slow = |_| StoreError::Slow { store: self.name.to_string(), seconds: postgres::COMMIT.as_secs() };
-            tokio::time::timeout(postgres::COMMIT, self.transact(records, now_ms)).await.map_err(slow)??
+            tokio::time::timeout(postgres::COMMIT, self.transact(records, now_ms, put)).await.map_err(slow)??
         } else {
-            self.transact(records, now_ms).await?
+            self.transact(records, now_ms, put).await?
         };
+        self.pictures_committed();
         self.counted(commits)?;
         Ok(done)
     }
 
-    async fn transact(&self, records: &[(String, Record)], now_ms: u64) -> Result<(Committed, u64), StoreError> {
+    async fn transact(&self, records: &[(String, Record)], now_ms: u64, put: Option<i64>) -> Result<(Committed, u64), StoreError> {
         let now = now_ms.cast_signed();
         let mut tx = self.write().await?;
         let mut rows: Vec<(&str, &LabelRow)> = Vec::new();
@@ -129,7 +132,7 @@ impl Store {
             match record {
                 Record::Label(row) => rows.push((device.as_str(), &**row)),
                 Record::Frame { key, frame, refused, jpeg } => {
-                    frames.push(Frame { device, key: *key, frame: *frame, refused: refused.as_deref(), jpeg });
+                    frames.push(Frame { device, key: *key, frame: *frame, refused: refused.as_deref(), jpeg, outside: put.is_some() });
                 }
                 _ => {}
             }
@@ -189,6 +192,7 @@ impl Store {
         self.add_runs(&mut tx, &settled).await.map_err(self.sql("store what is settled"))?;
         self.add_accounts(&mut tx, &accounts).await.map_err(self.sql("count"))?;
         let commits = self.count_commit(&mut tx).await?;
+        self.still_there(&mut tx, put).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
         Ok((done, commits))
     }
@@ -279,6 +283,8 @@ struct Frame<'a> {
     frame: u64,
     refused: Option<&'a str>,
     jpeg: &'a [u8],
+    /// Whether it was put into the object store.
+    outside: bool,
 }
 
 impl<'a> Frame<'a> {
@@ -291,15 +297,16 @@ impl<'a> Frame<'a> {
         waiting: &mut Waiting<'a>,
         done: &mut Committed,
     ) -> Result<(), sqlx::Error> {
-        let Self { device, key, frame, refused, jpeg } = self;
+        let Self { device, key, frame, refused, jpeg, outside } = self;
         let (epoch, sequence) = (key.epoch.cast_signed(), key.sequence.cast_signed());
         let outbox = outboxes.entry((device, epoch)).or_default();
         outbox.touched.insert(key.sequence);
         let hash = Sha256::digest(jpeg);
-        let kept = refused.is_none().then_some(jpeg);
+        let outside = (outside && refused.is_none() && !jpeg.is_empty()).then_some(jpeg.len() as i64);
+        let kept = refused.is_none().then_some(if outside.is_some() { &jpeg[..0] } else { jpeg });
         let fresh = sqlx::query(
-            "INSERT INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
-             ON CONFLICT (device, epoch, sequence) DO NOTHING",
+            "INSERT INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg, outside) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (device, epoch, sequence) DO NOTHING",
         )
         .bind(device)
         .bind(epoch)
@@ -309,6 +316,7 @@ impl<'a> Frame<'a> {
         .bind(hash.as_slice())
         .bind(refused.map(sql::text).as_deref())
         .bind(kept)
+        .bind(outside)
         .execute(&mut *db)
         .await?;
         if fresh.rows_affected() > 0 {
@@ -323,7 +331,8 @@ impl<'a> Frame<'a> {
         // It came after all, from before it was evicted.
         if kept.is_some() {
             let updated = sqlx::query(
-                "UPDATE frames SET sha256 = $1, refused = NULL, jpeg = $2 WHERE device = $3 AND epoch = $4 AND sequence = $5 AND refused = $6",
+                "UPDATE frames SET sha256 = $1, refused = NULL, jpeg = $2, outside = $7 \
+                 WHERE device = $3 AND epoch = $4 AND sequence = $5 AND refused = $6",
             )
             .bind(hash.as_slice())
             .bind(kept)
@@ -331,6 +340,7 @@ impl<'a> Frame<'a> {
             .bind(epoch)
             .bind(sequence)
             .bind(EVICTED)
+            .bind(outside)
             .execute(db)
             .await?;
             outbox.account.frames += updated.rows_affected().cast_signed();

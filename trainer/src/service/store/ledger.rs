@@ -171,20 +171,6 @@ impl Store {
             .map_err(self.sql("read labels"))
     }
 
-    /// The picture of a label.
-    ///
-    /// # Errors
-    /// See [`StoreError`]; a picture that is not there is an error.
-    pub async fn jpeg(&self, device: &str, key: LabelKey) -> Result<Vec<u8>, StoreError> {
-        sqlx::query_scalar("SELECT jpeg FROM frames WHERE device = $1 AND epoch = $2 AND sequence = $3 AND jpeg IS NOT NULL")
-            .bind(device)
-            .bind(key.epoch.cast_signed())
-            .bind(key.sequence.cast_signed())
-            .fetch_one(&self.pool)
-            .await
-            .map_err(self.sql("read a frame"))
-    }
-
     /// The last label's number in the order of arrival, 0 without any. Where several collect, one with a lower number may still come.
     ///
     /// # Errors

@@ -88,20 +88,6 @@ impl Store {
         rows.bind(before).bind(i64::from(limit)).fetch_all(&self.pool).await.map_err(self.sql("read labels"))
     }
 
-    /// The picture of the label with a number, where it is here.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn picture(&self, id: i64) -> Result<Option<Vec<u8>>, StoreError> {
-        sqlx::query_scalar(
-            "SELECT f.jpeg FROM labels l JOIN frames f USING (device, epoch, sequence) WHERE l.id = $1 AND f.jpeg IS NOT NULL",
-        )
-        .bind(id)
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(self.sql("read a frame"))
-    }
-
     /// The newest releases, newest first; at most `limit` and at most [`MAX_ROWS`].
     ///
     /// # Errors

@@ -18,6 +18,21 @@ impl Place {
         Self { state_dir: state_dir.to_owned(), store: store.clone() }
     }
 
+    /// The folder with what is not in the database.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The same with another folder.
+    pub fn with_state_dir(&self, state_dir: &Path) -> Self {
+        Self::new(state_dir, &self.store)
+    }
+
+    /// Whether pictures go into an object store.
+    pub const fn has_pictures(&self) -> bool {
+        self.store.pictures.is_some()
+    }
+
     /// Whether several processes may collect into it.
     pub const fn is_shared(&self) -> bool {
         self.store.url.is_some()

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | intake, shared | a commit, before it draws numbers of labels | its end |
 //! | intake, alone | who asks which labels can come no more below a number | the answer |
+//! | intake, alone | who deletes pictures in the object store | they are deleted |
 //! | a device's, in the order of their numbers | a commit, before it reads or changes what is counted of the device | its end |
 //! | the epoch's | who draws a collector epoch | its end |
 //! | the service's | the one `run` of the database | its connection ends |
@@ -107,6 +108,12 @@ pub(super) async fn enter(db: &mut AnyConnection) -> Result<(), sqlx::Error> {
     lock.execute(db).await.map(drop)
 }
 
+/// Nobody is in a commit from here on until the end of this transaction.
+pub(super) async fn enter_alone(db: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    let lock = sqlx::query("SELECT CAST(pg_advisory_xact_lock($1, $2) AS TEXT)").bind(SINGLE).bind(INTAKE);
+    lock.execute(db).await.map(drop)
+}
+
 /// From here on nobody else changes what is counted of these devices.
 pub(super) async fn lock_devices(db: &mut AnyConnection, devices: &BTreeSet<&str>) -> Result<(), sqlx::Error> {
     let numbers: BTreeSet<u32> = devices.iter().map(|device| number(device)).collect();
@@ -124,8 +131,7 @@ fn number(device: &str) -> u32 {
 /// The last label's number below which none can come any more: commits that have drawn theirs are through, and later ones draw higher ones.
 pub(super) async fn closed_label(pool: &AnyPool) -> Result<i64, sqlx::Error> {
     let mut tx = pool.begin().await?;
-    let lock = sqlx::query("SELECT CAST(pg_advisory_xact_lock($1, $2) AS TEXT)").bind(SINGLE).bind(INTAKE);
-    lock.execute(&mut *tx).await?;
+    enter_alone(&mut tx).await?;
     let last = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM labels").fetch_one(&mut *tx).await?;
     tx.commit().await?;
     Ok(last)

@@ -179,7 +179,7 @@ async fn a_password_is_told_to_nobody() {
     let file = dir.path().join("password");
     std::fs::write(&file, "correct horse\n").unwrap();
     let url = format!("postgres://centre@localhost/x?host={}", dir.path().display());
-    let place = Place::new(dir.path(), &StoreConfig { url: Some(url), password_file: Some(file.clone()) });
+    let place = Place::new(dir.path(), &StoreConfig { url: Some(url), password_file: Some(file.clone()), ..StoreConfig::default() });
     let told = async || format!("{:?}", Store::attach(&place).await.map(drop).unwrap_err());
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(told().await.contains("expected 0600"));
