@@ -2,12 +2,14 @@
 
 use super::run::runtime;
 use crate::service::config::ServiceConfig;
+use crate::service::drift::fleet::FleetDrift;
 use crate::service::events::now_ms;
 use crate::service::store::Store;
 use crate::service::store::counts::DeviceCounts;
 use crate::service::waves::{self, Tally, Waves};
 use omnilabel_console::say;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Reasons of the quarantine that are shown.
@@ -27,6 +29,7 @@ pub(super) struct Args {
 struct Status {
     devices: Vec<DeviceCounts>,
     missing: u64,
+    drifts: BTreeMap<String, FleetDrift>,
     rounds: Vec<Round>,
     release: Option<Release>,
     quarantine: Vec<(String, u64)>,
@@ -82,8 +85,9 @@ async fn look(config: &ServiceConfig) -> anyhow::Result<Status> {
         }
         None => None,
     };
+    let drifts = store.drifts().await?;
     let missing = devices.iter().map(DeviceCounts::missing).sum();
-    Ok(Status { rounds: rounds.collect(), release, quarantine: store.quarantine_reasons(REASONS).await?, missing, devices })
+    Ok(Status { rounds: rounds.collect(), release, quarantine: store.quarantine_reasons(REASONS).await?, missing, drifts, devices })
 }
 
 fn print(status: &Status) {
@@ -95,6 +99,11 @@ fn print(status: &Status) {
         let trial = trial.map_or(String::new(), |trial| format!(", {trial} on trial"));
         let refused = refused_release.map_or(String::new(), |refused| format!(", {refused} refused ({reason})"));
         say!("{name:<20} {online:>7} {committed:>10} {stored:>10} {evicted:>8} {pending:>8} {missing:>8}  {confirmed}{trial}{refused}");
+    }
+    for (device, drift) in &status.drifts {
+        if let Some(trouble) = drift.trouble() {
+            say!("{device}: its labels have changed since the first days of release {}: {trouble}", drift.model);
+        }
     }
     for round in &status.rounds {
         let ap = |ap: Option<f64>| ap.map_or("–".to_owned(), |ap| format!("{:.1}", 100.0 * ap));

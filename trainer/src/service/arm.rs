@@ -2,7 +2,7 @@
 
 use crate::arm::{ArmConfig, ArmOutcome, StepReport, train_arm};
 use crate::calibrate::{Judged, judge_boxes};
-use crate::evaluate::{EvaluateError, evaluate, load, pck_by_keypoint};
+use crate::evaluate::{Detected, EvaluateError, detect_readable, evaluate, load, pck_by_keypoint};
 use crate::mix::MANUAL_PERCENT;
 use crate::samples::SampleSet;
 use crate::service::config::{RoundConfig, ServiceConfig};
@@ -15,6 +15,7 @@ use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::device::Compute;
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, Losses, TrainOptions};
+use omnilabel_runtime::ViewPlan;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -73,6 +74,13 @@ pub trait TrainArm: Send + Sync {
     /// # Errors
     /// A bundle or folder that cannot be used.
     fn judge(&self, bundle: &Path, data: &Path, stop: &AtomicBool) -> anyhow::Result<Option<Judgement>>;
+
+    /// What a bundle finds on each picture of a folder that can be read, without regard to its annotations; `None` when `stop` became
+    /// true meanwhile.
+    ///
+    /// # Errors
+    /// A bundle that cannot be used.
+    fn detect(&self, bundle: &Path, pictures: &Dataset, stop: &AtomicBool) -> anyhow::Result<Option<Vec<Detected>>>;
 
     /// Trains and writes `out/bundle` with its golden frames, whole or not at all; a bundle that lies there already is the result.
     /// `progress` is told about every second. `None` when `stop` became true: a checkpoint is then in `out`.
@@ -148,6 +156,14 @@ impl TrainArm for Arm {
         let (results, pck) = (detections.results(&dataset), pck_by_keypoint(&dataset, &detections));
         let detections = detections.images.into_iter().map(|image| image.detections).collect();
         Ok(Some(Judgement { ap: evaluation.single.ap, scores, judged, detections, results, pck }))
+    }
+
+    fn detect(&self, bundle: &Path, pictures: &Dataset, stop: &AtomicBool) -> anyhow::Result<Option<Vec<Detected>>> {
+        let teacher = load(&Bundle::open(bundle)?)?;
+        match detect_readable(&teacher, pictures, &ViewPlan::single(teacher.manifest()), &|_| (), stop) {
+            Err(EvaluateError::Cancelled) => Ok(None),
+            found => Ok(Some(found?.images)),
+        }
     }
 
     fn train(&self, job: &Job, progress: &mut dyn FnMut(Progress), stop: &AtomicBool) -> anyhow::Result<Option<PathBuf>> {

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 mod collect;
+mod drift;
 mod pictures;
 mod store;
 mod web;
 pub use collect::CollectConfig;
+pub use drift::{DriftConfig, DriftMode};
 pub use pictures::{PictureUrl, S3Config};
 pub use store::StoreConfig;
 pub use web::WebConfig;
@@ -83,6 +85,9 @@ pub struct ServiceConfig {
     /// Waves.
     #[serde(default)]
     pub rollout: RolloutConfig,
+    /// When a device's labels have changed.
+    #[serde(default)]
+    pub drift: DriftConfig,
     /// The page; none without `bind`.
     #[serde(default)]
     pub web: WebConfig,
@@ -223,11 +228,18 @@ pub struct GateConfig {
     pub sure: Option<f64>,
     /// When set, no keypoint's PCK and no third of the people by size may fall by more than this.
     pub max_regression: Option<f64>,
+    /// What becomes of a student whose labels of the fleet's newest pictures differ from the running model's.
+    pub drift: DriftMode,
+    /// By how much they may: the distance of Kolmogorov and Smirnov, 0 to 1.
+    pub drift_limit: f64,
+    /// Of how many pictures.
+    pub drift_frames: usize,
 }
 
 impl Default for GateConfig {
     fn default() -> Self {
-        Self { margin: 0.005, min_improvement: None, sure: None, max_regression: None }
+        let (drift, drift_limit, drift_frames) = (DriftMode::Warn, 0.25, 200);
+        Self { margin: 0.005, min_improvement: None, sure: None, max_regression: None, drift, drift_limit, drift_frames }
     }
 }
 
@@ -376,8 +388,8 @@ impl ServiceConfig {
         ];
         let intake = intake_checks(&self.client_id, &self.broker, &self.collector);
         let shared = self.collector.shared_check(&self.store);
-        let all = intake.into_iter().chain(checks).chain(release).chain(rollout).chain(self.web.checks()).chain(self.store.checks());
-        first_wrong(path, all.chain([shared]))?;
+        let all = intake.into_iter().chain(checks).chain(release).chain(rollout).chain(drift::checks(self));
+        first_wrong(path, all.chain(self.web.checks()).chain(self.store.checks()).chain([shared]))?;
         if let Some((key, found, expected)) = self.round.train.wrong() {
             return Err(ConfigError::Value { path: path.to_owned(), key: format!("round.train.{key}"), found, expected });
         }
@@ -525,6 +537,11 @@ key = "release.key"
             check(&format!("{GOOD}[rollout]\nwaves = {waves}"), "rollout.waves");
         }
         check(&format!("{GOOD}[rollout]\nconfirmed = 0.5"), "rollout.confirmed");
+        check(&format!("{GOOD}[gate]\ndrift = \"maybe\""), "gate.drift");
+        check(&format!("{GOOD}[gate]\ndrift_limit = 0.0"), "gate.drift_limit");
+        check(&format!("{GOOD}[gate]\ndrift_frames = 1"), "gate.drift_frames");
+        check(&format!("{GOOD}[drift]\nlimit = 1.5"), "drift.limit");
+        check(&format!("{GOOD}[drift]\nreference_days = 0"), "drift.reference_days");
         check(&format!("{GOOD}[collector]\ndevices = [\"cam/1\"]"), "collector.devices");
         check(&format!("{GOOD}[web]\nbind = \"0.0.0.0:8090\""), "web.viewer_token_file");
         check(&format!("{GOOD}[web]\nbind = \"everywhere\""), "web.bind");

@@ -1,5 +1,6 @@
 //! What the centre did, for people and for the demo: one JSON object a line in `state_dir/events.jsonl`, appended.
 
+use crate::service::drift::Compared;
 use crate::service::waves::Waves;
 use omnilabel_rcnn::train::Losses;
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,17 @@ pub enum Event {
         /// The ten COCO numbers by name.
         scores: Vec<(String, f64)>,
     },
+    /// Both models labelled the fleet's newest pictures.
+    Relabelled {
+        /// The round.
+        round: u64,
+        /// Pictures that both labelled.
+        frames: u64,
+        /// Of these, those that came after the round's snapshot.
+        unseen: u64,
+        /// The running model's labels and the student's.
+        statistics: Vec<Compared>,
+    },
     /// The gate refused the student.
     Refused {
         /// The round.
@@ -177,6 +189,15 @@ pub enum Event {
         refused: Option<u64>,
         /// Why it was refused.
         #[serde(default)]
+        reason: String,
+    },
+    /// The labels of a device's newest day begin to differ from those of its model's first days.
+    Drift {
+        /// The device.
+        device: String,
+        /// Counter of the release that made them.
+        model: u64,
+        /// What differs, and by how much.
         reason: String,
     },
     /// Something failed; the service goes on.

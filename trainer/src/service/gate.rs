@@ -1,6 +1,7 @@
 //! The gate: whether a student may replace the running model. Pure.
 
-use crate::service::config::GateConfig;
+use crate::service::config::{DriftMode, GateConfig};
+use crate::service::drift::Relabelled;
 use serde::{Deserialize, Serialize};
 
 /// What becomes of a student, and why.
@@ -37,11 +38,13 @@ pub struct Evidence {
     pub differences: Vec<f64>,
     /// What both have a number for: a keypoint's PCK, AP of a third of the people; name, running model, student.
     pub parts: Vec<(String, f64, f64)>,
+    /// What both make of the fleet's newest pictures, where that was looked at.
+    pub relabelled: Option<Relabelled>,
 }
 
 /// Compares the two exported bundles.
 pub fn decide(evidence: &Evidence, config: &GateConfig) -> Decision {
-    let Evidence { running, candidate, differences, parts } = evidence;
+    let Evidence { running, candidate, differences, parts, relabelled } = evidence;
     let (running, candidate) = (*running, *candidate);
     if !candidate.is_finite() || !running.is_finite() {
         return Decision::Refuse(format!("AP cannot be compared: running {running}, candidate {candidate}"));
@@ -73,6 +76,20 @@ pub fn decide(evidence: &Evidence, config: &GateConfig) -> Decision {
                 "{said}: at most {:.1} points are allowed",
                 100.0 * config.max_regression.unwrap_or_default()
             ));
+        }
+    }
+    if let Some(relabelled) = relabelled {
+        said += &format!("; {relabelled}");
+        let named = || {
+            let drifted: Vec<_> = relabelled.compared.iter().filter(|compared| compared.drifted).map(|one| one.what.name()).collect();
+            drifted.join(" and ")
+        };
+        match config.drift {
+            _ if !relabelled.has_drifted() => {}
+            DriftMode::Refuse => return Decision::Refuse(format!("{said}: {} may change by {} at most", named(), config.drift_limit)),
+            DriftMode::Warn | DriftMode::Off => {
+                said += &format!(": {} changed by more than {}, which `gate.drift` lets pass", named(), config.drift_limit);
+            }
         }
     }
     Decision::Release(said)
@@ -121,6 +138,29 @@ mod tests {
         assert!(decide(&evidence(6), &GateConfig { sure: None, ..config.clone() }).released());
         let unknown = Evidence { differences: Vec::new(), ..evidence(0) };
         assert!(!decide(&unknown, &config).released(), "nothing is sure that was not looked at");
+    }
+
+    #[test]
+    fn labels_that_drift_are_told_or_refused() {
+        use crate::service::drift::tests::{counts, frame};
+        let before = counts(100, &frame(1, 0.8, 40.0, 12));
+        let check = |people, mode, released: bool, expected: &str| {
+            let config = GateConfig { drift: mode, ..GateConfig::default() };
+            let compared = crate::service::drift::compare(&before, &counts(100, &frame(people, 0.8, 40.0, 12)), config.drift_limit);
+            let relabelled = Relabelled { frames: 130, empty: 30, unseen: 7, compared, ..Relabelled::default() };
+            let evidence = Evidence { running: 0.5, candidate: 0.6, relabelled: Some(relabelled), ..Evidence::default() };
+            let decision = decide(&evidence, &config);
+            assert!(decision.released() == released && decision.reason().contains(expected), "{decision:?}");
+        };
+        let figures = "labels of 130 pictures of the fleet (7 of them after the snapshot, 30 without anybody), distances: people a frame";
+        for mode in [DriftMode::Warn, DriftMode::Refuse] {
+            check(1, mode, true, &format!("{figures} 0.00 (1.00 to 1.00), score 0.00"));
+        }
+        check(2, DriftMode::Warn, true, "people a frame changed by more than 0.25, which `gate.drift` lets pass");
+        check(2, DriftMode::Refuse, false, &format!("{figures} 1.00 (1.00 to 2.00)"));
+        check(2, DriftMode::Refuse, false, ": people a frame may change by 0.25 at most");
+        let nothing = Evidence { running: 0.5, candidate: 0.6, relabelled: Some(Relabelled::default()), ..Evidence::default() };
+        assert!(decide(&nothing, &GateConfig { drift: DriftMode::Refuse, ..GateConfig::default() }).released());
     }
 
     #[test]

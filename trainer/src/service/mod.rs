@@ -16,6 +16,7 @@
 //! | [`arm`] | what a round asks of the training code |
 //! | [`verify`] | whether what is stored is whole |
 //! | [`gate`] | whether a student goes out (pure) |
+//! | [`drift`] | whether labels have changed: between two models, of a device over time |
 //! | [`sign`] | keys, manifests, signatures |
 //! | `acks` | which outboxes wait to be told what is stored (pure) |
 //! | `answers` | telling them |
@@ -35,6 +36,7 @@ pub mod collect;
 pub mod collector;
 pub mod config;
 pub mod dataset;
+pub mod drift;
 pub mod events;
 pub mod gate;
 pub mod rollout;

@@ -2,7 +2,8 @@
 //! that was killed anywhere continues with the step that it was at:
 //!
 //! ```text
-//! judge the running model ─▶ choose τ, τ_k ─▶ export the snapshot ─▶ train ─▶ judge the student ─▶ gate ─▶ sign | refuse
+//! judge the running model ─▶ choose τ, τ_k ─▶ export the snapshot ─▶ train ─▶ judge the student
+//!     ─▶ label the newest pictures with both ─▶ gate ─▶ sign | refuse
 //! ```
 
 use crate::arm::ArmError;
@@ -10,11 +11,12 @@ use crate::calibrate::ManualStats;
 use crate::service::arm::{Job, Judgement, Progress, TrainArm};
 use crate::service::config::ServiceConfig;
 use crate::service::dataset::{Exported, Exporter, sync_dir, sync_tree};
+use crate::service::drift::Relabelled;
 use crate::service::events::{Event, EventLog, now_ms};
-use crate::service::gate::{self, Decision};
+use crate::service::gate::{self, Decision, Evidence};
 use crate::service::sign::{self, Naming};
 use crate::service::store::Store;
-use crate::service::store::ledger::Selection;
+use crate::service::store::ledger::{Selected, Selection};
 use crate::service::waves::Waves;
 use anyhow::{Context, bail, ensure};
 use ed25519_dalek::SigningKey;
@@ -81,6 +83,9 @@ pub struct RoundState {
     /// The student on the held-out labels.
     #[serde(default)]
     pub candidate_judged: Option<Judged>,
+    /// What both make of the fleet's newest pictures.
+    #[serde(default)]
+    pub relabelled: Option<Relabelled>,
     /// What the gate said.
     #[serde(default)]
     pub decision: Option<Decision>,
@@ -273,6 +278,7 @@ impl Rounds {
             dataset_sha256: None,
             trained: false,
             candidate_judged: None,
+            relabelled: None,
             decision: None,
             released: None,
             ended: false,
@@ -313,11 +319,15 @@ impl Rounds {
         } else if state.decision.is_none() && ["running", "candidate"].iter().any(|which| !self.results(state.round, which).exists()) {
             // Somebody removed them, or an earlier version judged: the gate looks at nothing else.
             (state.running_judged, state.candidate_judged) = (None, None);
+        } else if state.decision.is_none() && state.relabelled.is_none() && self.wants_relabelling() {
+            let Some(relabelled) = self.relabel(state).await? else { return Ok(false) };
+            state.relabelled = Some(relabelled);
         } else if state.decision.is_none() {
             let (Some(running), Some(candidate)) = (&state.running_judged, &state.candidate_judged) else {
                 bail!("the round has no judgements");
             };
             let evidence = tokio::task::block_in_place(|| self.evidence(state.round, running, candidate))?;
+            let evidence = Evidence { relabelled: state.relabelled.clone(), ..evidence };
             state.decision = Some(gate::decide(&evidence, &self.config.gate));
         } else {
             match &state.decision {
@@ -379,7 +389,8 @@ impl Rounds {
         let ignore_from = thresholds.instance * (1.0 - self.config.calibration.ignore_margin as f32);
         let mut exporter = Exporter::new(&root, &self.manual, thresholds, ignore_from)?;
         for some in self.store.select(Self::selection(state)).await?.chunks(FETCHED) {
-            for (selected, jpeg) in some.iter().zip(self.store.jpegs(some).await?) {
+            let keys: Vec<_> = some.iter().map(Selected::at).collect();
+            for (selected, jpeg) in some.iter().zip(self.store.jpegs(&keys).await?) {
                 let message = LabelMsg::decode(&selected.payload).context("a stored label")?;
                 let name = format!("{}_{:016x}_{}", selected.device, selected.key.epoch, selected.key.sequence);
                 let faces_blurred = message.changes & FACES_BLURRED != 0;
@@ -503,6 +514,7 @@ pub fn copy_bundle(bundle: &Bundle, to: &Path) -> anyhow::Result<PathBuf> {
     Ok(to.to_owned())
 }
 
+mod drift;
 mod evidence;
 mod tau;
 #[cfg(test)]

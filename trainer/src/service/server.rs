@@ -1,16 +1,18 @@
-//! The loops around the pure parts. Three tasks, joined by bounded queues:
+//! The loops around the pure parts. Four tasks, joined by bounded queues:
 //!
 //! - *collector*: reads the links, commits what waits. It never waits for the way out (the link could then not be read, and a full link
 //!   could not be written), so what is to be acknowledged goes to the sender by a queue that drops when full: an acknowledgement that
 //!   is dropped is made again when the device repeats its message.
 //! - *sender*: publishes acknowledgements, the release, blocks.
 //! - *rounds*: trains on a blocking thread.
+//! - *watch*: counts what was stored, for drifts.
 
 use crate::service::acks::AckQueue;
 use crate::service::answers::Answers;
 use crate::service::arm::TrainArm;
 use crate::service::collector::{Intake, Taken};
 use crate::service::config::{CollectorConfig, ServiceConfig};
+use crate::service::drift::watch::Watch;
 use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::rollout::Rollout;
 use crate::service::rounds::Rounds;
@@ -87,6 +89,7 @@ pub async fn serve(
     let keys = release_keys(&config)?;
     let steering = Steering { config: config.clone(), store: store.clone(), events: Arc::clone(&events) };
     let answers = Answers::new(&config.broker, &store, &link, &acks, Arc::clone(&health));
+    let watch = Watch { store: store.clone(), events: Arc::clone(&events), config: config.drift.clone() };
     let (skeleton, shown_health) = (rounds.skeleton().clone(), Arc::clone(&health));
     let shown = web::Centre { store: store.reader().await?, skeleton, health: shown_health, control: Arc::new(steering) };
     let (link_out, events_out) = (link.clone(), Arc::clone(&events));
@@ -95,6 +98,7 @@ pub async fn serve(
     let mut collector = tokio::spawn(collector.run(incoming, halted.clone()));
     let sender = tokio::spawn(sender.run(queued, announce, halted.clone()));
     let page = page.map(|page| tokio::spawn(page.serve(shown, halted.clone())));
+    let watch = tokio::spawn(watch.run(halted.clone()));
     let rounds = tokio::spawn(rounds.run(halted));
 
     let (ended, lost) = tokio::select! {
@@ -115,6 +119,7 @@ pub async fn serve(
     }
     // Between two steps of the training the flag is seen, and a checkpoint written.
     rounds.await.context("the rounds failed")?;
+    watch.await.context("the label statistics failed")?;
     events.emit(Event::Stopped);
     drop(only);
     store.close().await;

@@ -18,6 +18,7 @@
 //! | [`counts`] | what was committed, stored, lost, repeated |
 //! | [`look`] | what the page looks up |
 //! | [`pictures`] | pictures that lie in an object store |
+//! | [`statistics`] | labels in counts, drifts |
 
 mod account;
 pub mod audit;
@@ -35,6 +36,7 @@ pub mod quarantine;
 pub mod runs;
 mod sql;
 mod sqlite;
+pub mod statistics;
 
 pub use place::Place;
 pub(crate) use sqlite::DATABASE;

@@ -2,6 +2,7 @@
 //! between any two steps ends where an undisturbed one does.
 
 use super::*;
+use crate::service::config::DriftMode;
 use crate::service::events::EventReader;
 use crate::service::rollout::Rollout;
 use crate::service::testing::{Home, MeanPose, STUDENT_PROBABILITY, STUDENT_SCORE, World, first_x, on_both};
@@ -151,6 +152,49 @@ async fn a_poisoned_round_is_refused_and_the_next_good_one_released() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_student_whose_labels_of_the_fleet_drift_is_refused_with_the_figures() {
+    let mut world = World::new();
+    (world.config.gate.drift, world.config.round.max_rounds) = (DriftMode::Refuse, 2);
+    world.config.gate.drift_frames = 20;
+    let rounds = rounds(&world, MeanPose { drifts: true, ..MeanPose::default() }).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    for _ in 0..6 {
+        assert_eq!(rounds.step().await.unwrap(), Stepped::Done);
+    }
+    // These come while the student is trained.
+    rounds.store.commit(&world.labels("cam-2", 1..=30, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let state = rounds.store.rounds().await.unwrap().remove(0);
+    let (reason, relabelled) = (state.decision.unwrap().reason().to_owned(), state.relabelled.unwrap());
+    assert!(state.candidate_judged.unwrap().ap > state.running_judged.unwrap().ap, "by AP alone it would be released");
+    assert_eq!(state.released, None);
+    assert!(reason.contains("labels of 20 pictures of the fleet (10 of them after the snapshot, 0 without anybody)"), "{reason}");
+    assert!(reason.contains("size 1.00 (") && reason.ends_with(": size may change by 0.25 at most"), "{reason}");
+    assert_eq!((relabelled.frames, relabelled.unseen, relabelled.newest, relabelled.seed), (20, 10, 42, 1));
+    let drawn = Dataset::load(&world.config.state_dir.join("rounds/1/drift")).unwrap();
+    assert_eq!(drawn.images.len(), 20);
+    assert!(drawn.images.iter().all(|image| drawn.image_path(image).exists()));
+    let told = events(&world).into_iter().any(|event| matches!(event, Event::Relabelled { round: 1, frames: 20, unseen: 10, .. }));
+    assert!(told, "{:?}", events(&world));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drift_is_told_in_the_release_or_not_looked_at() {
+    for (mode, expected) in [(DriftMode::Warn, true), (DriftMode::Off, false)] {
+        let mut world = World::new();
+        world.config.gate.drift = mode;
+        let rounds = rounds(&world, MeanPose { drifts: true, ..MeanPose::default() }).await;
+        rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+        to_the_end(&rounds).await;
+        let state = rounds.store.rounds().await.unwrap().remove(0);
+        assert_eq!((state.released, state.relabelled.is_some()), (Some(1), expected));
+        let reason = state.decision.unwrap().reason().to_owned();
+        assert_eq!(reason.contains("size changed by more than 0.25, which `gate.drift` lets pass"), expected, "{reason}");
+        assert_eq!(world.config.state_dir.join("rounds/1/drift").exists(), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_between_any_two_steps_changes_nothing() {
     let undisturbed = World::new();
     let whole = rounds(&undisturbed, MeanPose::default()).await;
@@ -180,7 +224,7 @@ async fn a_kill_between_any_two_steps_changes_nothing() {
         steps += 1;
         assert!(steps < 20);
     }
-    assert_eq!(steps, 8, "begin and seven steps");
+    assert_eq!(steps, 9, "begin and eight steps");
     let (a, b) = (whole.store.rounds().await.unwrap(), rounds(&world, MeanPose::default()).await.store.rounds().await.unwrap());
     assert_eq!(a.len(), 1);
     assert_eq!(a[0].dataset_sha256, b[0].dataset_sha256);
@@ -248,7 +292,7 @@ async fn labels_that_teach_nothing_wait_for_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_student_that_diverges_is_refused_at_once() {
     let world = World::new();
-    let rounds = rounds(&world, MeanPose { failures: 1.into(), diverges: true }).await;
+    let rounds = rounds(&world, MeanPose { failures: 1.into(), diverges: true, ..MeanPose::default() }).await;
     rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
     to_the_end(&rounds).await;
     let state = rounds.store.rounds().await.unwrap().remove(0);
@@ -266,7 +310,7 @@ fn pauses_double_up_to_five_minutes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_is_an_event_and_the_service_goes_on() {
     let world = World::new();
-    let rounds = rounds(&world, MeanPose { failures: 2.into(), diverges: false }).await;
+    let rounds = rounds(&world, MeanPose { failures: 2.into(), ..MeanPose::default() }).await;
     rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
     let (stop, stopping) = watch::channel(false);
     let running = tokio::spawn(rounds.run(stopping));

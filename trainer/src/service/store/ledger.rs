@@ -31,6 +31,13 @@ pub struct Selected {
     pub payload: Vec<u8>,
 }
 
+impl Selected {
+    /// Whose it is, and its key.
+    pub const fn at(&self) -> (&str, LabelKey) {
+        (self.device.as_str(), self.key)
+    }
+}
+
 /// One signed release.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct ReleaseRow {

@@ -2,6 +2,8 @@
 
 use super::Site;
 use super::answer::{Failure, Params, json, short};
+use crate::service::drift::Compared;
+use crate::service::drift::fleet::FleetDrift;
 use crate::service::events::now_ms;
 use crate::service::rounds::RoundState;
 use crate::service::store::counts::DeviceCounts;
@@ -27,6 +29,8 @@ const SHARE: u32 = 10;
 /// The accounts of all devices, by name.
 pub(super) struct Fleet {
     pub(super) devices: Vec<DeviceCounts>,
+    /// How their labels have changed, by name.
+    pub(super) drifts: BTreeMap<String, FleetDrift>,
     /// When they were counted, Unix ms.
     pub(super) at_ms: u64,
 }
@@ -44,7 +48,7 @@ impl FleetCache {
         {
             return Ok(Arc::clone(fleet));
         }
-        let fleet = Arc::new(Fleet { devices: store.counts().await?, at_ms: now_ms() });
+        let fleet = Arc::new(Fleet { devices: store.counts().await?, drifts: store.drifts().await?, at_ms: now_ms() });
         *last = Some((Arc::clone(&fleet), Instant::now() + FRESH.max(now.elapsed() * SHARE)));
         Ok(fleet)
     }
@@ -54,17 +58,32 @@ impl FleetCache {
 pub(super) async fn fleet(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Result<Response, Failure> {
     Params::read(&uri, &[])?;
     let fleet = site.fleet.get(&site.centre.store).await?;
-    let devices: Vec<Value> = fleet.devices.iter().map(|counts| device(counts, fleet.at_ms)).collect();
+    let devices: Vec<Value> = fleet.devices.iter().map(|counts| device(counts, &fleet)).collect();
     Ok(json(&json!({ "at_ms": now_ms(), "devices": devices })))
 }
 
-fn device(counts: &DeviceCounts, at_ms: u64) -> Value {
+fn device(counts: &DeviceCounts, fleet: &Fleet) -> Value {
     json!({
-        "device": counts.device, "online": counts.is_there(at_ms), "seen_ms": counts.seen_ms,
+        "device": counts.device, "online": counts.is_there(fleet.at_ms), "seen_ms": counts.seen_ms,
         "confirmed": counts.confirmed, "trial": counts.trial, "refused": counts.refused_release, "reason": counts.reason,
         "committed": counts.committed, "stored": counts.stored, "settled": counts.settled, "set_aside": counts.refused,
         "pending": counts.pending, "evicted": counts.evicted, "duplicates": counts.duplicates, "conflicts": counts.conflicts,
         "missing": counts.missing(), "frames": counts.frames,
+        "drift": fleet.drifts.get(&counts.device).map(drift),
+    })
+}
+
+fn drift(drift: &FleetDrift) -> Value {
+    let thousandths = |value: f64| (1000.0 * value).round() / 1000.0;
+    let statistic = |one: &Compared| {
+        json!({
+            "statistic": one.what.key(), "name": one.what.name(), "distance": thousandths(one.distance), "noise": thousandths(one.noise),
+            "before": thousandths(one.before), "after": thousandths(one.after), "drifted": one.drifted,
+        })
+    };
+    json!({
+        "model": drift.model, "reference_until_ms": drift.reference_until_ms, "reference": drift.reference, "newest": drift.newest,
+        "statistics": drift.compared.iter().map(statistic).collect::<Vec<_>>(),
     })
 }
 

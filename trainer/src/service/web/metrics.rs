@@ -28,6 +28,7 @@ pub(super) async fn metrics(Shared(site): Shared<Arc<Site>>) -> Result<Response,
     // Of which site it is says who collects: the numbers carry no label that is the same on all of them.
     text.family("info", GAUGE, "The centre's version; always 1.", &[(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)]);
     devices(&mut text, &fleet);
+    drift(&mut text, &fleet);
     collector(&mut text, &site.centre.health);
     training(&mut text, &rounds);
     rollout(&mut text, releases.first(), &fleet);
@@ -63,6 +64,18 @@ fn devices(text: &mut Text, fleet: &Fleet) {
     text.by_device("device_online", GAUGE, "Whether the device is connected.", fleet, |device| there(device) as f64);
     let seen = "When the device was last heard of, Unix time.";
     text.by_device("device_seen_timestamp_seconds", GAUGE, seen, fleet, |device| device.seen_ms as f64 / 1000.0);
+}
+
+/// How the devices' labels have changed.
+fn drift(text: &mut Text, fleet: &Fleet) {
+    let compared = || fleet.drifts.iter().flat_map(|(device, drift)| drift.compared.iter().map(move |one| (device.as_str(), one)));
+    let labels = |device, key| vec![("device", device), ("statistic", key)];
+    let distances: Vec<_> =
+        compared().map(|(device, one)| (labels(device, one.what.key()), (1000.0 * one.distance).round() / 1000.0)).collect();
+    let help = "Kolmogorov-Smirnov distance of a device's newest day of labels from its model's first days.";
+    text.family("drift", GAUGE, help, &distances);
+    let drifted: Vec<_> = compared().map(|(device, one)| (labels(device, one.what.key()), f64::from(u8::from(one.drifted)))).collect();
+    text.family("drifted", GAUGE, "Whether that is above the limit, and no chance.", &drifted);
 }
 
 /// The broker and the way into the store.

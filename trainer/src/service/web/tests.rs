@@ -7,10 +7,13 @@ mod browser;
 use super::*;
 use crate::service::collector::Rejected;
 use crate::service::config::RolloutConfig;
+use crate::service::drift::fleet::FleetDrift;
+use crate::service::drift::{Compared, Statistic};
 use crate::service::events::{Event, EventLog};
 use crate::service::gate::Decision;
 use crate::service::rounds::{Judged, RoundState};
 use crate::service::store::intake::Record;
+use crate::service::store::statistics::Looked;
 use crate::service::testing::{World, skeleton};
 use crate::service::waves::Waves;
 use omnilabel_keypoints::wire::{ModelMsg, StatusMsg};
@@ -102,6 +105,15 @@ async fn populate(world: &World, now: u64) -> Store {
     store.add_release(1, "round-1", world.dir.path(), (b"m", b"s"), Some(&good), &Waves::at_once(4000)).await.unwrap();
     store.add_release(2, "by-hand", world.dir.path(), (b"m", b"s"), None, &Waves::begin(&rollout, 5000)).await.unwrap();
     store.save_round(&round(2, 0.4, Decision::Refuse("candidate AP 0.4".to_owned()), None)).await.unwrap();
+    let one = |what, distance, drifted| Compared { what, before: 0.62, after: 0.31, distance, noise: 0.04, drifted };
+    let drift = FleetDrift {
+        model: 1,
+        reference_until_ms: 5000,
+        reference: 900,
+        newest: 300,
+        compared: vec![one(Statistic::People, 0.1, false), one(Statistic::Size, 0.4126, true)],
+    };
+    store.save_drifts(&[Looked { device: "cam-1".to_owned(), drift, forget: Vec::new() }]).await.unwrap();
     let log = EventLog::open(&world.config.state_dir).unwrap();
     log.emit(Event::Labels { device: "cam-1".to_owned(), stored: 5, duplicates: 0 });
     log.emit(Event::DeviceModel { device: "cam-1".into(), confirmed: 1, trial: None, refused: Some(2), reason: REASON.into() });

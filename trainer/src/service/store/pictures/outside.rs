@@ -4,9 +4,9 @@
 use super::{Listed, Name, Pictures};
 use crate::service::store::audit::StoredLabel;
 use crate::service::store::intake::Record;
-use crate::service::store::ledger::Selected;
 use crate::service::store::{Store, StoreError, meta, postgres, set_meta};
 use omnilabel_bundle::hex;
+use omnilabel_keypoints::wire::LabelKey;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use sqlx::AnyConnection;
@@ -134,14 +134,14 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`]; a label without a picture is an error.
-    pub async fn jpegs(&self, of: &[Selected]) -> Result<Vec<Result<Vec<u8>, String>>, StoreError> {
+    pub async fn jpegs(&self, of: &[(&str, LabelKey)]) -> Result<Vec<Result<Vec<u8>, String>>, StoreError> {
         let mut rows = Vec::with_capacity(of.len());
-        for label in of {
+        for (device, key) in of {
             let sql = "SELECT sha256, jpeg, outside FROM frames WHERE device = $1 AND epoch = $2 AND sequence = $3 AND jpeg IS NOT NULL";
             let row: (Vec<u8>, Vec<u8>, Option<i64>) = sqlx::query_as(sql)
-                .bind(label.device.as_str())
-                .bind(label.key.epoch.cast_signed())
-                .bind(label.key.sequence.cast_signed())
+                .bind(*device)
+                .bind(key.epoch.cast_signed())
+                .bind(key.sequence.cast_signed())
                 .fetch_one(&self.pool)
                 .await
                 .map_err(self.sql("read a frame"))?;

@@ -7,7 +7,7 @@ use crate::service::backup::{backup, restore};
 use crate::service::dataset::Exporter;
 use crate::service::store::audit::{StoredLabel, Which};
 use crate::service::store::intake::{Committed, Record};
-use crate::service::store::ledger::Selection;
+use crate::service::store::ledger::{Selected, Selection};
 use crate::service::store::{Place, Store};
 use crate::service::testing::s3::S3;
 use crate::service::testing::{Home, World, on_all_places};
@@ -40,7 +40,8 @@ async fn read(store: &Store) -> Vec<Result<Vec<u8>, String>> {
         Ok::<_, StoreError>(())
     };
     store.each(&Which::default(), look).await.unwrap();
-    let mut jpegs = store.jpegs(&store.select(ALL).await.unwrap()).await.unwrap();
+    let selected = store.select(ALL).await.unwrap();
+    let mut jpegs = store.jpegs(&selected.iter().map(Selected::at).collect::<Vec<_>>()).await.unwrap();
     for (id, jpeg) in &rows {
         assert_eq!(store.picture(*id).await.ok().flatten().as_ref(), jpeg.as_ref().ok(), "label {id}");
     }
@@ -86,7 +87,7 @@ async fn what_comes_is_read_in_every_way(home: Home) {
         let manual = Dataset::load(&world.config.data.manual).unwrap();
         let mut exporter = Exporter::new(&home.dir().join(folder), &manual, thresholds, 0.4).unwrap();
         let selected = store.select(ALL).await.unwrap();
-        for (label, jpeg) in selected.iter().zip(store.jpegs(&selected).await.unwrap()) {
+        for (label, jpeg) in selected.iter().zip(store.jpegs(&selected.iter().map(Selected::at).collect::<Vec<_>>()).await.unwrap()) {
             let message = LabelMsg::decode(&label.payload).unwrap();
             assert!(exporter.add(&label.key.sequence.to_string(), &message.label(), false, &jpeg.unwrap()).unwrap());
         }

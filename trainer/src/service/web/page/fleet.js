@@ -13,7 +13,23 @@ function troubles(device) {
   if (refused || device.reason) found.push(["warn", sentence(refused, device.reason)]);
   if (device.evicted > 0) found.push(["warn", `${many(device.evicted, "label", "labels")} evicted on the device`]);
   if (device.conflicts > 0) found.push(["warn", `${many(device.conflicts, "label", "labels")} came again with other bytes`]);
+  const changed = drifts(device).filter((one) => one.drifted);
+  if (changed.length > 0) found.push(["warn", `labels have changed: ${changed.map(changeOf).join(", ")}`]);
   return found;
+}
+
+/** How a device's newest day of labels differs from its model's first days. */
+const drifts = (device) => device.drift?.statistics ?? [];
+
+const changeOf = (one) => `${one.name} ${share(one.before)} → ${share(one.after)}`;
+
+/** The largest of them, those above the limit first. */
+function driftCell(device) {
+  const largest = [...drifts(device)].sort((a, b) => b.drifted - a.drifted || b.distance - a.distance)[0];
+  const node = cell("Drift", largest?.drifted ? "number toned" : "number", largest ? share(largest.distance) : "–");
+  node.title = drifts(device).map((one) => `${changeOf(one)}: ${share(one.distance)}`).join("\n");
+  if (!largest && device.drift) node.title = `compared from ${clock(device.drift.reference_until_ms)} on`;
+  return largest?.drifted ? toned(node, "warn") : node;
 }
 
 function renderFleet() {
@@ -54,7 +70,7 @@ function deviceRow(device) {
     cell("Model", "", make("div", {}, model(device.confirmed), ...trial)),
     number("Stored", device.stored), number("Frames", device.frames), number("Pending", device.pending),
     number("Lost", Math.max(0, device.missing - device.pending), "bad"), number("Evicted", device.evicted, "warn"),
-    number("Again", device.duplicates));
+    number("Again", device.duplicates), driftCell(device));
 }
 
 /** From the log's totals: how many labels each span of BIN_MS brought, per second. */

@@ -1,6 +1,6 @@
 // ---- The event log ----
 
-const LEVELS = { error: "bad", refused: "warn", frame_refused: "warn", conflict: "warn", rejected: "warn", released: "good" };
+const LEVELS = { error: "bad", refused: "warn", frame_refused: "warn", conflict: "warn", rejected: "warn", drift: "warn", released: "good" };
 const LINES = 400;
 // Many, and each worth little.
 const COUNTS = ["labels", "train"];

@@ -14,6 +14,15 @@ async fn the_fleet_is_told_as_the_store_knows_it() {
     assert_eq!(one["reason"], REASON, "words of a device are text");
     assert_eq!((&two["device"], &two["online"], &two["confirmed"]), (&json!("cam-2"), &json!(false), &json!(0)));
 
+    let drift = &one["drift"];
+    assert_eq!(
+        (&drift["model"], &drift["reference"], &drift["newest"], &two["drift"]),
+        (&json!(1), &json!(900), &json!(300), &Value::Null)
+    );
+    let size = &drift["statistics"][1];
+    assert_eq!((&size["statistic"], &size["distance"], &size["after"]), (&json!("size"), &json!(0.413), &json!(0.31)));
+    assert_eq!((&size["drifted"], &drift["statistics"][0]["drifted"]), (&json!(true), &json!(false)));
+
     let releases = page.read("/api/v1/releases").await;
     let names: Vec<_> = releases["releases"].as_array().unwrap().iter().map(|r| (r["counter"].as_u64(), r["round"].as_u64())).collect();
     assert_eq!(names, [(Some(2), None), (Some(1), Some(1))]);
@@ -111,6 +120,10 @@ async fn health_and_numbers_are_for_supervisors() {
         "omnilabel_centre_labels_stored_total{device=\"cam-1\"} 5",
         "omnilabel_centre_labels_missing{device=\"cam-1\"} 1",
         "omnilabel_centre_device_online{device=\"cam-2\"} 0",
+        "omnilabel_centre_drift{device=\"cam-1\",statistic=\"size\"} 0.413",
+        "omnilabel_centre_drifted{device=\"cam-1\",statistic=\"people\"} 0",
+        "omnilabel_centre_drifted{device=\"cam-1\",statistic=\"size\"} 1",
+        "# TYPE omnilabel_centre_drift gauge",
         "omnilabel_centre_devices 2",
         "omnilabel_centre_devices_online 1",
         "omnilabel_centre_labels_committed_total{device=\"cam-1\"} 6",

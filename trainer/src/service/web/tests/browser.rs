@@ -27,7 +27,11 @@ fn browsed(url: &str, width: u32) -> Option<String> {
 async fn the_page_shows_the_fleet_and_takes_words_of_devices_as_text() {
     let page = Page::open(false, false).await;
     for (tab, width, expected) in [
-        ("fleet", 1400, vec!["cam-1", "cam-2", "1 of 2", "Up to date", "&lt;img src=x onerror=alert(1)&gt;"]),
+        (
+            "fleet",
+            1400,
+            vec!["cam-1", "cam-2", "1 of 2", "Up to date", "&lt;img src=x onerror=alert(1)&gt;", "labels have changed: size 0.62 → 0.31"],
+        ),
         ("fleet", 390, vec!["cam-1", "data-name=\"Stored\""]),
         ("releases", 1400, vec!["of round 1", "by-hand", "wave 1 of 2, 25 % of the fleet", "refused: 1", "first model: 1"]),
         ("rounds", 1400, vec!["class=\"line candidate\"", "release 1", "refused", "candidate AP 0.4"]),
