@@ -17,6 +17,7 @@
 //! | [`gallery`] | an evaluation in pictures: predictions beside labels, the worst first |
 //! | [`distill`] | the whole method on folders, stage by stage |
 //! | [`experiment`] | arms, seeds and ablations in one table with its errors |
+//! | [`formats`] | labels of people in the formats of other tools, in and out |
 //! | [`service`] | the centre as a service: collector, rounds, gate, signature, rollout |
 //! | [`cli`] | the command line |
 
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod distill;
 pub mod evaluate;
 pub mod experiment;
+pub mod formats;
 pub mod gallery;
 pub mod mix;
 pub mod samples;

@@ -84,6 +84,34 @@ fn a_folder_of_another_category_without_counts_is_trained_on_compared_and_scored
 }
 
 #[test]
+fn labels_go_to_another_tool_and_come_back_to_be_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = common::folder(&dir.path().join("data"), 1, 3);
+    for format in ["fiftyone", "cvat", "label-studio", "ultralytics"] {
+        succeed(dir.path(), &format!("dataset export --data data --format {format} --out {format}"));
+        let told = succeed(dir.path(), &format!("dataset import --from {format} --out {format}-back --json"));
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(
+            (&told["format"], &told["images"], &told["people"], &told["labelled_keypoints"]),
+            (&format.into(), &3.into(), &3.into(), &9.into())
+        );
+        assert_eq!(told["notes"], serde_json::json!([]), "{told}");
+        let back = Dataset::load(&dir.path().join(format!("{format}-back"))).unwrap();
+        for (a, b) in data.annotations.iter().zip(&back.annotations) {
+            assert!(a.keypoints.iter().zip(&b.keypoints).all(|(a, b)| (a - b).abs() < 1e-3), "{format}: {a:?} {b:?}");
+        }
+    }
+    succeed(dir.path(), &TRAIN.replace("--data data", "--data cvat-back --out arm"));
+    let error = fail(dir.path(), "dataset import --from cvat --out cvat-back");
+    assert!(error.contains("cvat-back") && error.contains("is there already"), "{error}");
+    let error = fail(dir.path(), "dataset import --from cvat --out again --skeleton coco17");
+    assert!(error.contains("annotations.xml") && error.contains("\"head\"") && error.contains("--skeleton"), "{error}");
+    let error = fail(dir.path(), "dataset export --data data --format coco --without-pictures --out again");
+    assert!(error.contains("--without-pictures is for parquet"), "{error}");
+    assert!(!dir.path().join("again").exists());
+}
+
+#[test]
 fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     let dir = tempfile::tempdir().unwrap();
     let text = "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"a\"\nheldout = \"b\"\n\

@@ -1,22 +1,29 @@
-//! `omnilabel-trainer dataset`: what the labels are, whether they are whole, and a way out.
+//! `omnilabel-trainer dataset`: what the labels are, whether they are whole, a way in, a way out, and an end.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `dataset.rs` | `stats`, `verify` |
+//! | `import` | `import` |
+//! | `export` | `export` |
+//! | `orphans` | `orphans` |
+//! | `prune` | `prune` |
 
+mod export;
+mod import;
 mod orphans;
+mod prune;
 
 use super::run::runtime;
 use crate::service::config::ServiceConfig;
-use crate::service::dataset::Exporter;
 use crate::service::store::Store;
 use crate::service::store::audit::{StoredLabel, Which};
 use crate::service::verify::{Verified, verify};
-use anyhow::{Context, bail, ensure};
-use omnilabel_bundle::Bundle;
+use anyhow::{Context, bail};
 use omnilabel_coco::Dataset;
 use omnilabel_console::say;
-use omnilabel_keypoints::label::Thresholds;
-use omnilabel_keypoints::wire::{FACES_BLURRED, LabelMsg, Message};
+use omnilabel_keypoints::wire::{LabelMsg, Message};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -33,8 +40,12 @@ enum What {
     Verify(Common),
     /// Pictures in the object store that no label refers to, and labels whose picture is not there
     Orphans(orphans::Args),
-    /// Labels with their pictures as a COCO keypoint folder, with where each comes from
-    Export(Export),
+    /// Make a COCO keypoint folder of labels that were made with another tool
+    Import(import::Args),
+    /// Labels with their pictures in the format of another tool, with where each comes from
+    Export(export::Args),
+    /// Drop what `[retention]` says, now
+    Prune(prune::Args),
 }
 
 #[derive(clap::Args)]
@@ -47,35 +58,15 @@ struct Common {
     json: bool,
 }
 
-#[derive(clap::Args)]
-struct Export {
-    /// `trainer.toml` of the centre (docs/CENTRE.md)
-    #[arg(long)]
-    config: PathBuf,
-    /// New folder
-    #[arg(long)]
-    out: PathBuf,
-    /// Only of this device
-    #[arg(long)]
-    device: Option<String>,
-    /// Only by the model of this release; 0 is the provisioned one
-    #[arg(long)]
-    model: Option<u64>,
-    /// τ: people with a lower score are left out; the running model's without it
-    #[arg(long)]
-    score: Option<f32>,
-    /// τ_k: keypoints with a lower probability are left unlabelled; the running model's without it
-    #[arg(long)]
-    keypoint: Option<f32>,
-}
-
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     omnilabel_console::log("warn");
     match args.what {
         What::Stats(common) => stats(&common),
         What::Verify(common) => run_verify(&common),
         What::Orphans(args) => orphans::run(&args),
-        What::Export(export) => run_export(&export),
+        What::Import(args) => import::run(&args),
+        What::Export(args) => export::run(&args),
+        What::Prune(args) => prune::run(&args),
     }
 }
 
@@ -177,84 +168,5 @@ fn run_verify(args: &Common) -> anyhow::Result<()> {
     if found.wrong > 0 {
         bail!("{} problems", found.wrong);
     }
-    Ok(())
-}
-
-/// Where an image comes from, a line of `provenance.jsonl`.
-#[derive(Serialize)]
-struct Provenance<'a> {
-    file_name: String,
-    device: &'a str,
-    epoch: u64,
-    sequence: u64,
-    frame: u64,
-    camera: &'a str,
-    captured_ms: u64,
-    received_ms: i64,
-    model: u64,
-    model_hash: String,
-    views: u16,
-    faces_blurred: bool,
-    tau: f32,
-    tau_k: f32,
-}
-
-fn run_export(args: &Export) -> anyhow::Result<()> {
-    let config = ServiceConfig::load(&args.config)?;
-    for (what, given) in [("--score", args.score), ("--keypoint", args.keypoint)] {
-        ensure!(given.is_none_or(|given| (0.0..=1.0).contains(&given)), "{what} is {}, expected 0 to 1", given.unwrap_or_default());
-    }
-    ensure!(!args.out.exists(), "{}: is there already; an export gets a folder of its own", args.out.display());
-    let manual = Dataset::load(&config.data.manual).context("`data.manual`")?;
-    let exported = runtime()?.block_on(async {
-        let store = open(&config).await?;
-        let bundle = store.running_release().await?.map_or_else(|| config.model.running.clone(), |row| PathBuf::from(row.bundle));
-        let Thresholds { instance, keypoint, floor } = Bundle::open(&bundle)?.manifest().thresholds;
-        let thresholds = Thresholds { instance: args.score.unwrap_or(instance), keypoint: args.keypoint.unwrap_or(keypoint), floor };
-        let mut exporter = Exporter::new(&args.out, &manual, thresholds, thresholds.instance)?;
-        let path = args.out.join("provenance.jsonl");
-        let mut provenance = std::io::BufWriter::new(std::fs::File::create(&path).with_context(|| path.display().to_string())?);
-        let which = Which { device: args.device.clone(), model: args.model };
-        let look = |label: StoredLabel| {
-            let Some(jpeg) = label.jpeg.as_ref().filter(|_| label.refused.is_none()) else { return Ok(()) };
-            let message = LabelMsg::decode(&label.payload).with_context(|| format!("label {} of {}", label.id, label.device))?;
-            let name = format!("{}_{:016x}_{}", label.device, label.key().epoch, label.key().sequence);
-            let faces_blurred = message.changes & FACES_BLURRED != 0;
-            if !exporter.add(&name, &message.label(), faces_blurred, jpeg)? {
-                return Ok(());
-            }
-            let line = serde_json::to_string(&Provenance {
-                file_name: format!("{name}.jpg"),
-                device: &label.device,
-                epoch: label.key().epoch,
-                sequence: label.key().sequence,
-                frame: message.frame,
-                camera: &message.camera,
-                captured_ms: message.captured_ms,
-                received_ms: label.received_ms,
-                model: label.model(),
-                model_hash: format!("{:016x}", message.model_hash),
-                views: message.views,
-                faces_blurred,
-                tau: thresholds.instance,
-                tau_k: thresholds.keypoint,
-            })?;
-            writeln!(provenance, "{line}").with_context(|| path.display().to_string())
-        };
-        store.each(&which, look).await?;
-        provenance.flush().with_context(|| path.display().to_string())?;
-        exporter.finish()
-    })?;
-    if exported.images == 0 {
-        bail!("{}: no label with a picture is from this device and model: `dataset stats` lists them", args.out.display());
-    }
-    say!(
-        "{}: {} images, {} people, {} labels skipped whose picture cannot be used; snapshot {}",
-        args.out.display(),
-        exported.images,
-        exported.instances,
-        exported.skipped,
-        exported.sha256
-    );
     Ok(())
 }

@@ -14,11 +14,13 @@ use std::path::{Path, PathBuf};
 mod collect;
 mod drift;
 mod pictures;
+mod retention;
 mod store;
 mod web;
 pub use collect::CollectConfig;
 pub use drift::{DriftConfig, DriftMode};
 pub use pictures::{PictureUrl, S3Config};
+pub use retention::RetentionConfig;
 pub use store::StoreConfig;
 pub use web::WebConfig;
 
@@ -88,6 +90,9 @@ pub struct ServiceConfig {
     /// When a device's labels have changed.
     #[serde(default)]
     pub drift: DriftConfig,
+    /// How long labels and pictures are kept.
+    #[serde(default)]
+    pub retention: RetentionConfig,
     /// The page; none without `bind`.
     #[serde(default)]
     pub web: WebConfig,
@@ -389,7 +394,8 @@ impl ServiceConfig {
         let intake = intake_checks(&self.client_id, &self.broker, &self.collector);
         let shared = self.collector.shared_check(&self.store);
         let all = intake.into_iter().chain(checks).chain(release).chain(rollout).chain(drift::checks(self));
-        first_wrong(path, all.chain(self.web.checks()).chain(self.store.checks()).chain([shared]))?;
+        let all = all.chain(self.retention.checks()).chain(self.web.checks()).chain(self.store.checks());
+        first_wrong(path, all.chain([shared]))?;
         if let Some((key, found, expected)) = self.round.train.wrong() {
             return Err(ConfigError::Value { path: path.to_owned(), key: format!("round.train.{key}"), found, expected });
         }
@@ -543,6 +549,10 @@ key = "release.key"
         check(&format!("{GOOD}[drift]\nlimit = 1.5"), "drift.limit");
         check(&format!("{GOOD}[drift]\nreference_days = 0"), "drift.reference_days");
         check(&format!("{GOOD}[collector]\ndevices = [\"cam/1\"]"), "collector.devices");
+        for (key, value) in [("picture_days", "0"), ("label_days", "40000"), ("picture_bytes", "0"), ("picture_days", "9\nlabel_days = 8")]
+        {
+            check(&format!("{GOOD}[retention]\n{key} = {value}"), &format!("retention.{key}"));
+        }
         check(&format!("{GOOD}[web]\nbind = \"0.0.0.0:8090\""), "web.viewer_token_file");
         check(&format!("{GOOD}[web]\nbind = \"everywhere\""), "web.bind");
         check(&format!("{GOOD}[web]\nconnections = 0"), "web.connections");

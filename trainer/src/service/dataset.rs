@@ -4,8 +4,8 @@
 use anyhow::Context;
 use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
 use omnilabel_detect::frame::Frame;
-use omnilabel_keypoints::geometry::Rect;
-use omnilabel_keypoints::label::{Label, Thresholds, Visibility, harden};
+use omnilabel_keypoints::label::{Detection, Instance, Label, Thresholds, Visibility, harden};
+use omnilabel_keypoints::skeleton::Skeleton;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -75,47 +75,19 @@ impl Exporter {
         self.hash.update(Sha256::digest(jpeg));
         let id = self.dataset.images.len() as u64 + 1;
         self.dataset.images.push(ImageRecord { id, file_name, width: label.size.width, height: label.size.height });
-        for instance in &label.instances {
-            let detection = &instance.detection;
-            let rect = detection.rect.clipped(label.size);
-            if !rect.is_valid() || rect.width() < 1.0 || rect.height() < 1.0 {
-                continue;
-            }
-            if detection.score >= self.thresholds.instance {
-                let mut keypoints = Vec::with_capacity(3 * detection.keypoints.len());
-                let mut labelled = 0;
-                for (index, hard) in harden(detection, self.thresholds.keypoint).into_iter().enumerate() {
-                    let hidden = faces_blurred && index < self.dataset.skeleton.len() && self.dataset.skeleton.is_facial(index);
-                    // A keypoint outside the picture can only come from a broken or hostile device.
-                    let (w, h) = (label.size.width as f32, label.size.height as f32);
-                    let inside = (0.0..=w).contains(&hard.point.x) && (0.0..=h).contains(&hard.point.y);
-                    if hard.visibility == Visibility::Unlabelled || !inside || hidden {
-                        keypoints.extend([0.0; 3]);
-                    } else {
-                        labelled += 1;
-                        keypoints.extend([from_continuous(hard.point.x), from_continuous(hard.point.y), 2.0]);
-                    }
-                }
-                self.annotate(id, rect, keypoints, labelled, 0);
-            } else if detection.score >= self.ignore_from {
-                self.annotate(id, rect, vec![0.0; 3 * detection.keypoints.len()], 0, 1);
-            }
+        for hard in hard_instances(label, &self.dataset.skeleton, self.thresholds, self.ignore_from, faces_blurred) {
+            self.dataset.annotations.push(Annotation {
+                id: self.dataset.annotations.len() as u64 + 1,
+                image_id: id,
+                category_id: self.category_id,
+                bbox: hard.bbox,
+                num_keypoints: hard.keypoints.chunks_exact(3).filter(|keypoint| keypoint[2] > 0.0).count() as u32,
+                keypoints: hard.keypoints,
+                area: hard.bbox[2] * hard.bbox[3],
+                iscrowd: u8::from(hard.crowd),
+            });
         }
         Ok(true)
-    }
-
-    fn annotate(&mut self, image_id: u64, rect: Rect, keypoints: Vec<f64>, num_keypoints: u32, iscrowd: u8) {
-        let bbox = [rect.x1, rect.y1, rect.width(), rect.height()].map(f64::from);
-        self.dataset.annotations.push(Annotation {
-            id: self.dataset.annotations.len() as u64 + 1,
-            image_id,
-            category_id: self.category_id,
-            bbox,
-            keypoints,
-            num_keypoints,
-            area: bbox[2] * bbox[3],
-            iscrowd,
-        });
     }
 
     /// Leaves a label out whose picture is lost.
@@ -142,6 +114,53 @@ impl Exporter {
     }
 }
 
+/// One person of a label as it is trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HardInstance<'l> {
+    /// What the ensemble saw.
+    pub detection: &'l Detection,
+    /// `[x, y, width, height]` inside of the picture, px.
+    pub bbox: [f64; 4],
+    /// `x, y, v` for each keypoint, flat, as COCO's.
+    pub keypoints: Vec<f64>,
+    /// Neither positive nor background.
+    pub crowd: bool,
+}
+
+/// Who is trained on of a label: those from τ on with their keypoints from τ_k on, and those with a score from `ignore_from` on as
+/// crowds. Where `faces_blurred`, keypoints of the face and the head are left unlabelled.
+pub fn hard_instances<'l>(
+    label: &'l Label,
+    skeleton: &Skeleton,
+    thresholds: Thresholds,
+    ignore_from: f32,
+    faces_blurred: bool,
+) -> Vec<HardInstance<'l>> {
+    let size = label.size;
+    let hard = |instance: &'l Instance| {
+        let detection = &instance.detection;
+        let rect = detection.rect.clipped(size);
+        let (kept, ignored) = (detection.score >= thresholds.instance, detection.score >= ignore_from);
+        if !rect.is_valid() || rect.width() < 1.0 || rect.height() < 1.0 || !(kept || ignored) {
+            return None;
+        }
+        let bbox = [rect.x1, rect.y1, rect.width(), rect.height()].map(f64::from);
+        let mut keypoints = vec![0.0; 3 * detection.keypoints.len()];
+        if kept {
+            for (index, (to, hard)) in keypoints.chunks_exact_mut(3).zip(harden(detection, thresholds.keypoint)).enumerate() {
+                let hidden = faces_blurred && index < skeleton.len() && skeleton.is_facial(index);
+                // A keypoint outside the picture can only come from a broken or hostile device.
+                let inside = (0.0..=size.width as f32).contains(&hard.point.x) && (0.0..=size.height as f32).contains(&hard.point.y);
+                if hard.visibility != Visibility::Unlabelled && inside && !hidden {
+                    to.copy_from_slice(&[from_continuous(hard.point.x), from_continuous(hard.point.y), 2.0]);
+                }
+            }
+        }
+        Some(HardInstance { detection, bbox, keypoints, crowd: !kept })
+    };
+    label.instances.iter().filter_map(hard).collect()
+}
+
 /// Fsyncs a folder, so that a rename in it survives power loss.
 pub(crate) fn sync_dir(path: &Path) -> anyhow::Result<()> {
     std::fs::File::open(path).and_then(|d| d.sync_all()).with_context(|| path.display().to_string())
@@ -159,9 +178,8 @@ pub(crate) fn sync_tree(root: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use omnilabel_keypoints::geometry::{Point, Size};
-    use omnilabel_keypoints::label::{Detection, Instance, Keypoint};
-    use omnilabel_keypoints::skeleton::Skeleton;
+    use omnilabel_keypoints::geometry::{Point, Rect, Size};
+    use omnilabel_keypoints::label::Keypoint;
 
     #[test]
     fn keypoints_of_blurred_faces_are_not_trained_on() {

@@ -1,6 +1,7 @@
 //! What the centre did, for people and for the demo: one JSON object a line in `state_dir/events.jsonl`, appended.
 
 use crate::service::drift::Compared;
+use crate::service::retention::Pruned;
 use crate::service::waves::Waves;
 use omnilabel_rcnn::train::Losses;
 use serde::{Deserialize, Serialize};
@@ -175,6 +176,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Retention has dropped labels or pictures: counts since the last such event.
+    Pruned(Pruned),
     /// A device reported what it runs.
     DeviceModel {
         /// The device.
@@ -325,6 +328,7 @@ mod tests {
         let events = [
             Event::Started { collector: u64::MAX, running: 0 },
             Event::DeviceModel { device: "cam-1".into(), confirmed: 2, trial: None, refused: Some(3), reason: "golden".into() },
+            Event::Pruned(Pruned { labels: 7, bytes: u64::MAX, rounds: vec![1, 2], ..Pruned::default() }),
             Event::Train { round: 1, step: 10, steps: 20, losses: Losses::default(), images_per_sec: 12.5 },
             Event::Stopped,
         ];

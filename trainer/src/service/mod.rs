@@ -14,6 +14,7 @@
 //! | [`dataset`] | a snapshot of labels as a COCO folder |
 //! | [`rounds`] | one round after the other, each step resumable |
 //! | [`arm`] | what a round asks of the training code |
+//! | [`retention`] | how long it is kept |
 //! | [`verify`] | whether what is stored is whole |
 //! | [`gate`] | whether a student goes out (pure) |
 //! | [`drift`] | whether labels have changed: between two models, of a device over time |
@@ -39,6 +40,7 @@ pub mod dataset;
 pub mod drift;
 pub mod events;
 pub mod gate;
+pub mod retention;
 pub mod rollout;
 pub mod rounds;
 pub mod server;

@@ -6,6 +6,8 @@
 //! - *sender*: publishes acknowledgements, the release, blocks.
 //! - *rounds*: trains on a blocking thread.
 //! - *watch*: counts what was stored, for drifts.
+//!
+//! And, where `[retention]` asks for it, one that drops what is due.
 
 use crate::service::acks::AckQueue;
 use crate::service::answers::Answers;
@@ -14,6 +16,7 @@ use crate::service::collector::{Intake, Taken};
 use crate::service::config::{CollectorConfig, ServiceConfig};
 use crate::service::drift::watch::Watch;
 use crate::service::events::{Event, EventLog, now_ms};
+use crate::service::retention::Retention;
 use crate::service::rollout::Rollout;
 use crate::service::rounds::Rounds;
 use crate::service::sign::{self, SignedKeys};
@@ -92,6 +95,8 @@ pub async fn serve(
     let watch = Watch { store: store.clone(), events: Arc::clone(&events), config: config.drift.clone() };
     let (skeleton, shown_health) = (rounds.skeleton().clone(), Arc::clone(&health));
     let shown = web::Centre { store: store.reader().await?, skeleton, health: shown_health, control: Arc::new(steering) };
+    let limits = config.retention.clone();
+    let retention = limits.is_on().then(|| Retention { limits, store: store.clone(), events: Arc::clone(&events) });
     let (link_out, events_out) = (link.clone(), Arc::clone(&events));
     let sender = Sender { config, keys, store: store.clone(), events: events_out, link: link_out, answers, health, rollout: None };
     let (halt, halted) = watch::channel(false);
@@ -99,6 +104,7 @@ pub async fn serve(
     let sender = tokio::spawn(sender.run(queued, announce, halted.clone()));
     let page = page.map(|page| tokio::spawn(page.serve(shown, halted.clone())));
     let watch = tokio::spawn(watch.run(halted.clone()));
+    let retention = retention.map(|retention| tokio::spawn(retention.run(halted.clone())));
     let rounds = tokio::spawn(rounds.run(halted));
 
     let (ended, lost) = tokio::select! {
@@ -116,6 +122,9 @@ pub async fn serve(
     sender.abort();
     if let Some(page) = page {
         page.await.context("the page failed")?;
+    }
+    if let Some(retention) = retention {
+        retention.await.context("the retention failed")?;
     }
     // Between two steps of the training the flag is seen, and a checkpoint written.
     rounds.await.context("the rounds failed")?;

@@ -13,6 +13,7 @@
 //! | `account` | its numbers |
 //! | [`audit`] | all of it in pages, recounted |
 //! | [`quarantine`] | what could not be used |
+//! | [`retention`] | what may be dropped, and dropping it |
 //! | [`runs`] | settled sequences as runs, watermark |
 //! | [`ledger`] | rounds, releases |
 //! | [`counts`] | what was committed, stored, lost, repeated |
@@ -33,6 +34,7 @@ pub mod pictures;
 pub mod place;
 pub mod postgres;
 pub mod quarantine;
+pub mod retention;
 pub mod runs;
 mod sql;
 mod sqlite;

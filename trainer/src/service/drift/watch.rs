@@ -59,7 +59,7 @@ impl Watch {
         let mut models: BTreeMap<String, u64> = BTreeMap::new();
         // What comes meanwhile is for the next look.
         while cursor < last {
-            let rows = self.store.labels_after(cursor, READ).await?;
+            let rows = self.store.uncounted(cursor, READ).await?;
             let Some(newest) = rows.last() else { break };
             cursor = newest.id;
             for row in rows.into_iter().filter(|row| !row.refused) {

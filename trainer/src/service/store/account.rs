@@ -16,6 +16,8 @@ pub(super) struct Account {
     pub(super) refused: i64,
     /// Pictures kept.
     pub(super) frames: i64,
+    /// Of these pictures.
+    pub(super) picture_bytes: i64,
     /// Labels that came again.
     pub(super) duplicates: i64,
     /// Of these with other bytes under the same key.
@@ -28,17 +30,18 @@ impl Store {
         let told: Vec<_> = accounts.iter().filter(|(_, _, account)| *account != Account::default()).collect();
         for chunk in told.chunks(ROWS) {
             let sql = format!(
-                "INSERT INTO epochs (device, epoch, stored, settled, refused, frames, duplicates, conflicts) VALUES {} \
+                "INSERT INTO epochs (device, epoch, stored, settled, refused, frames, picture_bytes, duplicates, conflicts) VALUES {} \
                  ON CONFLICT (device, epoch) DO UPDATE SET stored = epochs.stored + excluded.stored, \
                  settled = epochs.settled + excluded.settled, refused = epochs.refused + excluded.refused, \
-                 frames = epochs.frames + excluded.frames, duplicates = epochs.duplicates + excluded.duplicates, \
+                 frames = epochs.frames + excluded.frames, picture_bytes = epochs.picture_bytes + excluded.picture_bytes, \
+                 duplicates = epochs.duplicates + excluded.duplicates, \
                  conflicts = epochs.conflicts + excluded.conflicts",
-                self.values(chunk.len(), 8)
+                self.values(chunk.len(), 9)
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for (device, epoch, account) in chunk {
                 query = query.bind(*device).bind(*epoch).bind(account.stored).bind(account.settled).bind(account.refused);
-                query = query.bind(account.frames).bind(account.duplicates).bind(account.conflicts);
+                query = query.bind(account.frames).bind(account.picture_bytes).bind(account.duplicates).bind(account.conflicts);
             }
             query.persistent(false).execute(&mut *db).await?;
         }

@@ -57,8 +57,8 @@ pub struct Which {
 /// Labels of one page: with the largest pictures, 128 MiB.
 const PAGE: u32 = 64;
 
-/// Of one outbox: stored, settled, refused labels, and kept pictures.
-type Numbers = [i64; 4];
+/// Of one outbox: stored, settled, refused labels, kept pictures and their bytes.
+type Numbers = [i64; 5];
 
 impl Store {
     /// Looks at every label in the order of arrival, with its picture; a few are in memory at a time.
@@ -115,27 +115,38 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn recount(&self) -> Result<Vec<String>, StoreError> {
-        type Rows = Vec<(String, i64, i64, i64, i64, i64)>;
+        type Rows = Vec<(String, i64, i64, i64, i64, i64, i64)>;
         // One moment for all: the centre may be running.
         let mut tx = self.read().await?;
         let read = |sql: &'static str| sqlx::query_as(sql);
-        let counted: Rows = read("SELECT device, epoch, stored, settled, refused, frames FROM epochs ORDER BY device, epoch")
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(self.sql("read accounts"))?;
+        let counted: Rows =
+            read("SELECT device, epoch, stored, settled, refused, frames, picture_bytes FROM epochs ORDER BY device, epoch")
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(self.sql("read accounts"))?;
+        // What retention has dropped was stored, and settled, and is counted so still.
+        let dropped: Rows =
+            read("SELECT device, epoch, dropped, dropped, dropped_refused, dropped_pictures, 0 FROM epochs ORDER BY device, epoch")
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(self.sql("read accounts"))?;
         let labels: Rows = read(
-            "SELECT device, epoch, count(*), CAST(sum(settled) AS BIGINT), count(refused), 0 FROM labels \
+            "SELECT device, epoch, count(*), CAST(sum(settled) AS BIGINT), count(refused), 0, 0 FROM labels \
              GROUP BY device, epoch ORDER BY device, epoch",
         )
         .fetch_all(&mut *tx)
         .await
         .map_err(self.sql("count labels"))?;
-        let frames: Rows = read("SELECT device, epoch, 0, 0, 0, count(jpeg) FROM frames GROUP BY device, epoch ORDER BY device, epoch")
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(self.sql("count frames"))?;
+        let frames: Rows = read(
+            "SELECT device, epoch, 0, 0, 0, count(jpeg), CAST(coalesce(sum(CASE WHEN jpeg IS NULL THEN 0 ELSE coalesce(outside, length(jpeg)) END), 0) AS BIGINT) FROM frames \
+             GROUP BY device, epoch ORDER BY device, epoch",
+        )
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(self.sql("count frames"))?;
         let settled: Rows = read(
-            "SELECT device, epoch, 0, CAST(sum(last - first + 1) AS BIGINT), 0, 0 FROM runs GROUP BY device, epoch ORDER BY device, epoch",
+            "SELECT device, epoch, 0, CAST(sum(last - first + 1) AS BIGINT), 0, 0, 0 FROM runs \
+             GROUP BY device, epoch ORDER BY device, epoch",
         )
         .fetch_all(&mut *tx)
         .await
@@ -143,20 +154,21 @@ impl Store {
         drop(tx);
         let numbers = |rows: Rows| {
             let mut sums: BTreeMap<(String, i64), Numbers> = BTreeMap::new();
-            for (device, epoch, stored, settled, refused, frames) in rows {
+            for (device, epoch, stored, settled, refused, frames, bytes) in rows {
                 let sum = sums.entry((device, epoch)).or_default();
-                *sum = [sum[0] + stored, sum[1] + settled, sum[2] + refused, sum[3] + frames];
+                *sum = [sum[0] + stored, sum[1] + settled, sum[2] + refused, sum[3] + frames, sum[4] + bytes];
             }
             sums
         };
         let (counted, acknowledged) = (numbers(counted), numbers(settled));
-        let found = numbers(labels.into_iter().chain(frames).collect());
+        let found = numbers(labels.into_iter().chain(frames).chain(dropped).collect());
         let mut wrong = Vec::new();
         for key in counted.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>() {
             let of = |sums: &BTreeMap<(String, i64), Numbers>| sums.get(key).copied().unwrap_or_default();
             let (counted, found, acknowledged) = (of(&counted), of(&found), of(&acknowledged));
             let outbox = format!("{}, outbox {:016x}", key.0, key.1);
-            for (at, what) in ["labels stored", "labels settled", "labels refused", "pictures"].into_iter().enumerate() {
+            for (at, what) in ["labels stored", "labels settled", "labels refused", "pictures", "bytes of pictures"].into_iter().enumerate()
+            {
                 if counted[at] != found[at] {
                     wrong.push(format!("{outbox}: {} {what} are counted, {} are there", counted[at], found[at]));
                 }

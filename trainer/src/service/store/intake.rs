@@ -3,6 +3,7 @@
 use super::account::Account;
 use super::labels::Waiting;
 use super::quarantine::{self, Quarantined};
+use super::runs::is_settled;
 use super::{Store, StoreError, postgres, runs, sql};
 use omnilabel_keypoints::wire::{AckMsg, HistogramMsg, LabelKey, ModelMsg, StatusMsg};
 use sha2::{Digest, Sha256};
@@ -304,23 +305,29 @@ impl<'a> Frame<'a> {
         let hash = Sha256::digest(jpeg);
         let outside = (outside && refused.is_none() && !jpeg.is_empty()).then_some(jpeg.len() as i64);
         let kept = refused.is_none().then_some(if outside.is_some() { &jpeg[..0] } else { jpeg });
-        let fresh = sqlx::query(
+        // The frame of a settled label is here, or was dropped by retention and is not stored again; except one that no label announced.
+        let sql = format!(
             "INSERT INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg, outside) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (device, epoch, sequence) DO NOTHING",
-        )
-        .bind(device)
-        .bind(epoch)
-        .bind(sequence)
-        .bind(frame.cast_signed())
-        .bind(now)
-        .bind(hash.as_slice())
-        .bind(refused.map(sql::text).as_deref())
-        .bind(kept)
-        .bind(outside)
-        .execute(&mut *db)
-        .await?;
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 \
+             WHERE NOT {} OR EXISTS (SELECT 1 FROM labels WHERE device = $1 AND epoch = $2 AND sequence = $3 AND wants_frame = 0) \
+             ON CONFLICT (device, epoch, sequence) DO NOTHING",
+            is_settled("$1", "$2", "$3")
+        );
+        let fresh = sqlx::query(AssertSqlSafe(sql))
+            .bind(device)
+            .bind(epoch)
+            .bind(sequence)
+            .bind(frame.cast_signed())
+            .bind(now)
+            .bind(hash.as_slice())
+            .bind(refused.map(sql::text).as_deref())
+            .bind(kept)
+            .bind(outside)
+            .execute(&mut *db)
+            .await?;
         if fresh.rows_affected() > 0 {
             outbox.account.frames += i64::from(kept.is_some());
+            outbox.account.picture_bytes += kept.map_or(0, |_| jpeg.len() as i64);
             waiting.insert((device, epoch, sequence));
             // An eviction is no fault of the frame: the device counts it.
             let refused = refused.filter(|reason| *reason != EVICTED).map(str::to_owned);
@@ -344,6 +351,7 @@ impl<'a> Frame<'a> {
             .execute(db)
             .await?;
             outbox.account.frames += updated.rows_affected().cast_signed();
+            outbox.account.picture_bytes += updated.rows_affected().cast_signed() * jpeg.len() as i64;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Labels of a batch in few statements.
 
 use super::intake::{Committed, LabelRow, Outboxes, ROWS};
+use super::runs::is_settled;
 use super::{Store, sql};
 use sqlx::AnyConnection;
 use sqlx::AssertSqlSafe;
@@ -51,13 +52,18 @@ impl Store {
     }
 
     async fn insert_labels(&self, db: &mut AnyConnection, rows: &[(&str, &LabelRow)], now: i64) -> Result<Fresh, sqlx::Error> {
+        // What was settled and is not here any more was dropped by retention, and is not stored again. The last column keeps the order,
+        // whatever way the database goes through them.
         let sql = format!(
             "INSERT INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, settled, \
-             refused, payload) VALUES {} ON CONFLICT (device, epoch, sequence) DO NOTHING RETURNING device, epoch, sequence",
-            self.values(rows.len(), 13)
+             refused, payload) SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, v.column8, v.column9, \
+             v.column10, v.column11, v.column12, v.column13 FROM (VALUES {}) v WHERE NOT {} ORDER BY v.column14 \
+             ON CONFLICT (device, epoch, sequence) DO NOTHING RETURNING device, epoch, sequence",
+            self.values(rows.len(), 14),
+            is_settled("v.column1", "v.column2", "v.column3")
         );
         let mut query = sqlx::query_as(AssertSqlSafe(sql));
-        for (device, row) in rows {
+        for (at, (device, row)) in rows.iter().enumerate() {
             query = query
                 .bind(*device)
                 .bind(row.key.epoch.cast_signed())
@@ -71,7 +77,8 @@ impl Store {
                 .bind(i64::from(row.wants_frame))
                 .bind(i64::from(!row.wants_frame))
                 .bind(row.refused.as_deref().map(sql::text).map(std::borrow::Cow::into_owned))
-                .bind(row.payload.as_slice());
+                .bind(row.payload.as_slice())
+                .bind(at as i64);
         }
         let found: Vec<(String, i64, i64)> = query.persistent(false).fetch_all(db).await?;
         let mut fresh = Fresh::new();
@@ -115,9 +122,10 @@ impl Store {
 /// By device: epoch and sequence of what is new.
 type Fresh = HashMap<String, BTreeSet<(i64, i64)>>;
 
+/// Whether a label that came again has the bytes that are stored; of one that retention has dropped nobody can tell.
 async fn is_same(db: &mut AnyConnection, device: &str, row: &LabelRow) -> Result<bool, sqlx::Error> {
     let sql = "SELECT payload FROM labels WHERE device = $1 AND epoch = $2 AND sequence = $3";
     let query = sqlx::query_scalar(sql).bind(device).bind(row.key.epoch.cast_signed()).bind(row.key.sequence.cast_signed());
-    let stored: Vec<u8> = query.fetch_one(db).await?;
-    Ok(stored == row.payload)
+    let stored: Option<Vec<u8>> = query.fetch_optional(db).await?;
+    Ok(stored.is_none_or(|stored| stored == row.payload))
 }

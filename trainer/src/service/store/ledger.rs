@@ -247,6 +247,9 @@ impl Store {
     async fn write_round(&self, state: &RoundState, is_new: bool) -> Result<(), StoreError> {
         let json = serde_json::to_string(state).map_err(|e| self.content(e.to_string()))?;
         let mut tx = self.write().await?;
+        if self.is_shared() {
+            postgres::lock_rounds(&mut tx).await.map_err(self.sql("lock the rounds"))?;
+        }
         sqlx::query(SAVE_ROUND)
             .bind(state.round.cast_signed())
             .bind(state.up_to)

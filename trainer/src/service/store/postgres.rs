@@ -6,11 +6,13 @@
 //! | intake, alone | who asks which labels can come no more below a number | the answer |
 //! | intake, alone | who deletes pictures in the object store | they are deleted |
 //! | a device's, in the order of their numbers | a commit, before it reads or changes what is counted of the device | its end |
+//! | the rounds' | who writes the state of a round, and who drops labels or pictures, before anything else | its end |
 //! | the epoch's | who draws a collector epoch | its end |
 //! | the service's | the one `run` of the database | its connection ends |
 //!
 //! A commit inserts labels and frames in the order of their keys before it takes the devices' locks, and everything else after it. So every
-//! wait is for somebody further on: there are no deadlocks.
+//! wait is for somebody further on: there are no deadlocks. Retention keeps to that order: it drops labels, which are settled and which no
+//! commit changes any more, then frames in the order of their keys, and takes the devices' locks before it counts.
 
 use super::{Store, StoreError};
 use crate::service::config::StoreConfig;
@@ -28,6 +30,7 @@ const SINGLE: i32 = 2;
 const INTAKE: i32 = 1;
 const EPOCH: i32 = 2;
 const SERVICE: i32 = 3;
+const ROUNDS: i32 = 4;
 /// The locks of devices share so many numbers: PostgreSQL has room for 6,400 locks at once by default. Two devices with one number wait for
 /// each other, which is all that happens.
 const DEVICE_LOCKS: u32 = 512;
@@ -140,6 +143,12 @@ pub(super) async fn closed_label(pool: &AnyPool) -> Result<i64, sqlx::Error> {
 /// Nobody else draws a collector epoch in this transaction.
 pub(super) async fn lock_epoch(db: &mut AnyConnection) -> Result<(), sqlx::Error> {
     let lock = sqlx::query("SELECT CAST(pg_advisory_xact_lock($1, $2) AS TEXT)").bind(SINGLE).bind(EPOCH);
+    lock.execute(db).await.map(drop)
+}
+
+/// Nobody else begins a round, or drops what one could read, in this transaction.
+pub(super) async fn lock_rounds(db: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    let lock = sqlx::query("SELECT CAST(pg_advisory_xact_lock($1, $2) AS TEXT)").bind(SINGLE).bind(ROUNDS);
     lock.execute(db).await.map(drop)
 }
 

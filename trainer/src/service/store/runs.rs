@@ -87,6 +87,14 @@ async fn insert_run(db: &mut AnyConnection, device: &str, epoch: i64, first: i64
     sqlx::query(sql).bind(device).bind(epoch).bind(first).bind(joined.into_iter().fold(last, i64::max)).execute(db).await.map(drop)
 }
 
+/// Whether a sequence is settled, as a condition on these columns or placeholders.
+pub(super) fn is_settled(device: &str, epoch: &str, sequence: &str) -> String {
+    format!(
+        "coalesce((SELECT runs.last >= {sequence} FROM runs WHERE runs.device = {device} AND runs.epoch = {epoch} \
+         AND runs.first <= {sequence} ORDER BY runs.first DESC LIMIT 1), 1 = 0)"
+    )
+}
+
 /// The end of the run that starts at 1, or 0.
 pub(super) async fn watermark(db: &mut AnyConnection, device: &str, epoch: i64) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT coalesce((SELECT last FROM runs WHERE device = $1 AND epoch = $2 AND first = 1), 0)")

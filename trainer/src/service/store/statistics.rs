@@ -61,7 +61,7 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn labels_after(&self, after: i64, limit: u32) -> Result<Vec<Uncounted>, StoreError> {
+    pub async fn uncounted(&self, after: i64, limit: u32) -> Result<Vec<Uncounted>, StoreError> {
         sqlx::query_as(
             "SELECT id, device, received_ms, CASE WHEN refused IS NULL THEN CAST(0 AS BIGINT) ELSE CAST(1 AS BIGINT) END AS refused, payload FROM labels WHERE id > $1 ORDER BY id LIMIT $2",
         )
