@@ -1,5 +1,5 @@
-//! Several collectors of one PostgreSQL database, as processes: devices send to a group, one of the group is killed, and every label is stored
-//! once.
+//! Several collectors of one PostgreSQL database, as processes: devices send to a group, one of the group is killed, and every label is
+//! stored once.
 
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;

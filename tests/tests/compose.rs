@@ -1,6 +1,6 @@
 //! `deploy/compose`: what its file promises, and the site that it describes as processes of this machine: the broker with the files that
 //! its container gets, the centre with its `centre.toml`, a device with what was provisioned for it, all over TLS and the broker's rules.
-//! Until the store is taken to PostgreSQL here, the centre's lies in its state folder.
+//! The centre's store lies in its state folder here; tests/collectors.rs has PostgreSQL.
 
 use omnilabel_scenes::{DEFAULT_SIZE, Look, write_coco};
 use omnilabel_tests::compose::{Compose, folder, prepare};
@@ -202,14 +202,14 @@ fn the_site_runs_over_tls_and_the_brokers_rules() {
         (number(&cam, "settled") >= 5 && number(&cam, "frames") >= 5 && acknowledged >= 5).then_some(())
     });
 
-    // A release on its way back: published, fetched in blocks, proved and confirmed.
+    // A release on its way back: published, proved and confirmed. It is the model that the device has, so that it needs no block.
     let bundle = teacher();
     let release: [&std::ffi::OsStr; 5] =
         ["release".as_ref(), "--config".as_ref(), config.as_os_str(), "--bundle".as_ref(), bundle.as_os_str()];
     succeed("omnilabel-trainer", release);
     until("the release is confirmed", || fleet()?.first().filter(|cam| number(cam, "confirmed") == 1).map(|_| ()));
     let metrics = get("/metrics").expect("metrics");
-    for name in ["acks_total", "blocks_published_total", "commits_total", "broker_connected", "release_newest"] {
+    for name in ["acks_total", "commits_total", "broker_connected", "release_newest"] {
         assert!(sample(&metrics, &format!("omnilabel_centre_{name}")).is_some_and(|value| value >= 1.0), "{name}: {metrics}");
     }
 

@@ -110,6 +110,8 @@ pub struct SampleSet {
     pub skeleton: Skeleton,
     /// Every image with at least one labelled keypoint.
     pub items: Vec<Item>,
+    /// How many of the last of these are pictures of the site's cameras: they are learnt from, and go to no device.
+    pub private: usize,
     /// Pictures that could not be decoded.
     pub left_out: Vec<LeftOut>,
 }
@@ -150,7 +152,7 @@ impl SampleSet {
                 }
             })
             .collect();
-        let mut set = Self { skeleton: dataset.skeleton.clone(), items: Vec::new(), left_out: Vec::new() };
+        let mut set = Self { skeleton: dataset.skeleton.clone(), items: Vec::new(), private: 0, left_out: Vec::new() };
         for one in read {
             match one {
                 Read::Item(item) => set.items.push(item),
@@ -174,7 +176,15 @@ impl SampleSet {
 
     /// A set to which items are added.
     pub fn empty(skeleton: Skeleton) -> Self {
-        Self { skeleton, items: Vec::new(), left_out: Vec::new() }
+        Self { skeleton, items: Vec::new(), private: 0, left_out: Vec::new() }
+    }
+
+    /// Adds pictures of the site's cameras, with ids above those that are there.
+    pub fn join(&mut self, cameras: Self) {
+        let last = self.items.iter().map(|item| item.id).max().unwrap_or(0);
+        self.private += cameras.items.len();
+        self.items.extend(cameras.items.into_iter().map(|item| Item { id: last.saturating_add(item.id), ..item }));
+        self.left_out.extend(cameras.left_out);
     }
 }
 

@@ -132,6 +132,20 @@ fn an_arm_whose_first_checkpoint_was_only_begun_starts_again() {
 }
 
 #[test]
+fn pictures_of_cameras_are_trained_on_and_go_out_in_no_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut samples = SampleSet::load(&common::folder(&dir.path().join("data"), 1, 2)).unwrap();
+    samples.join(SampleSet::load(&common::folder(&dir.path().join("cameras"), 1, 5)).unwrap());
+    assert_eq!(samples.items.iter().map(|item| item.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
+    let go = AtomicBool::new(false);
+    let ArmOutcome::Finished(bundle) = train_arm(&arm(&dir.path().join("a"), 1), &samples, None, &mut |_| {}, &go).unwrap() else {
+        panic!("nobody asked it to stop")
+    };
+    let golden: Vec<&str> = bundle.manifest().golden.iter().map(|frame| frame.image.as_str()).collect();
+    assert!(golden.len() == 2 && golden[0].contains("frame-1") && golden[1].contains("frame-2"), "{golden:?}");
+}
+
+#[test]
 fn a_folder_of_pictures_is_unlabelled_footage() {
     let dir = tempfile::tempdir().unwrap();
     common::folder(dir.path(), 1, 3);

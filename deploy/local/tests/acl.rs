@@ -68,7 +68,8 @@ struct Site {
 }
 
 impl Site {
-    /// Two devices, the centre, a further collector, a subscriber without and one with frames; `auditor` and `witness` are the test's, see [`Broker::start`].
+    /// Two devices, the centre, a further collector, a subscriber without and one with frames;
+    /// `auditor` and `witness` are the test's, see [`Broker::start`].
     fn new() -> Option<Self> {
         if !installed() {
             return None;

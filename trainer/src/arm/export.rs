@@ -46,8 +46,10 @@ pub(super) fn write(arm: &ArmConfig, network: &Network, manual: &SampleSet, dige
         ap: None,
     };
     let bundle = write_bundle_as(network, &meta, &part, arm.weights)?;
-    let every = (manual.items.len() / arm.golden.max(1)).max(1);
-    let items: Vec<&Item> = manual.items.iter().step_by(every).take(arm.golden).collect();
+    // Every device gets them: none is a picture of a camera.
+    let shown = &manual.items[..manual.items.len().saturating_sub(manual.private)];
+    let every = (shown.len() / arm.golden.max(1)).max(1);
+    let items: Vec<&Item> = shown.iter().step_by(every).take(arm.golden).collect();
     let names: Vec<String> = items.iter().map(|item| format!("frame-{}", item.id)).collect();
     let mut frames = Vec::with_capacity(items.len());
     for (item, name) in items.iter().zip(&names) {

@@ -15,6 +15,7 @@ mod prune;
 
 use super::run::runtime;
 use crate::service::config::ServiceConfig;
+use crate::service::hand::Verdict;
 use crate::service::store::Store;
 use crate::service::store::audit::{StoredLabel, Which};
 use crate::service::verify::{Verified, verify};
@@ -81,6 +82,9 @@ struct Group {
     refused: u64,
     people: u64,
     kept: u64,
+    accepted: u64,
+    corrected: u64,
+    rejected: u64,
     /// Sum of the views' mean agreement on kept people's keypoints, for the mean.
     #[serde(skip)]
     agreement: f64,
@@ -97,6 +101,12 @@ fn stats(args: &Common) -> anyhow::Result<()> {
             group.labels += 1;
             group.pictures += u64::from(label.jpeg.is_some());
             group.refused += u64::from(label.refused.is_some());
+            match label.verdict.as_deref().map(str::parse).transpose().with_context(|| format!("label {} of {}", label.id, label.device))? {
+                Some(Verdict::Accepted) => group.accepted += 1,
+                Some(Verdict::Corrected) => group.corrected += 1,
+                Some(Verdict::Rejected) => group.rejected += 1,
+                None => {}
+            }
             let message = LabelMsg::decode(&label.payload).with_context(|| format!("label {} of {}", label.id, label.device))?;
             for instance in message.label().instances {
                 group.people += 1;
@@ -125,7 +135,7 @@ fn stats(args: &Common) -> anyhow::Result<()> {
         return Ok(());
     }
     say!(
-        "{:<20} {:>6} {:>9} {:>9} {:>8} {:>9} {:>9} {:>10}",
+        "{:<20} {:>6} {:>9} {:>9} {:>8} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}",
         "device",
         "model",
         "labels",
@@ -133,11 +143,16 @@ fn stats(args: &Common) -> anyhow::Result<()> {
         "refused",
         "people",
         "kept",
-        "agreement"
+        "agreement",
+        "accepted",
+        "corrected",
+        "rejected"
     );
-    for ((device, model), Group { labels, pictures, refused, people, kept, mean_agreement, .. }) in &groups {
+    for ((device, model), group) in &groups {
+        let Group { labels, pictures, refused, people, kept, accepted, corrected, rejected, mean_agreement, .. } = group;
         let agreement = mean_agreement.map_or("–".to_owned(), |mean| format!("{mean:.2}"));
-        say!("{device:<20} {model:>6} {labels:>9} {pictures:>9} {refused:>8} {people:>9} {kept:>9} {agreement:>10}");
+        let by_hand = format!("{accepted:>9} {corrected:>9} {rejected:>9}");
+        say!("{device:<20} {model:>6} {labels:>9} {pictures:>9} {refused:>8} {people:>9} {kept:>9} {agreement:>10} {by_hand}");
     }
     Ok(())
 }
@@ -154,8 +169,8 @@ fn run_verify(args: &Common) -> anyhow::Result<()> {
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found)?);
     } else {
-        let Verified { labels, pictures, wrong, problems, heldout_unread, leaks, leaked, .. } = &found;
-        say!("{labels} labels, {pictures} pictures: {wrong} problems; {leaks} nearly show a held-out picture");
+        let Verified { labels, pictures, verdicts, wrong, problems, heldout_unread, leaks, leaked, .. } = &found;
+        say!("{labels} labels, {pictures} pictures, {verdicts} verdicts by hand: {wrong} problems; {leaks} nearly show a held-out picture");
         if *heldout_unread > 0 {
             say!("{heldout_unread} held-out pictures cannot be read, and were compared with nothing");
         }

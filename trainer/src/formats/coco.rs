@@ -114,7 +114,7 @@ pub(super) fn read(path: &Path, options: &ImportOptions) -> Result<Draft, Format
             Some(other) => return Err(wrong(format!("bbox has {} numbers, expected x, y, width and height", other.len()))),
         };
         let keypoints = record.keypoints.unwrap_or_default();
-        if keypoints.len() % 3 != 0 {
+        if !keypoints.len().is_multiple_of(3) {
             return Err(wrong(format!("{} keypoint numbers, expected x, y and v of each", keypoints.len())));
         }
         let keypoints = keypoints.chunks_exact(3).map(|k| [k[0], k[1], k[2]]).collect();

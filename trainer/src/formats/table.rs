@@ -60,7 +60,7 @@ message labels {
   }
 }";
 
-/// Where a generated label comes from.
+/// Where a label of a camera comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Source {
     /// The device.
@@ -85,8 +85,8 @@ pub struct Source {
     pub views: u16,
     /// Whether faces were blurred before the picture left the device.
     pub faces_blurred: bool,
-    /// τ and τ_k that were applied.
-    pub thresholds: (f32, f32),
+    /// τ and τ_k that were applied; `None` of what a person accepted or corrected.
+    pub thresholds: Option<(f32, f32)>,
 }
 
 /// One keypoint: `[x, y, v]`, and of a generated one its probability and the agreement of the views.
@@ -107,7 +107,7 @@ pub struct Row {
     pub sha256: Option<Arc<str>>,
     /// Width and height of the picture, px.
     pub size: (u32, u32),
-    /// `None` of a label that a person made.
+    /// `None` of a label that no camera sent.
     pub source: Option<Arc<Source>>,
     /// Score, and mean agreement of the views.
     pub score: Option<(f32, f32)>,
@@ -193,8 +193,8 @@ fn write_group(mut columns: Columns<'_, '_>) -> Result<(), ParquetError> {
     columns.sourced::<ByteArrayType>(|source| Some(hex(source.model_hash)))?;
     columns.sourced::<Int32Type>(|source| (source.views > 0).then_some(source.views.into()))?;
     columns.sourced::<BoolType>(|source| Some(source.faces_blurred))?;
-    columns.sourced::<FloatType>(|source| Some(source.thresholds.0))?;
-    columns.sourced::<FloatType>(|source| Some(source.thresholds.1))?;
+    columns.sourced::<FloatType>(|source| source.thresholds.map(|(tau, _)| tau))?;
+    columns.sourced::<FloatType>(|source| source.thresholds.map(|(_, tau_k)| tau_k))?;
     columns.optional::<FloatType>(|row| row.score.map(|score| score.0))?;
     columns.optional::<FloatType>(|row| row.score.map(|score| score.1))?;
     columns.required::<BoolType>(|row| row.crowd)?;

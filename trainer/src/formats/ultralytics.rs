@@ -244,7 +244,7 @@ fn image(source: PathBuf, spec: &Spec, class: i64, others: &mut u64) -> Result<D
             continue;
         }
         let share = -MARGIN..=1.0 + MARGIN;
-        if let Some(outside) = numbers[1..5].iter().find(|n| !share.contains(n)) {
+        if let Some(outside) = numbers[1..5].iter().find(|n| !share.contains(*n)) {
             return Err(wrong(format!("the box has {outside}, expected shares of the picture from 0 to 1")));
         }
         let (w, h) = (f64::from(width), f64::from(height));

@@ -1,6 +1,6 @@
-//! Tells outboxes what is stored of them. Every collector answers for what it has committed itself. An answer is retained, and one of a slower
-//! collector may take the place of a newer one: a device takes of each what it says is stored and never takes that back, so it is told less for
-//! a moment and not something wrong; and it repeats what it was not told of, which is answered anew.
+//! Tells outboxes what is stored of them. Every collector answers for what it has committed itself. An answer is retained, and one of a
+//! slower collector may take the place of a newer one: a device takes of each what it says is stored and never takes that back, so it is
+//! told less for a moment and not something wrong; and it repeats what it was not told of, which is answered anew.
 
 use crate::service::acks::AckQueue;
 use crate::service::store::Store;

@@ -44,6 +44,8 @@ pub struct Job {
     pub name: String,
     /// Manually labelled COCO folder.
     pub manual: PathBuf,
+    /// Labels of cameras that people accepted or corrected, as a COCO folder: they join the manual ones.
+    pub hand: Option<PathBuf>,
     /// Generated hard labels as a COCO folder; crowds are regions to ignore.
     pub generated: PathBuf,
     /// Folder for checkpoints and the bundle: a restarted job continues from what lies there.
@@ -181,7 +183,10 @@ impl TrainArm for Arm {
             weights: self.weights,
             compute: self.compute,
         };
-        let manual = SampleSet::load(&Dataset::load(&job.manual)?)?;
+        let mut manual = SampleSet::load(&Dataset::load(&job.manual)?)?;
+        if let Some(hand) = &job.hand {
+            manual.join(SampleSet::load(&Dataset::load(hand)?)?);
+        }
         let generated = SampleSet::load(&Dataset::load(&job.generated)?)?;
         let (mut sum, mut count, mut told) = (Losses::default(), 0.0_f32, Instant::now());
         let mut on_step = |report: &StepReport| {

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 
 const ABOUT: &str = "backup.json";
 /// What is said instead of a backup without its database.
-pub const PG_DUMP: &str = "the store is a PostgreSQL database: first `pg_dump --format=custom --file=FILE URL`, then a copy of `state_dir`; back by \
+pub const PG_DUMP: &str = "the store is a PostgreSQL database: first `pg_dump --format=custom --file=FILE URL`, then a copy of \
+                           `state_dir`; \
+                           back by \
                            `pg_restore --dbname=URL FILE` and `run --new-collector-epoch` (docs/CENTRE.md, Backup)";
 
 /// What a backup says of itself, in `backup.json`.

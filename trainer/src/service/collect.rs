@@ -1,5 +1,5 @@
-//! `omnilabel-trainer collect`: one of several collectors. It stores labels, frames and histograms of its share and says what is stored; what
-//! there is once (rounds, releases, the page, what devices say of themselves) is the `run`'s.
+//! `omnilabel-trainer collect`: one of several collectors. It stores labels, frames and histograms of its share and says what is stored;
+//! what there is once (rounds, releases, the page, what devices say of themselves) is the `run`'s.
 
 use crate::service::acks::AckQueue;
 use crate::service::answers::Answers;
@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Collects until `stop` becomes true.
 ///
 /// # Errors
-/// What keeps it from starting: configuration, state folder, a database that refuses it. One that is away is waited for, and so is a broker.
+/// What keeps it from starting: configuration, state folder, a database that refuses it. One that is away is waited for; so is a broker.
 pub async fn collect(config: CollectConfig, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
     let _lock = lock(&config.state_dir)?;
     let events = Arc::new(EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?);

@@ -87,8 +87,8 @@ impl Intake {
         Self { prefix: prefix.to_owned(), site: site.to_owned(), keypoints, limits, devices: devices.into_iter().collect() }
     }
 
-    /// Topic filters of everything that devices send; what a group shares comes by its name, one message to one of the group. What is retained
-    /// (status, model) is never shared: a group gets no retained messages, and would keep a device's last word from who needs it.
+    /// Topic filters of everything that devices send; what a group shares comes by its name, one message to one of the group. What is
+    /// retained (status, model) is never shared: a group gets no retained messages, and would keep a device's last word from who needs it.
     pub fn subscriptions(&self) -> Vec<String> {
         let alone = [Kind::Status, Kind::Model, Kind::BlocksGet].map(|kind| self.filter(kind));
         self.shared_subscriptions().into_iter().chain(alone).collect()

@@ -1,11 +1,14 @@
-//! A snapshot of labels as a COCO folder: hard labels under the centre's own thresholds (spec §4), pictures as they came. A person can
-//! look at it, and `train` can read it.
+//! A snapshot of labels as a COCO folder: hard labels under the centre's own thresholds (spec §4), or what people say of them; pictures as
+//! they came. A person can look at it, and `train` can read it.
 
+use crate::service::hand::Person;
 use anyhow::Context;
-use omnilabel_coco::{Annotation, Dataset, ImageRecord, from_continuous};
+use omnilabel_coco::{Annotation, Dataset, ImageRecord};
 use omnilabel_detect::frame::Frame;
-use omnilabel_keypoints::label::{Detection, Instance, Label, Thresholds, Visibility, harden};
+use omnilabel_keypoints::geometry::Size;
+use omnilabel_keypoints::label::{Detection, Instance, Label, Thresholds};
 use omnilabel_keypoints::skeleton::Skeleton;
+use omnilabel_keypoints::wire::LabelKey;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +30,8 @@ pub struct Exported {
     pub images: u64,
     /// Instances that are trained on.
     pub instances: u64,
+    /// Keypoints that they have.
+    pub keypoints: u64,
     /// Labels whose picture could not be decoded or has another size than the label says.
     pub skipped: u64,
     /// Over annotations and pictures.
@@ -34,8 +39,8 @@ pub struct Exported {
 }
 
 impl Exporter {
-    /// Starts in an empty folder: whatever lies there is removed. Skeleton and category are `manual`'s. Instances under τ with a score from `ignore_from` on become crowds,
-    /// which are neither positive nor background.
+    /// Starts in an empty folder: whatever lies there is removed. Skeleton and category are `manual`'s. Instances under τ with a score from
+    /// `ignore_from` on become crowds, which are neither positive nor background.
     ///
     /// # Errors
     /// What the system says.
@@ -50,23 +55,50 @@ impl Exporter {
         Ok(Self { root, dataset, category_id, thresholds, ignore_from, hash: Sha256::new(), skipped: 0 })
     }
 
-    /// Adds one label with its picture, and says whether its picture could be used; `name` becomes the file's name without extension. Where `faces_blurred`, the picture does not
-    /// show what keypoints of the face and the head look like: they are left unlabelled.
+    /// The same for what people say, which no threshold is put to.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn by_hand(root: &Path, manual: &Dataset) -> anyhow::Result<Self> {
+        Self::new(root, manual, Thresholds { instance: 0.0, keypoint: 0.0, floor: 0.0 }, 0.0)
+    }
+
+    /// Adds one label with its picture, and says whether its picture could be used; `name` becomes the file's name without extension. Where
+    /// `faces_blurred`, the picture does not show what keypoints of the face and the head look like: they are left unlabelled.
     ///
     /// # Errors
     /// What the system says.
     pub fn add(&mut self, name: &str, label: &Label, faces_blurred: bool, jpeg: &[u8]) -> anyhow::Result<bool> {
+        let Some(id) = self.picture(name, label.size, jpeg)? else { return Ok(false) };
+        for hard in hard_instances(label, &self.dataset.skeleton, self.thresholds, self.ignore_from, faces_blurred) {
+            self.annotate(id, &hard.person, hard.crowd);
+        }
+        Ok(true)
+    }
+
+    /// Adds a picture of `size` with whom somebody sees on it, and says whether it could be used.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn add_by_hand(&mut self, name: &str, size: Size, people: &[Person], jpeg: &[u8]) -> anyhow::Result<bool> {
+        let Some(id) = self.picture(name, size, jpeg)? else { return Ok(false) };
+        people.iter().for_each(|person| self.annotate(id, person, false));
+        Ok(true)
+    }
+
+    /// Writes a picture, and gives its id; `None` when it cannot be used.
+    fn picture(&mut self, name: &str, size: Size, jpeg: &[u8]) -> anyhow::Result<Option<u64>> {
         match Frame::decode(name, jpeg) {
-            Ok(frame) if frame.size == label.size => {}
+            Ok(frame) if frame.size == size => {}
             Ok(frame) => {
-                tracing::warn!("{name}: the picture has {:?}, its label {:?}; skipped", frame.size, label.size);
+                tracing::warn!("{name}: the picture has {:?}, its label {size:?}; skipped", frame.size);
                 self.skipped += 1;
-                return Ok(false);
+                return Ok(None);
             }
             Err(error) => {
                 tracing::warn!("{error}; skipped");
                 self.skipped += 1;
-                return Ok(false);
+                return Ok(None);
             }
         }
         let file_name = format!("{name}.jpg");
@@ -74,20 +106,22 @@ impl Exporter {
         std::fs::write(&path, jpeg).with_context(|| path.display().to_string())?;
         self.hash.update(Sha256::digest(jpeg));
         let id = self.dataset.images.len() as u64 + 1;
-        self.dataset.images.push(ImageRecord { id, file_name, width: label.size.width, height: label.size.height });
-        for hard in hard_instances(label, &self.dataset.skeleton, self.thresholds, self.ignore_from, faces_blurred) {
-            self.dataset.annotations.push(Annotation {
-                id: self.dataset.annotations.len() as u64 + 1,
-                image_id: id,
-                category_id: self.category_id,
-                bbox: hard.bbox,
-                num_keypoints: hard.keypoints.chunks_exact(3).filter(|keypoint| keypoint[2] > 0.0).count() as u32,
-                keypoints: hard.keypoints,
-                area: hard.bbox[2] * hard.bbox[3],
-                iscrowd: u8::from(hard.crowd),
-            });
-        }
-        Ok(true)
+        self.dataset.images.push(ImageRecord { id, file_name, width: size.width, height: size.height });
+        Ok(Some(id))
+    }
+
+    fn annotate(&mut self, image_id: u64, person: &Person, crowd: bool) {
+        let bbox = person.bbox();
+        self.dataset.annotations.push(Annotation {
+            id: self.dataset.annotations.len() as u64 + 1,
+            image_id,
+            category_id: self.category_id,
+            bbox,
+            keypoints: person.coco(),
+            num_keypoints: person.labelled(),
+            area: bbox[2] * bbox[3],
+            iscrowd: u8::from(crowd),
+        });
     }
 
     /// Leaves a label out whose picture is lost.
@@ -108,10 +142,16 @@ impl Exporter {
         Ok(Exported {
             images: self.dataset.images.len() as u64,
             instances: self.dataset.annotations.iter().filter(|a| a.iscrowd == 0).count() as u64,
+            keypoints: self.dataset.annotations.iter().map(|a| u64::from(a.num_keypoints)).sum(),
             skipped: self.skipped,
             sha256: omnilabel_bundle::hex(&self.hash.finalize()),
         })
     }
+}
+
+/// The name of a label's picture in a snapshot, without extension.
+pub fn picture_name(device: &str, key: LabelKey) -> String {
+    format!("{device}_{:016x}_{}", key.epoch, key.sequence)
 }
 
 /// One person of a label as it is trained on.
@@ -119,10 +159,8 @@ impl Exporter {
 pub struct HardInstance<'l> {
     /// What the ensemble saw.
     pub detection: &'l Detection,
-    /// `[x, y, width, height]` inside of the picture, px.
-    pub bbox: [f64; 4],
-    /// `x, y, v` for each keypoint, flat, as COCO's.
-    pub keypoints: Vec<f64>,
+    /// Box and keypoints inside of the picture; of a crowd no keypoint is labelled.
+    pub person: Person,
     /// Neither positive nor background.
     pub crowd: bool,
 }
@@ -136,27 +174,17 @@ pub fn hard_instances<'l>(
     ignore_from: f32,
     faces_blurred: bool,
 ) -> Vec<HardInstance<'l>> {
-    let size = label.size;
     let hard = |instance: &'l Instance| {
         let detection = &instance.detection;
-        let rect = detection.rect.clipped(size);
         let (kept, ignored) = (detection.score >= thresholds.instance, detection.score >= ignore_from);
-        if !rect.is_valid() || rect.width() < 1.0 || rect.height() < 1.0 || !(kept || ignored) {
+        if !(kept || ignored) {
             return None;
         }
-        let bbox = [rect.x1, rect.y1, rect.width(), rect.height()].map(f64::from);
-        let mut keypoints = vec![0.0; 3 * detection.keypoints.len()];
-        if kept {
-            for (index, (to, hard)) in keypoints.chunks_exact_mut(3).zip(harden(detection, thresholds.keypoint)).enumerate() {
-                let hidden = faces_blurred && index < skeleton.len() && skeleton.is_facial(index);
-                // A keypoint outside the picture can only come from a broken or hostile device.
-                let inside = (0.0..=size.width as f32).contains(&hard.point.x) && (0.0..=size.height as f32).contains(&hard.point.y);
-                if hard.visibility != Visibility::Unlabelled && inside && !hidden {
-                    to.copy_from_slice(&[from_continuous(hard.point.x), from_continuous(hard.point.y), 2.0]);
-                }
-            }
+        let mut person = Person::hard(detection, thresholds.keypoint, label.size, skeleton, faces_blurred)?;
+        if !kept {
+            person.keypoints.fill((0.0, 0.0, 0));
         }
-        Some(HardInstance { detection, bbox, keypoints, crowd: !kept })
+        Some(HardInstance { detection, person, crowd: !kept })
     };
     label.instances.iter().filter_map(hard).collect()
 }
@@ -178,7 +206,7 @@ pub(crate) fn sync_tree(root: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use omnilabel_keypoints::geometry::{Point, Rect, Size};
+    use omnilabel_keypoints::geometry::{Point, Rect};
     use omnilabel_keypoints::label::Keypoint;
 
     #[test]
@@ -205,5 +233,19 @@ mod tests {
         let body: Vec<bool> = skeleton.names().map(|name| !["nose", "eye", "ear"].iter().any(|part| name.ends_with(part))).collect();
         assert_eq!(labelled(1), body);
         assert_eq!(exporter.dataset.annotations.iter().map(|a| a.num_keypoints).collect::<Vec<_>>(), [17, 12]);
+
+        // What a person says is taken as it is said.
+        let mut exporter = Exporter::by_hand(&folder.path().join("hand"), &manual).unwrap();
+        let mut keypoints = vec![(0.0, 0.0, 0); 17];
+        (keypoints[0], keypoints[5]) = ((4.5, 6.0, 1), (10.0, 11.25, 2));
+        let person = Person { rect: [2.0, 3.0, 30.0, 28.0], keypoints };
+        assert!(exporter.add_by_hand("one", label.size, std::slice::from_ref(&person), &jpeg).unwrap());
+        assert!(!exporter.add_by_hand("other", Size { width: 31, height: 32 }, &[person], &jpeg).unwrap());
+        let annotation = exporter.dataset.annotations[0].clone();
+        assert_eq!((annotation.bbox, annotation.num_keypoints), ([2.0, 3.0, 28.0, 25.0], 2));
+        assert_eq!((&annotation.keypoints[..3], &annotation.keypoints[15..18]), (&[4.0, 5.5, 1.0][..], &[9.5, 10.75, 2.0][..]));
+        let exported = exporter.finish().unwrap();
+        assert_eq!((exported.images, exported.instances, exported.keypoints, exported.skipped), (1, 1, 2, 1));
+        assert_eq!(Dataset::load(&folder.path().join("hand")).unwrap().annotations, [annotation]);
     }
 }

@@ -108,6 +108,12 @@ pub enum Event {
         skipped: u64,
         /// Over annotations and pictures.
         sha256: String,
+        /// Images in `rounds/N/hand`: labels that people accepted or corrected.
+        #[serde(default)]
+        by_hand: u64,
+        /// Over their annotations and pictures.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by_hand_sha256: Option<String>,
     },
     /// Training goes on.
     Train {

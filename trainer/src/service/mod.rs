@@ -11,6 +11,7 @@
 //! | [`events`] | what happened, as JSON lines |
 //! | [`collector`] | messages become records (pure) |
 //! | [`store`] | SQLite or PostgreSQL: labels once, acknowledgements, rounds, releases |
+//! | [`hand`] | what people say of labels (pure) |
 //! | [`dataset`] | a snapshot of labels as a COCO folder |
 //! | [`rounds`] | one round after the other, each step resumable |
 //! | [`arm`] | what a round asks of the training code |
@@ -40,6 +41,7 @@ pub mod dataset;
 pub mod drift;
 pub mod events;
 pub mod gate;
+pub mod hand;
 pub mod retention;
 pub mod rollout;
 pub mod rounds;

@@ -10,13 +10,13 @@ use crate::arm::ArmError;
 use crate::calibrate::ManualStats;
 use crate::service::arm::{Job, Judgement, Progress, TrainArm};
 use crate::service::config::ServiceConfig;
-use crate::service::dataset::{Exported, Exporter, sync_dir, sync_tree};
+use crate::service::dataset::{sync_dir, sync_tree};
 use crate::service::drift::Relabelled;
 use crate::service::events::{Event, EventLog, now_ms};
 use crate::service::gate::{self, Decision, Evidence};
 use crate::service::sign::{self, Naming};
 use crate::service::store::Store;
-use crate::service::store::ledger::{Selected, Selection};
+use crate::service::store::ledger::Selection;
 use crate::service::waves::Waves;
 use anyhow::{Context, bail, ensure};
 use ed25519_dalek::SigningKey;
@@ -24,9 +24,9 @@ use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::Thresholds;
 use omnilabel_keypoints::skeleton::Skeleton;
-use omnilabel_keypoints::wire::{FACES_BLURRED, LabelMsg, Message};
 use omnilabel_rcnn::RcnnError;
 use serde::{Deserialize, Serialize};
+use snapshot::{GENERATED, HAND};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -68,6 +68,9 @@ pub struct RoundState {
     pub after: i64,
     /// … up to this one.
     pub up_to: i64,
+    /// Number of the last word of a person that counts.
+    #[serde(default)]
+    pub verdicts: i64,
     /// The running model on the held-out labels.
     #[serde(default)]
     pub running_judged: Option<Judged>,
@@ -77,6 +80,9 @@ pub struct RoundState {
     /// SHA-256 of the exported snapshot.
     #[serde(default)]
     pub dataset_sha256: Option<String>,
+    /// SHA-256 of the snapshot of labels by hand, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hand_sha256: Option<String>,
     /// Whether the student's bundle is written.
     #[serde(default)]
     pub trained: bool,
@@ -123,6 +129,7 @@ pub struct Rounds {
     key: SigningKey,
     manual: Dataset,
     heldout: ManualStats,
+    keypoint_threshold: f32,
     stopping: Arc<AtomicBool>,
 }
 
@@ -153,12 +160,18 @@ impl Rounds {
         crate::evaluate::labelled(&heldout).context("`data.heldout`")?;
         let key = sign::read_key(&config.release.key).context("`release.key`")?;
         let heldout = ManualStats::of(&heldout);
-        Ok(Self { config, store, events, arm, key, manual, heldout, stopping })
+        let keypoint_threshold = running.manifest().thresholds.keypoint;
+        Ok(Self { config, store, events, arm, key, manual, heldout, keypoint_threshold, stopping })
     }
 
     /// Keypoints of the manual set's skeleton.
     pub fn keypoints(&self) -> usize {
         self.manual.skeleton.len()
+    }
+
+    /// τ_k of the provisioned model.
+    pub const fn keypoint_threshold(&self) -> f32 {
+        self.keypoint_threshold
     }
 
     /// The manual set's skeleton.
@@ -200,11 +213,10 @@ impl Rounds {
     pub async fn step(&self) -> anyhow::Result<Stepped> {
         let rounds = self.store.rounds().await?;
         let Some(mut state) = rounds.last().filter(|r| !r.ended).cloned() else { return self.begin(&rounds).await };
-        let exported = state.dataset_sha256.is_some() && self.folder(state.round).join("generated/annotations.json").exists();
-        if state.failed.is_some() && !exported && !state.trained {
+        if state.failed.is_some() && !self.is_exported(&state) && !state.trained {
             // Nothing is left of the snapshot, or nothing was made of it yet: it takes in what has come since.
-            state.up_to = self.store.closed_label().await?;
-            (state.thresholds, state.dataset_sha256) = (None, None);
+            (state.up_to, state.verdicts) = (self.store.closed_label().await?, self.store.last_word().await?);
+            (state.thresholds, state.dataset_sha256, state.hand_sha256) = (None, None, None);
         }
         match self.advance(&mut state).await {
             Ok(true) => {
@@ -250,13 +262,13 @@ impl Rounds {
         }
         let release = self.store.running_release().await?;
         let (teacher, running) = release.map_or_else(|| (0, self.config.model.running.clone()), |r| (r.counter(), PathBuf::from(r.bundle)));
-        let up_to = self.store.last_label().await?;
+        let (up_to, verdicts) = (self.store.last_label().await?, self.store.last_word().await?);
         // A round begins with enough labels that no round has seen. What a refused round was made from did not help: it is set aside.
         let seen = rounds.iter().map(|r| r.up_to).max().unwrap_or(0);
-        let fresh = self.store.selected(Selection { teacher, after: seen, up_to }).await?;
+        let fresh = self.store.selected(Selection { teacher, after: seen, up_to, verdicts }).await?;
         let old = match self.config.round.max_age_hours {
             Some(hours) => {
-                let oldest = self.store.oldest(Selection { teacher, after: seen, up_to }).await?;
+                let oldest = self.store.oldest(Selection { teacher, after: seen, up_to, verdicts }).await?;
                 oldest.is_some_and(|received| now_ms().saturating_sub(received) >= u64::from(hours) * 3_600_000)
             }
             None => false,
@@ -273,9 +285,11 @@ impl Rounds {
             running,
             after,
             up_to,
+            verdicts,
             running_judged: None,
             thresholds: None,
             dataset_sha256: None,
+            hand_sha256: None,
             trained: false,
             candidate_judged: None,
             relabelled: None,
@@ -286,7 +300,7 @@ impl Rounds {
             failed: None,
         };
         self.store.begin_round(&state).await?;
-        let labels = self.store.selected(Selection { teacher, after, up_to }).await?;
+        let labels = self.store.selected(Selection { teacher, after, up_to, verdicts }).await?;
         self.events.emit(Event::RoundStarted { round, labels, teacher });
         Ok(Stepped::Done)
     }
@@ -301,7 +315,8 @@ impl Rounds {
         } else if state.thresholds.is_none() {
             state.thresholds = Some(self.calibrate(state).await?);
         } else if state.dataset_sha256.is_none() {
-            state.dataset_sha256 = Some(self.export(state).await?.sha256);
+            let (generated, by_hand) = self.export(state).await?;
+            (state.dataset_sha256, state.hand_sha256) = (Some(generated.sha256), by_hand.map(|exported| exported.sha256));
         } else if !state.trained {
             if !self.train(state).await? {
                 return Ok(false);
@@ -379,46 +394,13 @@ impl Rounds {
         Ok(Some(judgement))
     }
 
-    fn selection(state: &RoundState) -> Selection {
-        Selection { teacher: state.teacher, after: state.after, up_to: state.up_to }
-    }
-
-    async fn export(&self, state: &RoundState) -> anyhow::Result<Exported> {
-        let thresholds = state.thresholds.context("the round has no thresholds")?;
-        let root = self.folder(state.round).join("generated");
-        let ignore_from = thresholds.instance * (1.0 - self.config.calibration.ignore_margin as f32);
-        let mut exporter = Exporter::new(&root, &self.manual, thresholds, ignore_from)?;
-        for some in self.store.select(Self::selection(state)).await?.chunks(FETCHED) {
-            let keys: Vec<_> = some.iter().map(Selected::at).collect();
-            for (selected, jpeg) in some.iter().zip(self.store.jpegs(&keys).await?) {
-                let message = LabelMsg::decode(&selected.payload).context("a stored label")?;
-                let name = format!("{}_{:016x}_{}", selected.device, selected.key.epoch, selected.key.sequence);
-                let faces_blurred = message.changes & FACES_BLURRED != 0;
-                match jpeg {
-                    Ok(jpeg) => tokio::task::block_in_place(|| exporter.add(&name, &message.label(), faces_blurred, &jpeg).map(drop))?,
-                    Err(lost) => exporter.skip(&name, &lost),
-                }
-            }
-        }
-        let exported = tokio::task::block_in_place(|| exporter.finish())?;
-        ensure!(exported.images > 0, "none of the labels has a picture that can be decoded");
-        sync_dir(&root)?;
-        self.events.emit(Event::Exported {
-            round: state.round,
-            images: exported.images,
-            instances: exported.instances,
-            skipped: exported.skipped,
-            sha256: exported.sha256.clone(),
-        });
-        Ok(exported)
-    }
-
     async fn train(&self, state: &RoundState) -> anyhow::Result<bool> {
         let folder = self.folder(state.round);
         let job = Job {
             name: format!("round-{}", state.round),
             manual: self.config.data.manual.clone(),
-            generated: folder.join("generated"),
+            hand: state.hand_sha256.as_ref().map(|_| folder.join(HAND)),
+            generated: folder.join(GENERATED),
             out: folder.clone(),
             thresholds: state.thresholds.context("the round has no thresholds")?,
             parent: parent(&state.running)?,
@@ -516,6 +498,7 @@ pub fn copy_bundle(bundle: &Bundle, to: &Path) -> anyhow::Result<PathBuf> {
 
 mod drift;
 mod evidence;
+mod snapshot;
 mod tau;
 #[cfg(test)]
 mod tests;

@@ -93,8 +93,14 @@ pub async fn serve(
     let steering = Steering { config: config.clone(), store: store.clone(), events: Arc::clone(&events) };
     let answers = Answers::new(&config.broker, &store, &link, &acks, Arc::clone(&health));
     let watch = Watch { store: store.clone(), events: Arc::clone(&events), config: config.drift.clone() };
-    let (skeleton, shown_health) = (rounds.skeleton().clone(), Arc::clone(&health));
-    let shown = web::Centre { store: store.reader().await?, skeleton, health: shown_health, control: Arc::new(steering) };
+    let shown = web::Centre {
+        store: store.reader().await?,
+        writer: store.clone(),
+        skeleton: rounds.skeleton().clone(),
+        keypoint_threshold: rounds.keypoint_threshold(),
+        health: Arc::clone(&health),
+        control: Arc::new(steering),
+    };
     let limits = config.retention.clone();
     let retention = limits.is_on().then(|| Retention { limits, store: store.clone(), events: Arc::clone(&events) });
     let (link_out, events_out) = (link.clone(), Arc::clone(&events));

@@ -1,5 +1,6 @@
-//! The centre's database: a file of SQLite with a write-ahead log, or PostgreSQL that several collectors share; every commit is fsynced. What is
-//! acknowledged to a device is read from here, after the commit that stored it. One text of SQL is for both: what differs is in two files.
+//! The centre's database: a file of SQLite with a write-ahead log, or PostgreSQL that several collectors share; every commit is fsynced.
+//! What is acknowledged to a device is read from here, after the commit that stored it. One text of SQL is for both: what differs is in two
+//! files.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -17,7 +18,9 @@
 //! | [`runs`] | settled sequences as runs, watermark |
 //! | [`ledger`] | rounds, releases |
 //! | [`counts`] | what was committed, stored, lost, repeated |
-//! | [`look`] | what the page looks up |
+//! | [`verdicts`] | what people said of labels |
+//! | [`gallery`] | labels for who looks at them |
+//! | [`look`] | what else the page looks up |
 //! | [`pictures`] | pictures that lie in an object store |
 //! | [`statistics`] | labels in counts, drifts |
 
@@ -25,6 +28,7 @@ mod account;
 pub mod audit;
 pub mod counts;
 mod epoch;
+pub mod gallery;
 pub mod intake;
 mod labels;
 pub mod ledger;
@@ -39,6 +43,7 @@ pub mod runs;
 mod sql;
 mod sqlite;
 pub mod statistics;
+pub mod verdicts;
 
 pub use place::Place;
 pub(crate) use sqlite::DATABASE;

@@ -226,9 +226,9 @@ pub(crate) struct MeanPose {
     pub(crate) drifts: bool,
 }
 
-fn mean_pose(dataset: &Dataset) -> Vec<(f64, f64)> {
+fn mean_pose(datasets: &[Dataset]) -> Vec<(f64, f64)> {
     let mut sums = [(0.0, 0.0, 0.0); K];
-    for a in dataset.annotations.iter().filter(|a| a.iscrowd == 0) {
+    for a in datasets.iter().flat_map(|dataset| &dataset.annotations).filter(|a| a.iscrowd == 0) {
         for (sum, k) in sums.iter_mut().zip(a.keypoints.chunks(3)).filter(|(_, k)| k[2] > 0.0) {
             sum.0 += (k[0] + 0.5 - a.bbox[0]) / a.bbox[2];
             sum.1 += (k[1] + 0.5 - a.bbox[1]) / a.bbox[3];
@@ -285,8 +285,9 @@ impl TrainArm for MeanPose {
             }
             anyhow::bail!("no space left on device");
         }
-        let manual = mean_pose(&Dataset::load(&job.manual).context("manual")?);
-        let generated = mean_pose(&Dataset::load(&job.generated).context("generated")?);
+        let manual = std::iter::once(&job.manual).chain(&job.hand).map(|folder| Dataset::load(folder));
+        let manual = mean_pose(&manual.collect::<Result<Vec<_>, _>>().context("manual")?);
+        let generated = mean_pose(&[Dataset::load(&job.generated).context("generated")?]);
         let pose: Vec<_> = manual.iter().zip(&generated).map(|(m, g)| (0.6 * m.0 + 0.4 * g.0, 0.6 * m.1 + 0.4 * g.1)).collect();
         std::fs::create_dir_all(&job.out)?;
         progress(Progress { step: 1, steps: 1, losses: Losses::default(), images_per_sec: 1.0 });
@@ -322,6 +323,7 @@ impl World {
         sign::keygen(dir.path()).unwrap();
         let text = "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"manual\"\nheldout = \"heldout\"\n\
                     [model]\nrunning = \"running\"\n[round]\nmin_labels = 10\n[release]\nkey = \"release.key\"\nblock_bytes = 4096\n";
+        std::fs::write(dir.path().join("trainer.toml"), text).unwrap();
         let config = ServiceConfig::parse(&dir.path().join("trainer.toml"), text).unwrap();
         Self { dir, config }
     }

@@ -1,11 +1,13 @@
 //! Whether what is stored is what was sent, adds up, and does not leak into the held-out set.
 
 use crate::service::events::now_ms;
+use crate::service::hand::{self, Verdict};
 use crate::service::store::Store;
 use crate::service::store::audit::{StoredLabel, Which};
 use anyhow::Context;
 use omnilabel_coco::Dataset;
 use omnilabel_detect::frame::Frame;
+use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::wire::{LabelMsg, Message};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -27,6 +29,8 @@ pub struct Verified {
     pub labels: u64,
     /// Pictures read.
     pub pictures: u64,
+    /// Labels that people judged.
+    pub verdicts: u64,
     /// What is wrong with how many of them.
     pub wrong: u64,
     /// The first of these, and of the accounts that do not add up.
@@ -62,11 +66,13 @@ pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> any
     let look = |label: StoredLabel| {
         verified.labels += 1;
         verified.pictures += u64::from(label.jpeg.is_some());
+        verified.verdicts += u64::from(label.verdict.is_some());
         let name = format!("{}, outbox {:016x}, label {}", label.device, label.key().epoch, label.key().sequence);
-        match check(&label) {
+        match check(&label, heldout.skeleton.len()) {
             Ok(frame) => {
-                // What is refused is not trained on.
-                let hash = frame.filter(|_| label.refused.is_none()).and_then(|frame| difference_hash(&frame));
+                // What is refused, by the centre or by a person, is not trained on.
+                let is_used = label.refused.is_none() && label.verdict.as_deref() != Some(Verdict::Rejected.name());
+                let hash = frame.filter(|_| is_used).and_then(|frame| difference_hash(&frame));
                 let nearest = hash.and_then(|hash| held.iter().map(|(of, image)| ((of ^ hash).count_ones(), *image)).min());
                 if let Some((bits, image)) = nearest.filter(|(bits, _)| *bits <= NEAR_BITS) {
                     verified.leaks += 1;
@@ -94,8 +100,8 @@ pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> any
     Ok(verified)
 }
 
-/// The label's picture, where it is kept, if everything is as it came.
-fn check(label: &StoredLabel) -> anyhow::Result<Option<Frame>> {
+/// The label's picture, where it is kept, if everything is as it came, and a verdict such as could be given.
+fn check(label: &StoredLabel, keypoints: usize) -> anyhow::Result<Option<Frame>> {
     let message = LabelMsg::decode(&label.payload).context("its message cannot be decoded")?;
     anyhow::ensure!(message.key() == label.key(), "its message has another key: {:?}", message.key());
     anyhow::ensure!(message.model == label.model(), "its message names model {}, its row {}", message.model, label.model());
@@ -103,6 +109,16 @@ fn check(label: &StoredLabel) -> anyhow::Result<Option<Frame>> {
     anyhow::ensure!(instances == label.instances, "its message has {instances} instances, its row {}", label.instances);
     if let Some(lost) = &label.lost {
         anyhow::bail!("its picture: {lost}");
+    }
+    if let Some(verdict) = &label.verdict {
+        let verdict: Verdict = verdict.parse()?;
+        anyhow::ensure!(label.jpeg.is_some() && label.refused.is_none(), "it was {}, and has no picture to be judged by", verdict.name());
+        anyhow::ensure!(label.people.is_some() == verdict.is_manual(), "it was {}, expected people just where it is right", verdict.name());
+        if let Some(people) = &label.people {
+            let people = serde_json::from_str(people).context("its people by hand cannot be read")?;
+            let size = Size { width: message.width, height: message.height };
+            hand::checked(people, size, keypoints).map_err(anyhow::Error::msg).context("its people by hand")?;
+        }
     }
     let Some(jpeg) = &label.jpeg else { return Ok(None) };
     if let Some(sha256) = &label.sha256 {
@@ -142,10 +158,13 @@ pub fn difference_hash(frame: &Frame) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::store::verdicts::Word;
     use crate::service::testing::{Home, World, on_both};
-    use omnilabel_keypoints::geometry::Size;
 
-    on_both! { what_is_whole_is_said_to_be_and_what_is_not_is_named }
+    on_both! {
+        what_is_whole_is_said_to_be_and_what_is_not_is_named,
+        a_verdict_that_nobody_could_give_is_named,
+    }
 
     async fn what_is_whole_is_said_to_be_and_what_is_not_is_named(home: Home) {
         let world = home.world();
@@ -181,6 +200,40 @@ mod tests {
         }
     }
 
+    async fn a_verdict_that_nobody_could_give_is_named(home: Home) {
+        let world = home.world();
+        let store = Store::open(&world.config, false).await.unwrap();
+        store.commit(&world.labels("cam-1", 101..=106, 0.0, 0), 1).await.unwrap();
+        let heldout = Dataset::load(&world.config.data.heldout).unwrap();
+        let person = hand::Person { rect: [1.0, 2.0, 30.0, 40.0], keypoints: vec![(3.0, 4.0, 1); heldout.skeleton.len()] };
+        let short = hand::Person { keypoints: vec![(3.0, 4.0, 1)], ..person.clone() };
+        let say = async |label, verdict, people| {
+            let word = Word { verdict: Some(verdict), people, role: "operator", peer: String::new() };
+            store.say(label, 0, &word, 1).await.unwrap();
+        };
+        say(1, Verdict::Corrected, Some(vec![person.clone()])).await;
+        say(2, Verdict::Rejected, None).await;
+        let whole = verify(&store, &heldout, &|_| ()).await.unwrap();
+        assert_eq!((whole.verdicts, whole.wrong), (2, 0), "{:?}", whole.problems);
+        say(3, Verdict::Accepted, None).await;
+        say(4, Verdict::Corrected, Some(vec![person.clone(), short])).await;
+        say(5, Verdict::Accepted, Some(vec![person])).await;
+        let change = async |sql: &'static str| sqlx::query(sql).execute(store.pool()).await.unwrap();
+        change("UPDATE frames SET jpeg = NULL, refused = 'gone' WHERE sequence = 105").await;
+        change("UPDATE epochs SET frames = 5, picture_bytes = (SELECT sum(length(f.jpeg)) FROM frames f)").await;
+        change("UPDATE verdicts SET verdict = 'maybe' WHERE label = 2").await;
+        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        assert_eq!((found.verdicts, found.wrong), (5, 4), "{:?}", found.problems);
+        for (said, of) in [
+            ("label 102: `maybe` is no verdict", 0),
+            ("label 103: it was accepted, expected people just where it is right", 1),
+            ("label 104: its people by hand: instance 1 has 1 keypoints, expected 4", 2),
+            ("label 105: it was accepted, and has no picture", 3),
+        ] {
+            assert!(found.problems[of].contains(said), "{:?}", found.problems);
+        }
+    }
+
     #[tokio::test]
     async fn a_held_out_picture_that_a_camera_sent_is_a_leak() {
         let world = World::new();
@@ -190,6 +243,10 @@ mod tests {
         store.commit(&world.labels("cam-1", 3..=3, 0.0, 0), 1).await.unwrap();
         let found = verify(&store, &heldout, &|_| ()).await.unwrap();
         assert_eq!((found.leaks, found.leaked[0].1.as_str(), found.leaked[0].2), (1, "3.jpg", 0));
+        let rejected = Word { verdict: Some(Verdict::Rejected), people: None, role: "operator", peer: String::new() };
+        store.say(1, 0, &rejected, 1).await.unwrap();
+        assert_eq!(verify(&store, &heldout, &|_| ()).await.unwrap().leaks, 0, "what is rejected is not trained on");
+        store.say(1, 1, &Word { verdict: None, ..rejected }, 1).await.unwrap();
         std::fs::write(world.config.data.heldout.join("images/3.jpg"), "no picture").unwrap();
         let found = verify(&store, &heldout, &|_| ()).await.unwrap();
         assert_eq!((found.leaks, found.heldout_unread), (0, 1), "what cannot be read is told");

@@ -12,6 +12,7 @@
 //! | `answer` | JSON answers, errors, parameters |
 //! | `fleet` | devices, releases, rounds, skeleton |
 //! | `labels` | labels and their pictures |
+//! | `verdicts` | what people say of labels |
 //! | `journal` | the tail of the event log |
 //! | `control` | what changes the centre |
 //! | `audit` | who changed what, `state_dir/audit.jsonl` |
@@ -33,6 +34,7 @@ mod metrics;
 mod page;
 mod sessions;
 mod tokens;
+mod verdicts;
 
 pub use control::{Control, Done};
 pub use health::Health;
@@ -46,7 +48,7 @@ use audit::Audit;
 use axum::http::StatusCode;
 use axum::http::header::HeaderValue;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Extension, Router};
 use connection::Connection;
 use fleet::FleetCache;
@@ -62,6 +64,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use verdicts::KeypointThresholds;
 
 /// The largest head of a request, bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -72,8 +75,12 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 pub struct Centre {
     /// Where everything is read from.
     pub store: Store,
+    /// Where what people say of labels is written.
+    pub writer: Store,
     /// Of the manual labels, and so of all others.
     pub skeleton: Skeleton,
+    /// τ_k of the provisioned model.
+    pub keypoint_threshold: f32,
     /// What the store does not know.
     pub health: Arc<Health>,
     /// What an operator may ask for.
@@ -86,6 +93,7 @@ struct Site {
     doors: Doors,
     audit: Audit,
     fleet: FleetCache,
+    thresholds: KeypointThresholds,
     /// The site's name.
     name: String,
     state_dir: PathBuf,
@@ -138,7 +146,8 @@ impl Server {
         let Self { listener, address, doors, audit, name, state_dir, connections, patience } = self;
         tracing::info!("the page is at http://{address}/");
         let policy = page::content_security_policy();
-        let router = router(Arc::new(Site { centre, doors, audit, fleet: FleetCache::default(), name, state_dir, policy }));
+        let (fleet, thresholds) = (FleetCache::default(), KeypointThresholds::default());
+        let router = router(Arc::new(Site { centre, doors, audit, fleet, thresholds, name, state_dir, policy }));
         let mut builder = Builder::new(TokioExecutor::new()).http1_only();
         builder.http1().timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(MAX_HEAD);
         let builder = Arc::new(builder);
@@ -200,6 +209,9 @@ fn routes() -> Vec<Route> {
         ("/api/v1/rounds/start", "post", post(control::start_round)),
         ("/api/v1/labels", "get", get(labels::labels)),
         ("/api/v1/labels/{id}/frame.jpg", "get", get(labels::picture)),
+        ("/api/v1/labels/{id}/verdict", "get", get(verdicts::verdict)),
+        ("/api/v1/labels/{id}/verdict", "put", put(verdicts::judge)),
+        ("/api/v1/labels/{id}/verdict", "delete", delete(verdicts::take_back)),
         ("/api/v1/events", "get", get(journal::events)),
     ]
 }

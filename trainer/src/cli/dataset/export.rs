@@ -1,14 +1,15 @@
-//! `omnilabel-trainer dataset export`: generated labels of the centre, or a COCO keypoint folder.
+//! `omnilabel-trainer dataset export`: labels of the centre, generated or by hand, or a COCO keypoint folder.
 
 use super::open;
 use crate::cli::run::runtime;
 use crate::formats::table::{Row, RowKeypoint, Source, Table};
 use crate::formats::{Coordinates, Format, FormatError, Lost, export, write_folder, write_labels};
 use crate::service::config::ServiceConfig;
-use crate::service::dataset::{Exporter, HardInstance, hard_instances};
+use crate::service::dataset::{Exporter, HardInstance, hard_instances, picture_name};
+use crate::service::hand::Person;
 use crate::service::store::Store;
 use crate::service::store::audit::{StoredLabel, Which};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use omnilabel_bundle::{Bundle, hex, sha256_file};
 use omnilabel_coco::Dataset;
 use omnilabel_console::say;
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// Only by the model of this release; 0 is the provisioned one
     #[arg(long, conflicts_with = "data")]
     model: Option<u64>,
+    /// Labels that people accepted or corrected, as they said; without it, those that nobody judged
+    #[arg(long, conflicts_with_all = ["data", "score", "keypoint"])]
+    manual: bool,
     /// τ: people with a lower score are left out; the running model's without it
     #[arg(long, conflicts_with = "data")]
     score: Option<f32>,
@@ -92,9 +96,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(table || !args.without_pictures, "--without-pictures is for parquet: other formats need their pictures");
     ensure!(!table || args.coordinates.is_none(), "--coordinates is not for parquet, which has COCO's");
     match (&args.data, &args.config) {
-        (Some(data), _) => manual(args, &Dataset::load(data).context("--data")?),
+        (Some(data), _) => folder(args, &Dataset::load(data).context("--data")?),
         (None, Some(config)) => {
-            let done = generated(args, &ServiceConfig::load(config)?);
+            let done = collected(args, &ServiceConfig::load(config)?);
             if done.is_err() {
                 // The folder was not there before; what went wrong is told already.
                 drop(std::fs::remove_dir_all(&args.out));
@@ -113,18 +117,18 @@ fn tell(lost: &Lost, format: To) {
 }
 
 /// A COCO folder in another format.
-fn manual(args: &Args, dataset: &Dataset) -> anyhow::Result<()> {
+fn folder(args: &Args, dataset: &Dataset) -> anyhow::Result<()> {
     let out = &args.out;
     let people = dataset.annotations.len();
     match args.format.format() {
         Some(format) => tell(&export(dataset, format, args.coordinates, out)?, args.format),
-        None => write_folder(out, |part| manual_table(dataset, part, args.without_pictures))?,
+        None => write_folder(out, |part| folder_table(dataset, part, args.without_pictures))?,
     }
     say!("{}: {} images, {people} people and crowds", out.display(), dataset.images.len());
     Ok(())
 }
 
-fn manual_table(dataset: &Dataset, out: &Path, without_pictures: bool) -> Result<(), FormatError> {
+fn folder_table(dataset: &Dataset, out: &Path, without_pictures: bool) -> Result<(), FormatError> {
     let mut table = Table::create(&out.join("labels.parquet"))?;
     for image in &dataset.images {
         let path = dataset.image_path(image);
@@ -168,10 +172,21 @@ struct Provenance<'a> {
     model_hash: String,
     views: u16,
     faces_blurred: bool,
-    tau: f32,
-    tau_k: f32,
-    /// In the order of the image's annotations.
-    people: Vec<PersonProvenance>,
+    /// Of generated labels; a person is told no threshold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tau: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tau_k: Option<f32>,
+    /// Of generated labels, in the order of the image's annotations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    people: Option<Vec<PersonProvenance>>,
+    /// What a person said of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    judged_ms: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -191,13 +206,24 @@ struct Read {
 
 fn read(stored: &StoredLabel) -> anyhow::Result<Read> {
     let message = LabelMsg::decode(&stored.payload).with_context(|| format!("label {} of {}", stored.id, stored.device))?;
-    let name = format!("{}_{:016x}_{}", stored.device, stored.key().epoch, stored.key().sequence);
+    let name = picture_name(&stored.device, stored.key());
     let (label, faces_blurred) = (message.label(), message.changes & FACES_BLURRED != 0);
     Ok(Read { name, message, label, faces_blurred })
 }
 
+/// Whether a label is of those that are wanted: what a person judged is no generated one any more.
+fn is_wanted(args: &Args, stored: &StoredLabel) -> bool {
+    stored.refused.is_none() && if args.manual { stored.people.is_some() } else { stored.verdict.is_none() }
+}
+
+/// Whom the picture shows, by who accepted or corrected the label, where that is asked for.
+fn by_hand(args: &Args, stored: &StoredLabel) -> anyhow::Result<Option<Vec<Person>>> {
+    let said = stored.people.as_deref().filter(|_| args.manual).map(serde_json::from_str).transpose();
+    said.with_context(|| format!("the verdict on label {} of {}", stored.id, stored.device))
+}
+
 /// The labels of the centre.
-fn generated(args: &Args, config: &ServiceConfig) -> anyhow::Result<()> {
+fn collected(args: &Args, config: &ServiceConfig) -> anyhow::Result<()> {
     let manual = Dataset::load(&config.data.manual).context("`data.manual`")?;
     runtime()?.block_on(async {
         let store = open(config).await?;
@@ -205,28 +231,41 @@ fn generated(args: &Args, config: &ServiceConfig) -> anyhow::Result<()> {
         let Thresholds { instance, keypoint, floor } = Bundle::open(&bundle)?.manifest().thresholds;
         let thresholds = Thresholds { instance: args.score.unwrap_or(instance), keypoint: args.keypoint.unwrap_or(keypoint), floor };
         match args.format.format() {
-            Some(format) => generated_folder(args, &store, &manual, thresholds, format).await,
-            None => generated_table(args, &store, &manual, thresholds).await,
+            Some(format) => collected_folder(args, &store, &manual, thresholds, format).await,
+            None => collected_table(args, &store, &manual, thresholds).await,
         }
     })
 }
 
-const NOTHING: &str = "no label with a picture is from this device and model: `dataset stats` lists them";
+fn nothing(args: &Args) -> anyhow::Error {
+    let of = if args.manual { "that a person accepted or corrected" } else { "with a picture that nobody judged" };
+    anyhow!("{}: no label {of} is from this device and model: `dataset stats` lists them", args.out.display())
+}
 
-async fn generated_folder(args: &Args, store: &Store, manual: &Dataset, thresholds: Thresholds, format: Format) -> anyhow::Result<()> {
+async fn collected_folder(args: &Args, store: &Store, manual: &Dataset, thresholds: Thresholds, format: Format) -> anyhow::Result<()> {
     let out = &args.out;
-    let mut exporter = Exporter::new(out, manual, thresholds, thresholds.instance)?;
+    let mut exporter = match args.manual {
+        true => Exporter::by_hand(out, manual)?,
+        false => Exporter::new(out, manual, thresholds, thresholds.instance)?,
+    };
     let path = out.join("provenance.jsonl");
     let mut provenance = std::io::BufWriter::new(std::fs::File::create(&path).with_context(|| path.display().to_string())?);
     let which = Which { device: args.device.clone(), model: args.model };
     let look = |stored: StoredLabel| {
-        let Some(jpeg) = stored.jpeg.as_ref().filter(|_| stored.refused.is_none()) else { return Ok(()) };
+        let Some(jpeg) = stored.jpeg.as_ref().filter(|_| is_wanted(args, &stored)) else { return Ok(()) };
         let Read { name, message, label, faces_blurred } = read(&stored)?;
-        if !exporter.add(&name, &label, faces_blurred, jpeg)? {
+        let is_used = match by_hand(args, &stored)? {
+            Some(people) => exporter.add_by_hand(&name, label.size, &people, jpeg)?,
+            None => exporter.add(&name, &label, faces_blurred, jpeg)?,
+        };
+        if !is_used {
             return Ok(());
         }
-        let hard = hard_instances(&label, &manual.skeleton, thresholds, thresholds.instance, faces_blurred);
         let person = |hard: &HardInstance<'_>| PersonProvenance { score: hard.detection.score, agreement: hard.detection.agreement() };
+        let people = || -> Vec<PersonProvenance> {
+            let hard = hard_instances(&label, &manual.skeleton, thresholds, thresholds.instance, faces_blurred);
+            hard.iter().map(person).collect()
+        };
         let line = serde_json::to_string(&Provenance {
             file_name: format!("{name}.jpg"),
             sha256: hex(&Sha256::digest(jpeg)),
@@ -241,9 +280,12 @@ async fn generated_folder(args: &Args, store: &Store, manual: &Dataset, threshol
             model_hash: format!("{:016x}", message.model_hash),
             views: message.views,
             faces_blurred,
-            tau: thresholds.instance,
-            tau_k: thresholds.keypoint,
-            people: hard.iter().map(person).collect(),
+            tau: (!args.manual).then_some(thresholds.instance),
+            tau_k: (!args.manual).then_some(thresholds.keypoint),
+            people: (!args.manual).then(people),
+            verdict: stored.verdict.as_deref(),
+            version: stored.version.filter(|_| args.manual),
+            judged_ms: stored.at_ms.filter(|_| args.manual),
         })?;
         writeln!(provenance, "{line}").with_context(|| path.display().to_string())
     };
@@ -251,7 +293,7 @@ async fn generated_folder(args: &Args, store: &Store, manual: &Dataset, threshol
     provenance.flush().with_context(|| path.display().to_string())?;
     let exported = exporter.finish()?;
     if exported.images == 0 {
-        bail!("{}: {NOTHING}", out.display());
+        return Err(nothing(args));
     }
     if format != Format::Coco || args.coordinates.is_some() {
         let dataset = Dataset::load(out)?;
@@ -275,7 +317,7 @@ async fn generated_folder(args: &Args, store: &Store, manual: &Dataset, threshol
     Ok(())
 }
 
-async fn generated_table(args: &Args, store: &Store, manual: &Dataset, thresholds: Thresholds) -> anyhow::Result<()> {
+async fn collected_table(args: &Args, store: &Store, manual: &Dataset, thresholds: Thresholds) -> anyhow::Result<()> {
     let images = args.out.join("images");
     let folder = if args.without_pictures { &args.out } else { &images };
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -284,7 +326,7 @@ async fn generated_table(args: &Args, store: &Store, manual: &Dataset, threshold
     let which = Which { device: args.device.clone(), model: args.model };
     let mut labels = 0_u64;
     let look = |stored: StoredLabel| {
-        if stored.refused.is_some() || (stored.jpeg.is_none() && !args.without_pictures) {
+        if !is_wanted(args, &stored) || (stored.jpeg.is_none() && !args.without_pictures) {
             return Ok(());
         }
         let Read { name, message, label, faces_blurred } = read(&stored)?;
@@ -306,31 +348,35 @@ async fn generated_table(args: &Args, store: &Store, manual: &Dataset, threshold
             model_hash: message.model_hash,
             views: message.views,
             faces_blurred,
-            thresholds: (thresholds.instance, thresholds.keypoint),
+            thresholds: (!args.manual).then_some((thresholds.instance, thresholds.keypoint)),
         });
         let (picture, sha256): (Arc<str>, Option<Arc<str>>) = (file_name.into(), stored.sha256.as_deref().map(|sha256| hex(sha256).into()));
+        let row = |person: &Person| Row {
+            picture: Arc::clone(&picture),
+            sha256: sha256.clone(),
+            size: (label.size.width, label.size.height),
+            source: Some(Arc::clone(&source)),
+            bbox: person.bbox(),
+            keypoints: person.coco().chunks_exact(3).map(|k| RowKeypoint { place: [k[0], k[1], k[2]], score: None }).collect(),
+            ..Row::default()
+        };
+        if let Some(people) = by_hand(args, &stored)? {
+            people.iter().try_for_each(|person| table.add(row(person)))?;
+            return Ok(());
+        }
         for hard in hard_instances(&label, &manual.skeleton, thresholds, thresholds.instance, faces_blurred) {
-            let keypoint = |(place, seen): (&[f64], &omnilabel_keypoints::label::Keypoint)| RowKeypoint {
-                place: [place[0], place[1], place[2]],
-                score: Some((seen.probability, seen.agreement)),
-            };
-            table.add(Row {
-                picture: Arc::clone(&picture),
-                sha256: sha256.clone(),
-                size: (label.size.width, label.size.height),
-                source: Some(Arc::clone(&source)),
-                score: Some((hard.detection.score, hard.detection.agreement())),
-                crowd: hard.crowd,
-                bbox: hard.bbox,
-                keypoints: hard.keypoints.chunks_exact(3).zip(&hard.detection.keypoints).map(keypoint).collect(),
-            })?;
+            let mut one = Row { score: Some((hard.detection.score, hard.detection.agreement())), crowd: hard.crowd, ..row(&hard.person) };
+            for (keypoint, seen) in one.keypoints.iter_mut().zip(&hard.detection.keypoints) {
+                keypoint.score = Some((seen.probability, seen.agreement));
+            }
+            table.add(one)?;
         }
         anyhow::Ok(())
     };
     store.each(&which, look).await?;
     let rows = table.finish()?;
     if labels == 0 {
-        bail!("{}: {NOTHING}", args.out.display());
+        return Err(nothing(args));
     }
     let sha256 = hex(&sha256_file(&path)?);
     say!("{}: {labels} labels, {rows} people; snapshot {sha256}", path.display());

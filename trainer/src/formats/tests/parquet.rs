@@ -31,7 +31,7 @@ fn rows() -> [Row; 3] {
         model_hash: 0xab,
         views: 6,
         faces_blurred: true,
-        thresholds: (0.5, 0.25),
+        thresholds: Some((0.5, 0.25)),
     };
     let keypoint = |x: f64, v: f64, score| RowKeypoint { place: [x, x + 1.0, v], score };
     let generated = Row {

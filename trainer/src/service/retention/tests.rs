@@ -96,7 +96,7 @@ async fn pictures_go_before_their_labels_and_do_not_come_back(home: Home) {
     assert_eq!((dropped.labels, dropped.pictures_of_labels, dropped.pictures_by_age), (0, 0, 4));
     assert_eq!(everything(&store).await, [(101, false), (102, false), (103, false), (104, false), (105, true), (106, true)]);
     repeat(&store, &old, 6 * DAY).await;
-    let all = Selection { teacher: 0, after: 0, up_to: i64::MAX };
+    let all = Selection { teacher: 0, after: 0, up_to: i64::MAX, verdicts: 0 };
     assert_eq!((store.selected(all).await.unwrap(), store.payloads(all).await.unwrap().len()), (2, 6), "labels alone still calibrate");
     let heldout = Dataset::load(&world.config.data.heldout).unwrap();
     assert_eq!(verify(&store, &heldout, &|_| ()).await.unwrap().wrong, 0);

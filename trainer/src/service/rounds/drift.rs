@@ -3,7 +3,7 @@
 use super::{FETCHED, RoundState, Rounds};
 use crate::evaluate::Detected;
 use crate::service::config::DriftMode;
-use crate::service::dataset::sync_dir;
+use crate::service::dataset::{picture_name, sync_dir};
 use crate::service::drift::{Counts, Relabelled, Scale, compare};
 use crate::service::events::Event;
 use crate::service::store::statistics::Pictured;
@@ -94,7 +94,7 @@ impl Rounds {
         for some in drawn.chunks(FETCHED) {
             let keys: Vec<_> = some.iter().map(|one| (one.device.as_str(), one.key)).collect();
             for (jpeg, (id, one)) in self.store.jpegs(&keys).await?.into_iter().zip(places.by_ref()) {
-                let file_name = format!("{}_{:016x}_{}.jpg", one.device, one.key.epoch, one.key.sequence);
+                let file_name = format!("{}.jpg", picture_name(&one.device, one.key));
                 let jpeg = match jpeg {
                     Ok(jpeg) => jpeg,
                     Err(lost) => {

@@ -4,9 +4,11 @@
 use super::*;
 use crate::service::config::DriftMode;
 use crate::service::events::EventReader;
+use crate::service::hand::{Person, Verdict};
 use crate::service::rollout::Rollout;
+use crate::service::store::verdicts::{Said, Word};
 use crate::service::testing::{Home, MeanPose, STUDENT_PROBABILITY, STUDENT_SCORE, World, first_x, on_both};
-use omnilabel_keypoints::wire::{BlockRequest, ModelMsg, ReleaseMsg, StatusMsg};
+use omnilabel_keypoints::wire::{BlockRequest, LabelMsg, Message, ModelMsg, ReleaseMsg, StatusMsg};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -381,6 +383,110 @@ async fn held_out_pictures_without_labels_keep_the_service_from_starting() {
     let error = format!("{:#}", result.err().unwrap());
     assert!(error.contains("data.heldout") && error.contains("no labelled keypoints"), "{error}");
     assert!(error.contains(&world.config.data.heldout.display().to_string()), "{error}");
+}
+
+/// Says something of a label, over the version that is there.
+async fn say(store: &Store, label: i64, verdict: Option<Verdict>, people: Option<Vec<Person>>) {
+    let seen = store.label(label).await.unwrap().unwrap().version();
+    let word = Word { verdict, people, role: "operator", peer: String::new() };
+    assert_eq!(store.say(label, seen, &word, 1).await.unwrap(), Said::Holds(seen + 1));
+}
+
+/// Whose first keypoint is hidden in the middle of the box.
+fn person() -> Person {
+    Person { rect: [10.0, 8.0, 60.0, 88.0], keypoints: vec![(35.0, 16.0, 1), (45.0, 16.0, 2), (20.0, 80.0, 2), (0.0, 0.0, 0)] }
+}
+
+/// Fourteen labels, of which one is accepted, one corrected, one rejected; and one on which nobody is.
+async fn judged_world(world: &World) -> Rounds {
+    let rounds = rounds(world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=14, 0.0, 0), 1).await.unwrap();
+    say(&rounds.store, 1, Some(Verdict::Accepted), Some(vec![person()])).await;
+    say(&rounds.store, 2, Some(Verdict::Corrected), Some(vec![person(), person()])).await;
+    say(&rounds.store, 3, Some(Verdict::Rejected), None).await;
+    say(&rounds.store, 4, Some(Verdict::Corrected), Some(Vec::new())).await;
+    rounds
+}
+
+fn sequences(folder: &Path) -> Vec<u64> {
+    let names = Dataset::load(folder).unwrap().images.into_iter().map(|image| image.file_name);
+    let mut found: Vec<u64> = names.map(|name| name.trim_end_matches(".jpg").rsplit('_').next().unwrap().parse().unwrap()).collect();
+    found.sort_unstable();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_people_say_is_trained_on_as_manual_from_the_next_round_on() {
+    let mut world = World::new();
+    world.config.round.max_rounds = 2;
+    let rounds = judged_world(&world).await;
+    assert_eq!(rounds.step().await.unwrap(), Stepped::Done, "ten that nobody judged are enough");
+    // The round has begun: what is said now is for the next.
+    say(&rounds.store, 2, Some(Verdict::Rejected), None).await;
+    say(&rounds.store, 3, None, None).await;
+    say(&rounds.store, 5, Some(Verdict::Accepted), Some(vec![person()])).await;
+    to_the_end(&rounds).await;
+
+    let folder = world.config.state_dir.join("rounds/1");
+    assert_eq!(sequences(&folder.join("generated")), (5..=14).collect::<Vec<_>>());
+    assert_eq!(sequences(&folder.join("hand")), [1, 2, 4]);
+    let hand = Dataset::load(&folder.join("hand")).unwrap();
+    assert_eq!((hand.annotations.len(), hand.annotations[0].num_keypoints), (3, 3));
+    assert_eq!(hand.annotations[0].bbox, [10.0, 8.0, 50.0, 80.0]);
+    assert_eq!(hand.annotations[0].keypoints, [34.5, 15.5, 1.0, 44.5, 15.5, 2.0, 19.5, 79.5, 2.0, 0.0, 0.0, 0.0]);
+    let state = rounds.store.rounds().await.unwrap().remove(0);
+    let told = events(&world).into_iter().find_map(|event| match event {
+        Event::Exported { images, by_hand, by_hand_sha256, sha256, .. } => Some((images, by_hand, by_hand_sha256, Some(sha256))),
+        _ => None,
+    });
+    assert!(state.hand_sha256.is_some() && state.ended);
+    assert_eq!(told, Some((10, 3, state.hand_sha256, state.dataset_sha256)));
+    // Six manual people have the first keypoint at 0.3 of the box, three by hand at 0.5; of ten images six are manual.
+    let pose: Vec<(f64, f64)> = serde_json::from_slice(&std::fs::read(folder.join("bundle/pose.json")).unwrap()).unwrap();
+    let expected = 0.6 * (6.0 * 0.3 + 3.0 * 0.5) / 9.0 + 0.4 * 0.3;
+    assert!((pose[0].0 - expected).abs() < 0.005, "{pose:?}, expected {expected}");
+
+    let model = rounds.store.running_release().await.unwrap().map_or(0, |release| release.counter());
+    rounds.store.commit(&world.labels("cam-2", 1..=12, 0.0, model), 2).await.unwrap();
+    to_the_end(&rounds).await;
+    assert_eq!(sequences(&world.config.state_dir.join("rounds/2/hand")), [1, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_a_kill_nor_a_verdict_changes_what_a_round_was_made_from() {
+    let undisturbed = World::new();
+    let whole = judged_world(&undisturbed).await;
+    to_the_end(&whole).await;
+
+    let world = World::new();
+    let first = judged_world(&world).await;
+    assert_eq!(first.step().await.unwrap(), Stepped::Done);
+    drop(first);
+    for label in 5.. {
+        let one = rounds(&world, MeanPose::default()).await;
+        say(&one.store, label.min(14), Some(Verdict::Rejected), None).await;
+        say(&one.store, 1, Some(Verdict::Corrected), Some(vec![person(); label as usize])).await;
+        if one.step().await.unwrap() == Stepped::Idle {
+            break;
+        }
+        assert!(label < 20);
+    }
+    let (a, b) =
+        (whole.store.rounds().await.unwrap().remove(0), rounds(&world, MeanPose::default()).await.store.rounds().await.unwrap().remove(0));
+    assert_eq!((&a.dataset_sha256, &a.hand_sha256, a.verdicts), (&b.dataset_sha256, &b.hand_sha256, b.verdicts));
+    assert_eq!((a.decision, a.candidate_judged), (b.decision, b.candidate_judged));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_is_on_judged_pictures_a_round_does_without_them() {
+    let world = World::new();
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    say(&rounds.store, 1, Some(Verdict::Corrected), Some(Vec::new())).await;
+    to_the_end(&rounds).await;
+    let state = rounds.store.rounds().await.unwrap().remove(0);
+    assert_eq!((state.hand_sha256, state.released), (None, Some(1)));
+    assert_eq!(sequences(&world.config.state_dir.join("rounds/1/generated")), (2..=12).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

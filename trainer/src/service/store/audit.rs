@@ -26,6 +26,14 @@ pub struct StoredLabel {
     pub sha256: Option<Vec<u8>>,
     /// The picture; `None` where it is not kept.
     pub jpeg: Option<Vec<u8>>,
+    /// What a person said of it, unless it was taken back.
+    pub verdict: Option<String>,
+    /// Whom the picture shows, by that person, as JSON.
+    pub people: Option<String>,
+    /// The version of that word.
+    pub version: Option<i64>,
+    /// When it was said, Unix ms.
+    pub at_ms: Option<i64>,
     /// Bytes of a picture that lies in the object store, and not in `jpeg` until it is fetched.
     pub(super) outside: Option<i64>,
     /// Why a picture that is kept could not be fetched.
@@ -97,8 +105,9 @@ impl Store {
 
     async fn page(&self, which: &Which, after: i64) -> Result<Vec<StoredLabel>, StoreError> {
         sqlx::query_as(
-            "SELECT l.id, l.device, l.epoch, l.sequence, l.model, l.instances, l.received_ms, l.payload, l.refused, f.sha256, f.jpeg, f.outside \
-             FROM labels l LEFT JOIN frames f USING (device, epoch, sequence) \
+            "SELECT l.id, l.device, l.epoch, l.sequence, l.model, l.instances, l.received_ms, l.payload, l.refused, f.sha256, f.jpeg, \
+             f.outside, v.verdict, v.people, v.version, v.at_ms FROM labels l LEFT JOIN frames f USING (device, epoch, sequence) \
+             LEFT JOIN verdicts v ON v.label = l.id AND v.version = (SELECT max(w.version) FROM verdicts w WHERE w.label = l.id) \
              WHERE l.id > $1 AND ($2 IS NULL OR l.device = $2) AND ($3 IS NULL OR l.model = $3) ORDER BY l.id LIMIT $4",
         )
         .bind(after)

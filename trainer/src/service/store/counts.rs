@@ -17,7 +17,7 @@ pub struct DeviceCounts {
     pub settled: u64,
     /// Of these kept but not trained on.
     pub refused: u64,
-    /// Still in the device's outbox, by its last status.
+    /// Still in the device's outbox, by its last status, without what has come since.
     pub pending: u64,
     /// Dropped by the outbox's byte budget, by its last status.
     pub evicted: u64,
@@ -97,9 +97,12 @@ impl Store {
     pub async fn counts(&self) -> Result<Vec<DeviceCounts>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT d.device, d.online, d.seen_ms, d.confirmed, d.trial, d.refused AS refused_release, d.reason, \
-             CAST(coalesce(sum(e.committed), 0) AS BIGINT) AS committed, CAST(coalesce(sum(e.pending), 0) AS BIGINT) AS pending, CAST(coalesce(sum(e.evicted), 0) AS BIGINT) AS evicted, \
+             CAST(coalesce(sum(e.committed), 0) AS BIGINT) AS committed, CAST(coalesce(sum(CASE WHEN e.pending < e.committed - e.stored - e.evicted THEN e.pending \
+             WHEN e.committed > e.stored + e.evicted THEN e.committed - e.stored - e.evicted ELSE 0 END), 0) AS BIGINT) AS pending, \
+             CAST(coalesce(sum(e.evicted), 0) AS BIGINT) AS evicted, \
              CAST(coalesce(sum(e.duplicates), 0) AS BIGINT) AS duplicates, CAST(coalesce(sum(e.conflicts), 0) AS BIGINT) AS conflicts, \
-             CAST(coalesce(sum(e.stored), 0) AS BIGINT) AS stored, CAST(coalesce(sum(e.settled), 0) AS BIGINT) AS settled, CAST(coalesce(sum(e.refused), 0) AS BIGINT) AS refused, \
+             CAST(coalesce(sum(e.stored), 0) AS BIGINT) AS stored, CAST(coalesce(sum(e.settled), 0) AS BIGINT) AS settled, \
+             CAST(coalesce(sum(e.refused), 0) AS BIGINT) AS refused, \
              CAST(coalesce(sum(e.frames), 0) AS BIGINT) AS frames \
              FROM devices d LEFT JOIN epochs e USING (device) GROUP BY d.device ORDER BY d.device",
         )

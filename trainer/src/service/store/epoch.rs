@@ -102,8 +102,8 @@ impl Store {
         marker::write(self.state_dir(), file, Marker { collector, commits })
     }
 
-    /// The epoch that acknowledgements name. It is read before what they acknowledge: where it changes in between, they name the earlier one,
-    /// and no device takes what a restored database has lost for stored under the new one.
+    /// The epoch that acknowledgements name. It is read before what they acknowledge: where it changes in between, they name the earlier
+    /// one, and no device takes what a restored database has lost for stored under the new one.
     pub(super) async fn epoch(&self, db: &mut AnyConnection) -> Result<u64, sqlx::Error> {
         if !self.is_shared() {
             return Ok(self.collector);

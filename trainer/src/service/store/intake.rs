@@ -108,8 +108,8 @@ impl Store {
     /// Stores `records` (device, message) in one transaction; after it returned, they are on disk.
     ///
     /// # Errors
-    /// See [`StoreError`]; then nothing may be acknowledged. Nothing of the batch is stored, or (when the connection broke as it was committed)
-    /// all of it: what is then tried again is there already, and is acknowledged as such.
+    /// See [`StoreError`]; then nothing may be acknowledged. Nothing of the batch is stored, or (when the connection broke as it was
+    /// committed) all of it: what is then tried again is there already, and is acknowledged as such.
     pub async fn commit(&self, records: &[(String, Record)], now_ms: u64) -> Result<Committed, StoreError> {
         // Before the commit that refers to them.
         let put = self.put_pictures(records).await?;
@@ -364,7 +364,8 @@ impl Store {
             let sql = format!(
                 "INSERT INTO devices (device, seen_ms, epoch, ahead_ms, label_model, label_hash) VALUES {} ON CONFLICT (device) DO UPDATE \
                  SET seen_ms = excluded.seen_ms, epoch = coalesce(excluded.epoch, devices.epoch), \
-                 ahead_ms = coalesce(excluded.ahead_ms, devices.ahead_ms), label_model = coalesce(excluded.label_model, devices.label_model), \
+                 ahead_ms = coalesce(excluded.ahead_ms, devices.ahead_ms), \
+                 label_model = coalesce(excluded.label_model, devices.label_model), \
                  label_hash = coalesce(excluded.label_hash, devices.label_hash)",
                 self.values(chunk.len(), 6)
             );

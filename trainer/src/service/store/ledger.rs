@@ -9,7 +9,7 @@ use omnilabel_keypoints::release::ReleaseManifest;
 use omnilabel_keypoints::wire::LabelKey;
 
 /// Which labels a round is made from: those of one teacher, after `after` and up to `up_to` in the order of their arrival, with their
-/// pictures, not refused.
+/// pictures, not refused, and not judged by a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Selection {
     /// Counter of the teacher's release.
@@ -18,6 +18,8 @@ pub struct Selection {
     pub after: i64,
     /// Inclusive.
     pub up_to: i64,
+    /// Number of the last word of a person that counts, see [`Store::last_word`].
+    pub verdicts: i64,
 }
 
 /// One label of a selection, without its picture.
@@ -85,7 +87,9 @@ impl ReleaseRow {
 const MAX_COUNTER_LEAD: i64 = 1_000_000;
 
 const SELECT: &str = "FROM labels l JOIN frames f USING (device, epoch, sequence) \
-                      WHERE l.model = $1 AND l.id > $2 AND l.id <= $3 AND l.refused IS NULL AND f.jpeg IS NOT NULL";
+                      WHERE l.model = $1 AND l.id > $2 AND l.id <= $3 AND l.refused IS NULL AND f.jpeg IS NOT NULL \
+                      AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.label = l.id AND v.verdict IS NOT NULL \
+                      AND v.id = (SELECT max(w.id) FROM verdicts w WHERE w.label = l.id AND w.id <= $4))";
 
 macro_rules! selection {
     ($columns:literal, $tail:literal) => {
@@ -103,6 +107,7 @@ impl Store {
             .bind(which.teacher.cast_signed())
             .bind(which.after)
             .bind(which.up_to)
+            .bind(which.verdicts)
             .fetch_one(&self.pool)
             .await
             .map_err(self.sql("count labels"))?;
@@ -118,6 +123,7 @@ impl Store {
             .bind(which.teacher.cast_signed())
             .bind(which.after)
             .bind(which.up_to)
+            .bind(which.verdicts)
             .fetch_optional(&self.pool)
             .await
             .map_err(self.sql("read labels"))?;
@@ -150,6 +156,7 @@ impl Store {
                 .bind(which.teacher.cast_signed())
                 .bind(which.after)
                 .bind(which.up_to)
+                .bind(which.verdicts)
                 .fetch_all(&self.pool)
                 .await
                 .map_err(self.sql("read labels"))?;

@@ -6,7 +6,7 @@
 //! | intake, alone | who asks which labels can come no more below a number | the answer |
 //! | intake, alone | who deletes pictures in the object store | they are deleted |
 //! | a device's, in the order of their numbers | a commit, before it reads or changes what is counted of the device | its end |
-//! | the rounds' | who writes the state of a round, and who drops labels or pictures, before anything else | its end |
+//! | the rounds' | who writes a round's state, judges labels, sorts doubts, drops labels or pictures, before anything else | its end |
 //! | the epoch's | who draws a collector epoch | its end |
 //! | the service's | the one `run` of the database | its connection ends |
 //!
@@ -146,7 +146,7 @@ pub(super) async fn lock_epoch(db: &mut AnyConnection) -> Result<(), sqlx::Error
     lock.execute(db).await.map(drop)
 }
 
-/// Nobody else begins a round, or drops what one could read, in this transaction.
+/// Nobody else begins a round, judges a label, or drops what either could read, in this transaction.
 pub(super) async fn lock_rounds(db: &mut AnyConnection) -> Result<(), sqlx::Error> {
     let lock = sqlx::query("SELECT CAST(pg_advisory_xact_lock($1, $2) AS TEXT)").bind(SINGLE).bind(ROUNDS);
     lock.execute(db).await.map(drop)

@@ -17,8 +17,8 @@ const PAGE: i64 = 512;
 pub const ROWS: usize = 64;
 
 /// Whether a person has judged a label, as a condition on `labels l`. Retention takes no such label and none of its pictures.
-/// The one place where a table of verdicts has to say so: `EXISTS (SELECT 1 FROM … WHERE … = l.id)`.
-const JUDGED: &str = "1 = 0";
+/// What was said and taken back counts, too.
+const JUDGED: &str = "EXISTS (SELECT 1 FROM verdicts v WHERE v.label = l.id)";
 
 /// The labels of a round that may still be read for it: those of its teacher that came after this number. `$1` and `$2` of the statements
 /// below.
@@ -238,6 +238,10 @@ impl Store {
         for id in ids {
             let query = sqlx::query_as(AssertSqlSafe(sql.clone())).bind(in_use.teacher).bind(in_use.after).bind(*id);
             let row: Option<Dropped> = query.fetch_optional(&mut *tx).await.map_err(self.sql("drop a label"))?;
+            if row.is_some() {
+                let query = sqlx::query("DELETE FROM doubts WHERE label = $1").bind(*id);
+                query.execute(&mut *tx).await.map_err(self.sql("drop a label's doubt"))?;
+            }
             dropped.extend(row);
         }
         dropped.sort_by(|a, b| by_key(&a.0, a.1, a.2).cmp(&by_key(&b.0, b.1, b.2)));

@@ -195,7 +195,7 @@ async fn the_first_of_two_labels_under_one_key_stays(home: Home) {
     let done = store.commit(&[label(1, false), (device, Record::Label(other))], 1).await.unwrap();
     let key = LabelKey { epoch: u64::MAX - 5, sequence: 1 };
     assert_eq!((done.stored, done.repeated, done.conflicts), (1, 1, vec![("cam".to_owned(), key)]));
-    let all = super::ledger::Selection { teacher: 0, after: 0, up_to: i64::MAX };
+    let all = super::ledger::Selection { teacher: 0, after: 0, up_to: i64::MAX, verdicts: 0 };
     assert_eq!(store.payloads(all).await.unwrap(), vec![1_u64.to_le_bytes().to_vec()]);
 }
 
@@ -297,6 +297,10 @@ async fn the_account_adds_up_over_epochs(home: Home) {
     assert_eq!((counts.committed, counts.stored, counts.evicted, counts.pending, counts.online), (17, 8, 7, 1, false));
     assert_eq!((counts.missing(), counts.lost()), (2, 1));
     assert_eq!(super::counts::read_counts(home.place()).await.unwrap(), [counts]);
+    // A status that was made before labels that are here: they do not wait any more.
+    store.commit(&[status(u64::MAX - 5, 12, 9, 2)], 3).await.unwrap();
+    let counts = store.counts().await.unwrap().remove(0);
+    assert_eq!((counts.pending, counts.missing(), counts.lost()), (2, 2, 0));
 }
 
 async fn counters_only_grow_and_no_device_can_push_them_far(home: Home) {

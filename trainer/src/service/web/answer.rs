@@ -1,15 +1,19 @@
 //! What the page's server answers: JSON, and what was expected where a request is wrong.
 
 use crate::service::store::StoreError;
+use axum::body::{Body, Bytes};
 use axum::extract::Query;
 use axum::extract::rejection::PathRejection;
-use axum::http::header::{self, HeaderValue};
+use axum::http::header::{self, HeaderMap, HeaderValue};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
+
+/// How long a request's body may take.
+const BODY_TIME: Duration = Duration::from_secs(5);
 
 /// The part of a path between braces, or why there is none.
 pub(super) type Named = Result<axum::extract::Path<String>, PathRejection>;
@@ -53,7 +57,7 @@ impl Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         tracing::error!("the page: {error}");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the store cannot be read, see the centre's log")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the store cannot be read or written, see the centre's log")
     }
 }
 
@@ -74,6 +78,19 @@ impl IntoResponse for Failure {
 /// An answer in JSON.
 pub(super) fn json(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+/// A body of JSON, of at most `most` bytes.
+pub(super) async fn body(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Failure> {
+    // Which a form of another site cannot send.
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()?.split(';').next()).unwrap_or_default();
+    if !kind.trim().eq_ignore_ascii_case("application/json") {
+        return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body of type application/json is expected"));
+    }
+    tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, most))
+        .await
+        .map_err(|_| Failure::new(StatusCode::REQUEST_TIMEOUT, "the body is expected at once"))?
+        .map_err(|_| Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body of at most {most} bytes is expected")))
 }
 
 /// A number of the wire, which is coarser than its digits in binary.

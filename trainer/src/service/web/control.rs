@@ -104,17 +104,28 @@ async fn release(
     fulfil(site, peer, who, wish(counter)).await
 }
 
-/// Written down before and after, and done to its end even where nobody waits for the answer any more.
 async fn fulfil(site: Arc<Site>, peer: Peer, who: Who, wish: Wish) -> Result<Response, Failure> {
     let request = wish.request();
+    let centre = Arc::clone(&site);
+    let deed = async move { wish.of(&*centre.centre.control).await.map_err(|reason| Failure::new(StatusCode::CONFLICT, reason)) };
+    carry_out(site, peer, who, request.clone(), deed).await?;
+    Ok(json(&json!({ "done": request })))
+}
+
+/// Does what somebody asked: written down before and after, and done to its end even where nobody waits for the answer any more.
+pub(super) async fn carry_out<T, D>(site: Arc<Site>, peer: Peer, who: Who, request: String, deed: D) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    D: Future<Output = Result<T, Failure>> + Send + 'static,
+{
     note(&site, peer, Some(&who), &request, "asked").await?;
     let task = tokio::spawn({
         let request = request.clone();
         async move {
-            let done = wish.of(&*site.centre.control).await;
+            let done = deed.await;
             let outcome = match &done {
-                Ok(()) => "done".to_owned(),
-                Err(reason) => format!("not done: {reason}"),
+                Ok(_) => "done".to_owned(),
+                Err(failure) => format!("not done: {}", failure.message()),
             };
             tracing::info!(peer = %peer.0, role = who.role.name(), "{request}: {outcome}");
             // It is done already; that it was asked is in the log.
@@ -124,12 +135,8 @@ async fn fulfil(site: Arc<Site>, peer: Peer, who: Who, wish: Wish) -> Result<Res
             done
         }
     });
-    match task.await {
-        Ok(Ok(())) => Ok(json(&json!({ "done": request }))),
-        Ok(Err(reason)) => Err(Failure::new(StatusCode::CONFLICT, reason)),
-        Err(error) => {
-            tracing::error!("{request}: {error}");
-            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the centre failed at it, see its log"))
-        }
-    }
+    task.await.unwrap_or_else(|error| {
+        tracing::error!("{request}: {error}");
+        Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the centre failed at it, see its log"))
+    })
 }

@@ -27,8 +27,6 @@ use std::time::{Duration, Instant};
 pub(super) const CSRF: &str = "x-csrf-token";
 /// The largest body of a log-in, bytes.
 const MAX_LOGIN: usize = MAX_TOKEN + 128;
-/// How long a log-in's body may take.
-const LOGIN_TIME: Duration = Duration::from_secs(5);
 
 /// Where a connection comes from.
 #[derive(Clone, Copy, Debug)]
@@ -202,15 +200,7 @@ pub(super) async fn login(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
-    // Which a form of another site cannot send.
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()?.split(';').next()).unwrap_or_default();
-    if !kind.trim().eq_ignore_ascii_case("application/json") {
-        return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body of type application/json is expected"));
-    }
-    let bytes = tokio::time::timeout(LOGIN_TIME, axum::body::to_bytes(body, MAX_LOGIN))
-        .await
-        .map_err(|_| Failure::new(StatusCode::REQUEST_TIMEOUT, "the body is expected at once"))?
-        .map_err(|_| Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body of at most {MAX_LOGIN} bytes is expected")))?;
+    let bytes = super::answer::body(&headers, body, MAX_LOGIN).await?;
     let Login { token } = serde_json::from_slice(&bytes)
         .map_err(|_| Failure::new(StatusCode::BAD_REQUEST, "the body is not {\"token\": \"…\"}, as is expected"))?;
     let now = Instant::now();

@@ -10,12 +10,14 @@ use std::sync::LazyLock;
 const OPENAPI: &str = include_str!("openapi.json");
 const STYLE: &str = include_str!("page/style.css");
 /// One script, in the order of what needs what.
-const SCRIPTS: [&str; 7] = [
+const SCRIPTS: [&str; 9] = [
     include_str!("page/base.js"),
     include_str!("page/charts.js"),
     include_str!("page/fleet.js"),
     include_str!("page/releases.js"),
     include_str!("page/labels.js"),
+    include_str!("page/sheet.js"),
+    include_str!("page/review.js"),
     include_str!("page/log.js"),
     include_str!("page/main.js"),
 ];

@@ -3,6 +3,8 @@
 mod access;
 mod answers;
 mod browser;
+mod devtools;
+mod verdicts;
 
 use super::*;
 use crate::service::collector::Rejected;
@@ -142,7 +144,8 @@ impl Page {
         health.acknowledged();
         let (stop, stopping) = watch::channel(false);
         let control: Arc<dyn Control> = wishes.clone();
-        let centre = Centre { store, skeleton: skeleton(), health: Arc::clone(&health), control };
+        let (writer, health_of) = (store.clone(), Arc::clone(&health));
+        let centre = Centre { store, writer, skeleton: skeleton(), keypoint_threshold: 0.2, health: health_of, control };
         let served = tokio::spawn(server.serve(centre, stopping));
         Self { world, now, address, health, wishes, stop, served }
     }
@@ -150,7 +153,7 @@ impl Page {
     async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
-        let length = if method == "POST" { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
+        let length = if matches!(method, "POST" | "PUT") { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
         let head = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{length}{headers}\r\n{body}");
         socket.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();

@@ -6,6 +6,7 @@ use super::*;
 use crate::service::backup::{backup, restore};
 use crate::service::dataset::Exporter;
 use crate::service::store::audit::{StoredLabel, Which};
+use crate::service::store::gallery::Look;
 use crate::service::store::intake::{Committed, Record};
 use crate::service::store::ledger::{Selected, Selection};
 use crate::service::store::{Place, Store};
@@ -16,7 +17,7 @@ use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::Thresholds;
 use omnilabel_keypoints::wire::{LabelMsg, Message};
 
-const ALL: Selection = Selection { teacher: 0, after: 0, up_to: i64::MAX };
+const ALL: Selection = Selection { teacher: 0, after: 0, up_to: i64::MAX, verdicts: 0 };
 const LATER: u64 = u64::MAX >> 1;
 
 /// The pictures of a batch in its order.
@@ -74,7 +75,7 @@ async fn what_comes_is_read_in_every_way(home: Home) {
     let done = store.commit(&batch, 1).await.unwrap();
     assert_eq!((done.stored, acknowledged(&store, &done).await), (40, 0), "sequences begin at 101");
     assert_eq!(read(&store).await, sent(&batch).into_iter().map(Ok).collect::<Vec<_>>());
-    assert!(store.labels_before(None, i64::MAX, 99).await.unwrap().iter().all(|label| label.pictured));
+    assert!(store.labels(&Look::default(), None, 99).await.unwrap().iter().all(|label| label.pictured));
     let outside: u64 = if home.pictures.pictures.is_some() { 40 } else { 0 };
     assert_eq!(store.outside().await.unwrap(), outside);
     let heldout = Dataset::load(&world.config.data.heldout).unwrap();

@@ -91,7 +91,10 @@ async function ask(path, { method = "GET", body, wait_ms = ANSWER_MS } = {}) {
   });
   const told = await answer.json().catch(() => ({}));
   if (answer.status === 401) throw new Locked(told.error);
-  if (!answer.ok) throw new Trouble(told.error ?? `The centre answers with error ${answer.status}`);
+  if (!answer.ok) {
+    const trouble = new Trouble(told.error ?? `The centre answers with error ${answer.status}`);
+    throw Object.assign(trouble, { status: answer.status });
+  }
   return told;
 }
 

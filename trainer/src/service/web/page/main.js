@@ -83,6 +83,7 @@ async function meet() {
 }
 
 function lock(refusal) {
+  if ($("review").open) $("review").close();
   locked = true;
   session = null;
   stand("wait", "A token is needed");
@@ -123,10 +124,10 @@ $("login").addEventListener("submit", logIn);
 $("leave").addEventListener("click", logOut);
 $("enter").addEventListener("click", () => lock(""));
 $("filter").addEventListener("submit", (event) => event.preventDefault());
-$("by-device").addEventListener("change", () => loadLabels(false));
-$("by-score").addEventListener("input", filtered);
-$("by-agreement").addEventListener("input", filtered);
+for (const name of ["device", "verdict", "order"]) $(`by-${name}`).addEventListener("change", () => loadLabels(false));
+for (const name of Object.keys(RANGES)) $(name).addEventListener("input", filtered);
 $("overlay").addEventListener("change", () => $("gallery").classList.toggle("plain", !$("overlay").checked));
+$("review-start").addEventListener("click", startReview);
 $("newest").addEventListener("click", () => loadLabels(false));
 $("older").addEventListener("click", () => loadLabels(true));
 $("ailing").addEventListener("change", () => fleet && renderFleet());

@@ -68,6 +68,10 @@ async fn labels_are_found_by_device_score_and_agreement() {
     // Everybody scores 0.9, and the views agree.
     assert_eq!(ids("?min_score=0.85&min_agreement=0.9&limit=2").await, (vec![8, 7], Some(7)));
     assert_eq!(ids("?min_score=0.95").await, (vec![], None));
+    assert_eq!(ids("?max_score=0.85").await, (vec![], None));
+    assert_eq!(ids("?min_score=0.85&max_score=0.95&max_agreement=1&limit=1").await, (vec![8], Some(8)));
+    assert_eq!(ids("?order=doubt&limit=2").await, (vec![8, 7], Some(7)));
+    assert_eq!(ids("?order=doubt&limit=9&before=7&max_score=0.95").await, (vec![6, 5, 4, 3, 2, 1], None));
 
     let label = page.read("/api/v1/labels?limit=1").await["labels"][0].clone();
     assert_eq!((&label["device"], &label["model"], &label["frame"]), (&json!("cam-2"), &json!(1), &json!(true)));
@@ -87,12 +91,18 @@ async fn labels_are_found_by_device_score_and_agreement() {
 
     for (path, expected) in [
         ("labels?min_score=2", "`min_score` is \"2\", expected 0 to 1"),
+        ("labels?max_agreement=-1", "`max_agreement`"),
+        ("labels?verdict=maybe", "`verdict` is \"maybe\", expected any, none, accepted, corrected or rejected"),
+        ("labels?order=oldest", "`order` is \"oldest\", expected newest or doubt"),
         ("labels?limit=101", "expected 1 to 100"),
         ("labels?limit=0", "expected 1 to 100"),
         ("labels?before=x", "`before`"),
         ("labels?device=a%2Fb", "`device`"),
         ("labels?device=cam-1%27%20OR%201=1", "`device`"),
-        ("labels?devise=cam-1", "expected one of device, min_score, min_agreement, before, limit"),
+        (
+            "labels?devise=cam-1",
+            "expected one of device, min_score, max_score, min_agreement, max_agreement, verdict, order, before, limit",
+        ),
         ("labels?limit=1&limit=2", "each parameter once"),
         ("labels/x/frame.jpg", "`id` is \"x\", expected a number"),
         ("events?after=-1", "`after`"),

@@ -1,5 +1,6 @@
 //! The page in a real browser.
 
+use super::devtools::Browser;
 use super::*;
 use std::process::Command;
 
@@ -52,5 +53,153 @@ async fn the_page_shows_the_fleet_and_takes_words_of_devices_as_text() {
     if let Some(shown) = tokio::task::spawn_blocking(move || browsed(&url, 1400)).await.unwrap() {
         assert!(shown.contains("A token is needed") && !shown.contains("cam-1"), "{shown}");
     }
+    page.close().await;
+}
+
+/// The people that the centre has of a label, and the version of the word on it.
+fn told(browser: &mut Browser, label: u64) -> Value {
+    browser.value(&format!("fetch('api/v1/labels/{label}/verdict').then((answer) => answer.json())"))
+}
+
+fn is_shown(label: u64) -> String {
+    format!("review.label.id === {label} && !review.busy && document.querySelectorAll('#sheet-marks .joint').length > 0")
+}
+
+const DOT: &str = "#sheet-marks [data-person='0'][data-keypoint='1']";
+
+/// Reviews labels as a person would, with real movements of a mouse and a finger.
+fn review(mut browser: Browser, url: &str) {
+    let browser = &mut browser;
+    browser.go(url);
+    browser.until("!document.getElementById('login').hidden");
+    browser.value(&format!("document.getElementById('token').value = '{OPERATOR}'; document.getElementById('login').requestSubmit()"));
+    browser.until("document.querySelectorAll('#gallery figure').length === 8 && !document.getElementById('review-start').hidden");
+    let start = browser.middle("#review-start");
+    browser.click(start);
+    browser.until(&is_shown(8));
+
+    // A keypoint is dragged; with a click on it, it is hidden; undone is the last change alone.
+    let before = told(browser, 8)["proposed"][0].clone();
+    let zoom = browser.value("review.zoom").as_f64().unwrap();
+    assert!(zoom > 4.0, "96 pixels fill the sheet: {zoom}");
+    let from = browser.middle(DOT);
+    browser.drag(from, (from.0 + 60.0, from.1 + 45.0));
+    let dragged = browser.middle(DOT);
+    assert!((dragged.0 - from.0 - 60.0).abs() < 0.5 && (dragged.1 - from.1 - 45.0).abs() < 0.5, "{from:?} -> {dragged:?}");
+    browser.click(dragged);
+    browser.key("v");
+    assert_eq!(browser.value("review.people[0].keypoints[1]"), json!([0, 0, 0]), "visible, hidden, not there");
+    browser.key("u");
+    let png = browser.shot("review");
+    let shot = image::load_from_memory(&png).unwrap();
+    assert_eq!((shot.width(), shot.height()), (1400, 900));
+    browser.dark(true);
+    browser.shot("review-dark");
+    browser.dark(false);
+    // Accepting it as the device made it would lose what was changed.
+    browser.key("a");
+    browser.until("document.getElementById('review-note').textContent.startsWith('You changed it')");
+    browser.key("s");
+    browser.until(&is_shown(7));
+    let saved = told(browser, 8);
+    assert_eq!(
+        (&saved["version"], &saved["verdict"]["verdict"], &saved["verdict"]["role"]),
+        (&json!(1), &json!("corrected"), &json!("operator"))
+    );
+    let after = &saved["verdict"]["instances"][0];
+    let at = |person: &Value, axis: usize| person["keypoints"][1][axis].as_f64().unwrap();
+    for (axis, pixels) in [(0, 60.0), (1, 45.0)] {
+        assert!((at(after, axis) - at(&before, axis) - pixels / zoom).abs() < 0.1, "{before} -> {after}");
+    }
+    assert_eq!((&after["keypoints"][1][2], &after["keypoints"][0], &after["box"]), (&json!(1), &before["keypoints"][0], &before["box"]));
+    browser.until("document.querySelector('#gallery figure').textContent.includes('corrected')");
+
+    // Verdicts by keys, and the way through the labels.
+    browser.key("a");
+    browser.until(&is_shown(6));
+    browser.key("r");
+    browser.until(&is_shown(5));
+    browser.key("ArrowLeft");
+    browser.until(&is_shown(6));
+    browser.key("ArrowRight");
+    browser.until(&is_shown(5));
+    for (label, verdict) in [(7, "accepted"), (6, "rejected")] {
+        assert_eq!(told(browser, label)["verdict"]["verdict"], verdict);
+    }
+    assert_eq!(told(browser, 7)["verdict"]["instances"], told(browser, 7)["proposed"]);
+
+    // A second person, one keypoint after another, of which the last is not there; closer by the wheel first.
+    let middle = browser.middle("#sheet-frame");
+    browser.wheel(middle);
+    browser.until(&format!("review.zoom > {}", zoom * 1.5));
+    browser.key("0");
+    browser.key("n");
+    for (dx, dy, name) in [(-100.0, -50.0, "left hand"), (100.0, -50.0, "right hand"), (-100.0, 150.0, "left foot")] {
+        browser.until(&format!("document.getElementById('review-note').textContent.includes('{name}')"));
+        browser.click((middle.0 + dx, middle.1 + dy));
+    }
+    browser.shot("review-placing");
+    browser.key("n");
+    browser.until("review.placing === null && document.querySelectorAll('#review-people .person').length === 2");
+    let corner = browser.middle("#sheet-marks .corner");
+    browser.drag(corner, (corner.0 - 20.0, corner.1 - 20.0));
+    browser.shot("review-person");
+    browser.key("s");
+    browser.until(&is_shown(4));
+    let saved = told(browser, 5)["verdict"]["instances"][1].clone();
+    let (x1, y1) = (48.0 - 100.0 / zoom, 48.0 - 50.0 / zoom);
+    let near = |found: &Value, expected: f64| assert!((found.as_f64().unwrap() - expected).abs() < 0.3, "{saved}: {expected}");
+    near(&saved["keypoints"][0][0], x1);
+    near(&saved["keypoints"][0][1], y1);
+    let room = 2.0 + 0.1 * (200.0 / zoom);
+    near(&saved["box"][0], x1 - room - 20.0 / zoom);
+    near(&saved["box"][3], 48.0 + 150.0 / zoom + room);
+    assert_eq!(saved["keypoints"].as_array().unwrap().iter().map(|k| k[2].as_u64().unwrap()).collect::<Vec<_>>(), [2, 2, 2, 0]);
+
+    // With a finger, on a small screen.
+    browser.resize(390, 800);
+    browser.until("review.zoom < 4.2");
+    let zoom = browser.value("review.zoom").as_f64().unwrap();
+    let before = told(browser, 4)["proposed"][0].clone();
+    let from = browser.middle(DOT);
+    browser.drag_by_touch(from, (from.0 - 30.0, from.1 + 20.0));
+    let shown = browser.value("review.people[0].keypoints[1]");
+    assert!((shown[0].as_f64().unwrap() - at(&before, 0) + 30.0 / zoom).abs() < 0.3, "{before} -> {shown}");
+    browser.shot("review-small");
+    browser.key("s");
+    browser.until(&is_shown(3));
+
+    // Somebody else is faster: what he said is told, and holds until it is said again.
+    browser.resize(1400, 900);
+    let other = "fetch('api/v1/labels/3/verdict', { method: 'PUT', body: JSON.stringify({ version: 0, verdict: 'rejected' }), \
+                 headers: { 'Content-Type': 'application/json', 'X-CSRF-Token': session.csrf } }).then((answer) => answer.status)";
+    assert_eq!(browser.value(other), 200);
+    browser.key("a");
+    browser.until("document.getElementById('review-note').textContent.includes('Somebody else judged it meanwhile: rejected')");
+    assert_eq!(told(browser, 3)["verdict"]["verdict"], "rejected");
+    browser.key("a");
+    browser.until(&is_shown(2));
+    assert_eq!((&told(browser, 3)["verdict"]["verdict"], &told(browser, 3)["version"]), (&json!("accepted"), &json!(2)));
+
+    // Placing ends first, then the review.
+    browser.key("n");
+    browser.until("review.placing !== null");
+    browser.key("Escape");
+    browser.until("review.placing === null && document.getElementById('review').open");
+    browser.key("Escape");
+    browser.until("!document.getElementById('review').open");
+    browser.shot("gallery");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_puts_labels_right_by_mouse_finger_and_keyboard() {
+    let page = Page::open(true, true).await;
+    let url = format!("http://{}/#labels", page.address);
+    let reviewed = move || {
+        if let Some(browser) = Browser::open(1400, 900) {
+            review(browser, &url);
+        }
+    };
+    tokio::task::spawn_blocking(reviewed).await.unwrap();
     page.close().await;
 }
