@@ -2,7 +2,7 @@
 
 use super::FormatError;
 use omnilabel_detect::frame::MAX_FRAME_SIDE;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 /// Folders in each other that are searched.
@@ -21,7 +21,12 @@ pub(super) fn is_picture(path: &Path) -> bool {
 /// A folder that cannot be read, or holds too much.
 pub(super) fn below(root: &Path) -> Result<Vec<PathBuf>, FormatError> {
     let (mut open, mut found) = (vec![(root.to_owned(), 0)], Vec::new());
+    // A folder that links lead to many times is looked into once.
+    let mut known = HashSet::new();
     while let Some((folder, depth)) = open.pop() {
+        if !known.insert(std::fs::canonicalize(&folder).map_err(FormatError::io(&folder))?) {
+            continue;
+        }
         for entry in std::fs::read_dir(&folder).map_err(FormatError::io(&folder))? {
             let path = entry.map_err(FormatError::io(&folder))?.path();
             if path.is_dir() {

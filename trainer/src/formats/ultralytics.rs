@@ -66,7 +66,7 @@ fn spec(path: &Path) -> Result<Spec, FormatError> {
     }
     // An alias is a copy when it is read, and copies of copies grow without end.
     let alias = |word: &str| word.len() > 1 && word.starts_with(['*', '&']);
-    if let Some(line) = text.lines().position(|line| line.split([' ', '\t', '[', ']', '{', '}', ',']).any(alias)) {
+    if let Some(line) = text.lines().position(|line| line.split(|c: char| c.is_whitespace() || "[]{},:\"'".contains(c)).any(alias)) {
         return Err(wrong(&format!("line {}", line + 1), "anchors and aliases (& and *) are not read".to_owned()));
     }
     let documents = YamlLoader::load_from_str(&text)

@@ -115,7 +115,7 @@ pub async fn restore(from: &Path, place: &Place) -> anyhow::Result<(About, u64)>
     if let Some(Outside { place: old, pictures }) = &about.outside {
         ensure!(
             place.has_pictures(),
-            "{pictures} pictures of it lie in {old}: expected `store.pictures` with this place, or with a copy of it"
+            "{pictures} pictures of it lie in {old}: expected `store.pictures` with this place where the old database is given up, else with a copy of it"
         );
     }
     if !entries(state_dir)?.is_empty() {

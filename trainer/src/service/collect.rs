@@ -36,16 +36,20 @@ pub async fn collect(config: CollectConfig, mut stop: watch::Receiver<bool>) -> 
     let announce = Arc::new(Notify::new());
     let collector = Collector::new(&config.collector, &store, &events, intake, out, acks.clone(), announce);
     let mut answers = Answers::new(&config.broker, &store, &link, &acks, collector.health());
-    let mut collector = tokio::spawn(collector.run(incoming, stop.clone()));
-    let result = loop {
-        tokio::select! {
-            ended = &mut collector => break ended.context("the collector failed"),
-            () = answers.due() => if let Err(error) = answers.next().await {
-                events.emit(Event::Error { what: "publish".to_owned(), message: omnilabel_console::line(&error) });
-            },
+    let collector = tokio::spawn(collector.run(incoming, stop.clone()));
+    let told = Arc::clone(&events);
+    // A task of its own: while the broker is away, it waits in a publish.
+    let answers = tokio::spawn(async move {
+        loop {
+            answers.due().await;
+            if let Err(error) = answers.next().await {
+                told.emit(Event::Error { what: "publish".to_owned(), message: omnilabel_console::line(&error) });
+            }
         }
-    };
+    });
+    let result = collector.await.context("the collector failed");
     link.close().await;
+    answers.abort();
     events.emit(Event::Stopped);
     store.close().await;
     result

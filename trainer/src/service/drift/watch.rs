@@ -59,9 +59,9 @@ impl Watch {
         let mut models: BTreeMap<String, u64> = BTreeMap::new();
         // What comes meanwhile is for the next look.
         while cursor < last {
-            let rows = self.store.uncounted(cursor, READ).await?;
-            let Some(newest) = rows.last() else { break };
-            cursor = newest.id;
+            let rows = self.store.uncounted(cursor, last, READ).await?;
+            // Numbers without a label were drawn by commits that failed.
+            cursor = rows.last().map_or(last, |newest| newest.id);
             for row in rows.into_iter().filter(|row| !row.refused) {
                 let label = match LabelMsg::decode(&row.payload) {
                     Ok(label) => label,

@@ -193,7 +193,7 @@ impl Store {
         self.add_runs(&mut tx, &settled).await.map_err(self.sql("store what is settled"))?;
         self.add_accounts(&mut tx, &accounts).await.map_err(self.sql("count"))?;
         let commits = self.count_commit(&mut tx).await?;
-        self.still_there(&mut tx, put).await?;
+        self.still_there(&mut tx, records, put).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
         Ok((done, commits))
     }

@@ -188,7 +188,7 @@ impl Store {
     /// with the picture's SHA-256.
     ///
     /// # Errors
-    /// See [`StoreError`]; then none of them is dropped.
+    /// See [`StoreError`]; then none of them is dropped, or all are, and some are left as orphans in the object store.
     pub async fn drop_pictures(&self, pictures: &[&OldPicture]) -> Result<Gone, StoreError> {
         let (mut tx, in_use) = self.begin_drop().await?;
         let sql = format!(
@@ -220,14 +220,14 @@ impl Store {
         }
         let gone = self.account(&mut tx, &drops).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
-        self.delete_outside(&names).await;
+        self.delete_pictures(&names).await?;
         Ok(gone)
     }
 
     /// Drops labels with their pictures in one transaction, except those that have come into use or were judged since they were looked at.
     ///
     /// # Errors
-    /// See [`StoreError`]; then none of them is dropped.
+    /// See [`StoreError`]; then none of them is dropped, or all are, and pictures of some are left as orphans in the object store.
     pub async fn drop_labels(&self, ids: &[i64]) -> Result<Gone, StoreError> {
         let (mut tx, in_use) = self.begin_drop().await?;
         let sql = format!(
@@ -266,15 +266,8 @@ impl Store {
         }
         let gone = self.account(&mut tx, &drops).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
-        self.delete_outside(&names).await;
+        self.delete_pictures(&names).await?;
         Ok(gone)
-    }
-
-    /// Deletes pictures that no row refers to any more from the object store.
-    async fn delete_outside(&self, names: &[Vec<u8>]) {
-        if let Err(error) = self.delete_pictures(names).await {
-            tracing::warn!("{error}; `dataset orphans --delete` deletes the pictures that were dropped");
-        }
     }
 
     /// A transaction that drops, with what it must leave: no round begins before its end.

@@ -57,15 +57,17 @@ impl Store {
         Ok(self.meta(COUNTED).await?.unwrap_or(0))
     }
 
-    /// The first `limit` labels after one, in the order of arrival.
+    /// The first `limit` labels after one, up to another one, in the order of arrival.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn uncounted(&self, after: i64, limit: u32) -> Result<Vec<Uncounted>, StoreError> {
+    pub async fn uncounted(&self, after: i64, up_to: i64, limit: u32) -> Result<Vec<Uncounted>, StoreError> {
         sqlx::query_as(
-            "SELECT id, device, received_ms, CASE WHEN refused IS NULL THEN CAST(0 AS BIGINT) ELSE CAST(1 AS BIGINT) END AS refused, payload FROM labels WHERE id > $1 ORDER BY id LIMIT $2",
+            "SELECT id, device, received_ms, CASE WHEN refused IS NULL THEN CAST(0 AS BIGINT) ELSE CAST(1 AS BIGINT) END AS refused, \
+             payload FROM labels WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3",
         )
         .bind(after)
+        .bind(up_to)
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
         .await

@@ -48,7 +48,8 @@ impl KeypointThresholds {
             Ok(Ok(threshold)) => threshold,
             Ok(Err(error)) => {
                 tracing::warn!("what labels of release {model} propose goes by the first model's threshold: {error}");
-                site.centre.keypoint_threshold
+                // Not remembered: it may be readable the next time.
+                return Ok(site.centre.keypoint_threshold);
             }
             Err(error) => {
                 tracing::error!("reading release {model}: {error}");

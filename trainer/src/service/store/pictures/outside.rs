@@ -13,7 +13,8 @@ use sqlx::AnyConnection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// How often pictures were deleted: what was put before is then put again by the commit that needs it.
+/// Changes when pictures are deleted, and is odd as long as some may be: what was put meanwhile is put again by the commit that needs it. Who
+/// deletes and does not come to the end leaves it odd, until somebody else does.
 const DELETIONS: &str = "picture_deletions";
 /// Pictures of one transaction that deletes; commits wait for it.
 const DELETED_AT_ONCE: usize = 64;
@@ -41,16 +42,21 @@ pub struct Compared {
     pub deleted: u64,
 }
 
+/// The pictures of a batch that are kept, by their names.
+fn named(records: &[(String, Record)]) -> BTreeMap<Name, &[u8]> {
+    let kept = records.iter().filter_map(|(_, record)| match record {
+        Record::Frame { refused: None, jpeg, .. } if !jpeg.is_empty() => Some(jpeg.as_slice()),
+        _ => None,
+    });
+    kept.map(|jpeg| (Sha256::digest(jpeg).into(), jpeg)).collect()
+}
+
 impl Store {
     /// Puts the pictures of a batch into the object store, and says how often pictures had been deleted before; `None` where there is
     /// nothing to be put.
     pub(in crate::service::store) async fn put_pictures(&self, records: &[(String, Record)]) -> Result<Option<i64>, StoreError> {
         let Some(pictures) = &self.pictures else { return Ok(None) };
-        let kept = records.iter().filter_map(|(_, record)| match record {
-            Record::Frame { refused: None, jpeg, .. } if !jpeg.is_empty() => Some(jpeg.as_slice()),
-            _ => None,
-        });
-        let named: BTreeMap<Name, &[u8]> = kept.map(|jpeg| (Sha256::digest(jpeg).into(), jpeg)).collect();
+        let named = named(records);
         if named.is_empty() {
             return Ok(None);
         }
@@ -59,14 +65,22 @@ impl Store {
         Ok(Some(deletions))
     }
 
-    /// Whether what was put for a commit is certainly there, asked within the commit: nobody deletes until it ends.
-    pub(in crate::service::store) async fn still_there(&self, db: &mut AnyConnection, put: Option<i64>) -> Result<(), StoreError> {
-        let Some(before) = put else { return Ok(()) };
+    /// Sees to it, within a commit, that what was put for it is certainly there: nobody deletes until it ends.
+    pub(in crate::service::store) async fn still_there(
+        &self,
+        db: &mut AnyConnection,
+        records: &[(String, Record)],
+        put: Option<i64>,
+    ) -> Result<(), StoreError> {
+        let (Some(before), Some(pictures)) = (put, &self.pictures) else { return Ok(()) };
         let deletions = meta(db, DELETIONS).await.map_err(self.sql("read meta"))?.unwrap_or(0);
-        if deletions == before {
+        if deletions == before && deletions % 2 == 0 {
             return Ok(());
         }
-        Err(self.content("pictures were deleted while some were put: they are put again".to_owned()))
+        // Not by trying the commit again: where much is deleted, it would never come between two deletions.
+        pictures.committed();
+        let slow = |_| pictures.failed("put pictures again", format!("not through after {} s", DELETE.as_secs()));
+        tokio::time::timeout(DELETE, pictures.put(&named(records), deletions)).await.map_err(slow)?
     }
 
     /// The commit that pictures were put for is through.
@@ -124,7 +138,12 @@ impl Store {
         for (row, picture) in outside.iter_mut().zip(found) {
             match picture {
                 Ok(jpeg) => row.jpeg = Some(jpeg),
-                Err(lost) => (row.jpeg, row.lost) = (None, Some(lost)),
+                Err(lost) => {
+                    // Retention may have dropped it since its row was read.
+                    let mut db = self.acquire().await?;
+                    let is_lost = self.is_referred(&mut db, row.sha256.as_deref().unwrap_or_default()).await?;
+                    (row.jpeg, row.lost) = (None, is_lost.then_some(lost));
+                }
             }
         }
         Ok(())
@@ -240,29 +259,46 @@ impl Store {
         let Some(pictures) = &self.pictures else { return Ok(0) };
         let mut deleted = 0;
         for some in names.chunks(DELETED_AT_ONCE) {
-            let mut tx = self.write().await?;
-            if self.is_shared() {
-                postgres::enter_alone(&mut tx).await.map_err(self.sql("lock commits out"))?;
-            }
-            let mut orphans = BTreeSet::new();
-            for name in some {
-                if let Ok(known) = Name::try_from(name.as_slice())
-                    && !self.is_referred(&mut tx, name).await?
-                {
-                    orphans.insert(known);
+            // Twice: that pictures are about to be deleted is committed before any is.
+            while let Some(done) = self.delete_some(pictures, some).await? {
+                deleted += done;
+                if done > 0 {
+                    break;
                 }
             }
-            if orphans.is_empty() {
-                continue;
-            }
-            let deletions = meta(&mut tx, DELETIONS).await.map_err(self.sql("read meta"))?.unwrap_or(0);
-            set_meta(&mut tx, DELETIONS, deletions + 1).await.map_err(self.sql("write meta"))?;
-            let orphans: Vec<Name> = orphans.into_iter().collect();
-            let slow = |_| pictures.failed("delete pictures", format!("not through after {} s", DELETE.as_secs()));
-            tokio::time::timeout(DELETE, pictures.delete(&orphans)).await.map_err(slow)??;
-            tx.commit().await.map_err(self.sql("commit"))?;
-            deleted += orphans.len() as u64;
         }
         Ok(deleted)
+    }
+
+    /// Says that some pictures are about to be deleted (0), or, once that is said, deletes them; `None` where there is nothing to delete.
+    async fn delete_some(&self, pictures: &Pictures, some: &[Vec<u8>]) -> Result<Option<u64>, StoreError> {
+        let mut tx = self.write().await?;
+        if self.is_shared() {
+            postgres::enter_alone(&mut tx).await.map_err(self.sql("lock commits out"))?;
+        }
+        let mut orphans = BTreeSet::new();
+        for name in some {
+            if let Ok(known) = Name::try_from(name.as_slice())
+                && !self.is_referred(&mut tx, name).await?
+            {
+                orphans.insert(known);
+            }
+        }
+        let orphans: Vec<Name> = orphans.into_iter().collect();
+        let deletions = meta(&mut tx, DELETIONS).await.map_err(self.sql("read meta"))?.unwrap_or(0);
+        let said = deletions % 2 != 0;
+        if orphans.is_empty() && !said {
+            return Ok(None);
+        }
+        if said && !orphans.is_empty() {
+            let slow = |_| pictures.failed("delete pictures", format!("not through after {} s", DELETE.as_secs()));
+            tokio::time::timeout(DELETE, pictures.delete(&orphans)).await.map_err(slow)??;
+        }
+        set_meta(&mut tx, DELETIONS, deletions + 1).await.map_err(self.sql("write meta"))?;
+        tx.commit().await.map_err(self.sql("commit"))?;
+        if orphans.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(if said { orphans.len() as u64 } else { 0 }))
     }
 }

@@ -8,7 +8,7 @@ const VISIBILITY = ["not there", "hidden", "visible"];
 const review = {
   at: -1, label: null, version: 0, verdict: null, proposed: [], others: [],
   people: [], loaded: "[]", undo: [], person: -1, keypoint: -1, placing: null,
-  zoom: 1, x: 0, y: 0, pointers: new Map(), drag: null, busy: false, isGuided: false,
+  zoom: 1, x: 0, y: 0, pointers: new Map(), drag: null, busy: false, isGuided: false, isPictured: false,
 };
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), Math.max(low, high));
@@ -25,23 +25,41 @@ function remark(level, words) {
 
 // ---- From label to label ----
 
-async function openReview(at) {
+/** Nothing is judged or changed while something is asked of the centre: by then it could be another label. */
+async function alone(does) {
+  if (review.busy) return;
+  review.busy = true;
+  renderReview();
+  try {
+    await does();
+  } finally {
+    review.busy = false;
+    renderReview();
+  }
+}
+
+const openReview = (at) => alone(() => show(at));
+
+async function show(at) {
   const label = gallery.labels[at];
-  if (!label || review.busy) return;
+  if (!label) return;
+  let isPictured = true;
   try {
     const { version, verdict, proposed, others } = await get(`labels/${Number(label.id)}/verdict`);
     const people = structuredClone(verdict?.instances ?? proposed);
-    Object.assign(review, { at, label, version, verdict, proposed, others, people, loaded: JSON.stringify(people), undo: [] });
+    // Until it has come, the picture before it would be seen under these marks.
+    $("sheet-picture").src = picture(label);
+    await $("sheet-picture").decode().catch(() => { isPictured = false; });
+    Object.assign(review, { at, label, version, verdict, proposed, others, people, loaded: JSON.stringify(people), undo: [], isPictured });
     Object.assign(review, { person: people.length === 1 ? 0 : -1, keypoint: -1, placing: null, drag: null });
   } catch (error) {
     if (error instanceof Locked) return lock("The session has ended.");
     return ($("review").open ? remark : tell)("bad", error.message);
   }
-  $("sheet-picture").src = picture(label);
   if (!$("review").open) $("review").showModal();
   remark("wait", "");
+  if (!isPictured) remark("bad", "The picture has not come: without it nothing can be judged.");
   fitSheet();
-  renderReview();
 }
 
 /** Undecided labels, the most doubtful first. */
@@ -58,7 +76,10 @@ async function startReview() {
 const mayLeave = () => !isChanged() || confirm("Leave this label without saving what you changed?");
 
 async function step(by) {
-  if (review.busy || !mayLeave()) return;
+  if (!review.busy && mayLeave()) await alone(() => move(by));
+}
+
+async function move(by) {
   const next = () => {
     let at = review.at + by;
     while (gallery.labels[at] && !isJudgeable(gallery.labels[at])) at += by;
@@ -66,7 +87,7 @@ async function step(by) {
   };
   // One request looks at so many labels, and may find none.
   for (let tries = 0; tries < 5 && by > 0 && !gallery.labels[next()] && gallery.next != null; tries += 1) await loadLabels(true);
-  if (gallery.labels[next()]) return openReview(next());
+  if (gallery.labels[next()]) return show(next());
   const words = by > 0 ? "No further label is like that." : "This is the first one.";
   if ($("review").open) remark("wait", words);
   else tell("wait", words);
@@ -83,12 +104,13 @@ function leave() {
 async function say(method, path, body) {
   if (review.busy || !isOperator()) return false;
   const { label } = review;
+  const sent = JSON.stringify(review.people);
   review.busy = true;
   renderReview();
   try {
     const { version, verdict } = await ask(`api/v1/labels/${Number(label.id)}/verdict${path}`, { method, body });
     Object.assign(label, { version, verdict });
-    Object.assign(review, { version, verdict, loaded: JSON.stringify(review.people), undo: [] });
+    Object.assign(review, { version, verdict, loaded: sent, undo: [] });
     $("gallery").children[review.at].replaceWith(figure(label, review.at));
     return true;
   } catch (error) {
@@ -151,6 +173,7 @@ function backToDevice() {
 }
 
 function choosePerson(person, keypoint) {
+  if (review.placing) endPlacing();
   Object.assign(review, { person, keypoint });
   renderReview();
 }
@@ -174,6 +197,7 @@ function removePerson(person) {
 }
 
 function addOther(other) {
+  if (review.placing) endPlacing();
   if (review.people.length >= MAX_PEOPLE) return remark("warn", `A label has at most ${MAX_PEOPLE} people.`);
   remember();
   review.people.push(structuredClone(other));
@@ -203,7 +227,7 @@ function addPerson() {
 }
 
 function placeOne(keypoint) {
-  Object.assign(review, { keypoint: -1, placing: { rest: [keypoint], isNew: false } });
+  Object.assign(review, { keypoint: -1, placing: { rest: [keypoint], isNew: chosen().box.every((edge) => edge === 0) } });
   renderReview();
 }
 
@@ -251,7 +275,8 @@ function renderReview() {
   const said = verdict ? `${verdict.verdict} by an ${verdict.role}, ${clock(verdict.at_ms)}` : "undecided";
   write("review-title", sentence(label.device, label.camera, `label ${label.id}`));
   write("review-about", sentence(said, clock(label.captured_ms || label.received_ms), model(label.model), ...label.changes.map((c) => c.replaceAll("_", " "))));
-  const may = isOperator() && !busy;
+  const may = isOperator() && !busy && review.isPictured;
+  $("review-people").inert = busy;
   const able = {
     accept: may && isProposed(), save: may && !isProposed(), reject: may, undo: review.undo.length > 0, add: may,
     device: may && !isProposed(), back: may && verdict != null,
@@ -325,7 +350,7 @@ const KEYS = {
 };
 
 function pressed(event) {
-  if (!$("review").open || event.altKey) return;
+  if (!$("review").open || event.altKey || review.busy) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const isUndo = (event.ctrlKey || event.metaKey) && key === "z";
   if ((event.ctrlKey || event.metaKey) && !isUndo) return;

@@ -112,7 +112,7 @@ function hit([x, y]) {
 }
 
 function pointerDown(event) {
-  if (event.button !== 0 || event.target.closest("button")) return;
+  if (event.button !== 0 || review.busy || event.target.closest("button")) return;
   event.preventDefault();
   $("sheet-frame").setPointerCapture(event.pointerId);
   review.pointers.set(event.pointerId, [event.clientX, event.clientY]);
