@@ -1,8 +1,10 @@
-//! Two tasks around the client's event loop. The *polling* task only polls and never waits for anybody else; the *forwarding* task
-//! subscribes after each connect, hands messages to the owner and acknowledges them to the broker once the owner has them.
+//! Three tasks around the client's event loop. The *polling* task polls, and leaves the socket unread only where the backlog is full; the
+//! *forwarding* task subscribes after each connect and hands messages to the owner; the *acknowledging* task tells the broker which ones the
+//! owner has. That is a task of its own, because acknowledgements wait for the polling task in a short queue of the client's: who makes room
+//! in the backlog must never wait for it.
 
 use crate::{Backoff, Incoming};
-use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter};
+use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, ManualAck, Packet, Publish, QoS, SubscribeFilter};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -82,7 +84,9 @@ pub(crate) fn start(
         poller.run(closing).await;
         done.send_replace(true);
     });
-    tokio::spawn(forward(client, Arc::clone(&subscriptions), inner, outgoing, current, backlog));
+    let (acks, taken) = mpsc::channel(BACKLOG_MESSAGES);
+    tokio::spawn(acknowledge(client.clone(), taken, current.clone()));
+    tokio::spawn(forward(client, Arc::clone(&subscriptions), inner, outgoing, acks, current, backlog));
     (subscriptions, receiver, close, closed)
 }
 
@@ -262,6 +266,7 @@ async fn forward(
     subscriptions: Subscriptions,
     mut items: mpsc::Receiver<Item>,
     outgoing: mpsc::Sender<Incoming>,
+    acks: mpsc::Sender<(ManualAck, u64)>,
     mut current: watch::Receiver<u64>,
     backlog: Arc<Semaphore>,
 ) {
@@ -284,16 +289,24 @@ async fn forward(
                     payload: publish.payload.to_vec(),
                     retained: publish.retain,
                 };
-                (message, Some((publish, connection)))
+                (message, client.prepare_ack(&publish).map(|ack| (ack, connection)))
             }
         };
         // An owner that dropped its receiver only publishes: messages are taken from the broker all the same.
         let _ = outgoing.send(incoming).await;
-        // An acknowledgement on another connection than the message's would name somebody else's packet.
-        if let Some((publish, of)) = ack
-            && of == *current.borrow()
-            && client.ack(&publish).await.is_err()
+        if let Some(ack) = ack
+            && acks.send(ack).await.is_err()
         {
+            return;
+        }
+    }
+}
+
+/// Acknowledges to the broker what the owner has taken.
+async fn acknowledge(client: AsyncClient, mut taken: mpsc::Receiver<(ManualAck, u64)>, current: watch::Receiver<u64>) {
+    while let Some((ack, of)) = taken.recv().await {
+        // An acknowledgement on another connection than the message's would name somebody else's packet.
+        if of == *current.borrow() && client.manual_ack(ack).await.is_err() {
             return;
         }
     }

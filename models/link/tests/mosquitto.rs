@@ -179,6 +179,38 @@ async fn a_flood_of_large_messages_is_held_back_at_the_socket() {
     owner.close().await;
 }
 
+/// A large message waits for the room of many small ones, more than acknowledgements have in the client's queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_small_and_large_messages_makes_room() {
+    let Some(broker) = Broker::start("allow_anonymous true\nmax_queued_messages 100000\nmax_queued_bytes 0") else { return };
+    let (owner, mut flood) = Link::open_ahead(&config(broker.port), "owner", None, vec!["in".into()], 4096).unwrap();
+    let (source, mut events) = Link::open(&config(broker.port), "source", None, vec![]).unwrap();
+    connected(&mut flood).await;
+    connected(&mut events).await;
+    // 4,096 fill the receiver, and some 2,000 the backlog.
+    const MESSAGES: u32 = 9_000;
+    let sending = tokio::spawn(async move {
+        for index in 0..MESSAGES {
+            let mut payload = vec![0; if index % 64 == 0 { 2_000_000 } else { 1000 }];
+            payload[..4].copy_from_slice(&index.to_be_bytes());
+            source.publish("in", payload, false).await.unwrap();
+        }
+        source
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < MESSAGES as usize {
+        let index = until(&mut flood, |incoming| match incoming {
+            Incoming::Message { payload, .. } => Some(payload[..4].to_vec()),
+            Incoming::Disconnected { reason, .. } => panic!("{reason} after {} messages", seen.len()),
+            Incoming::Connected | Incoming::Refused { .. } => None,
+        });
+        seen.insert(index.await);
+    }
+    sending.await.unwrap().close().await;
+    owner.close().await;
+}
+
 /// The owner publishes from the task that reads the receiver, and reads slowly: with a polling task that waits for its owner this
 /// stands still for ever.
 #[tokio::test(flavor = "multi_thread")]
