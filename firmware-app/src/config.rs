@@ -240,11 +240,16 @@ pub struct UpdateConfig {
     pub probation_frames: u32,
     /// A frame on probation may take this many times as long as the confirmed model's mean.
     pub max_slowdown: f64,
+    /// In the shadow of the confirmed model, a new one has this F1 with it at least, at an OKS of 0.5.
+    pub shadow_f1: f64,
+    /// There, the one may find this many times as many people as the other.
+    pub shadow_people: f64,
 }
 
 impl Default for UpdateConfig {
     fn default() -> Self {
-        Self { probation_frames: omnilabel_keypoints::trial::PROBATION_FRAMES, max_slowdown: 5.0 }
+        let probation_frames = omnilabel_keypoints::trial::PROBATION_FRAMES;
+        Self { probation_frames, max_slowdown: 5.0, shadow_f1: 0.4, shadow_people: 3.0 }
     }
 }
 
@@ -336,7 +341,10 @@ impl EdgeConfig {
         let frames = self.update.probation_frames;
         ensure((1..=100_000).contains(&frames), "update.probation_frames", &|| format!("is {frames}, expected 1 to 100000"))?;
         let slowdown = self.update.max_slowdown;
-        ensure(slowdown.is_finite() && slowdown > 1.0, "update.max_slowdown", &|| format!("is {slowdown}, expected more than 1"))
+        ensure(slowdown.is_finite() && slowdown > 1.0, "update.max_slowdown", &|| format!("is {slowdown}, expected more than 1"))?;
+        let (f1, people) = (self.update.shadow_f1, self.update.shadow_people);
+        ensure((0.0..=1.0).contains(&f1), "update.shadow_f1", &|| format!("is {f1}, expected 0 to 1"))?;
+        ensure(people.is_finite() && people >= 1.0, "update.shadow_people", &|| format!("is {people}, expected 1 or more"))
     }
 
     /// The file of the root public key.

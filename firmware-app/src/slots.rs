@@ -23,6 +23,7 @@ use omnilabel_keypoints::trial::{Phase, Slot, State};
 use omnilabel_keypoints::wire::{Message, ReleaseMsg};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// File of the root public key below the state folder.
 pub const ROOT_KEY: &str = "root.pub";
@@ -30,6 +31,8 @@ const STATE: &str = "state.json";
 const OLD: &str = "state.old.json";
 const OFFER: &str = "offer.release";
 const FORMAT: u32 = 1;
+/// The longest time that a release runs in the shadow of the confirmed one.
+const MAX_SHADOW: Duration = Duration::from_secs(7 * 86_400);
 
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -252,6 +255,12 @@ impl Slots {
     pub fn offer(&self, trust: &Trust) -> Option<VerifiedRelease> {
         let payload = std::fs::read(self.folder.join(OFFER)).ok()?;
         trust.verify_known(&ReleaseMsg::decode(&payload).ok()?).ok()
+    }
+
+    /// How long the release on trial runs in the shadow of the confirmed one, says its message; a week at most.
+    pub fn shadow_lasts(&self) -> Duration {
+        let message = std::fs::read(self.folder.join(OFFER)).ok().and_then(|payload| ReleaseMsg::decode(&payload).ok());
+        Duration::from_secs(u64::from(message.map_or(0, |message| message.shadow_secs))).min(MAX_SHADOW)
     }
 
     /// The signed release that the confirmed slot came from, if a key that counts has signed it.

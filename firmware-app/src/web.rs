@@ -165,11 +165,12 @@ fn describe(site: &Site, state: &State) -> Value {
             "width": camera.size.map_or(0, |size| size.width), "height": camera.size.map_or(0, |size| size.height),
         })
     });
-    let (phase, trial) = match state.phase {
-        Phase::Idle => ("idle", None),
-        Phase::Fetching { counter } => ("fetching", Some(counter)),
-        Phase::Testing { counter, .. } => ("testing", Some(counter)),
-        Phase::Probation { counter, .. } => ("probation", Some(counter)),
+    let phase = match state.phase {
+        Phase::Idle => "idle",
+        Phase::Fetching { .. } => "fetching",
+        Phase::Testing { .. } => "testing",
+        Phase::Shadow { .. } => "shadow",
+        Phase::Probation { .. } => "probation",
     };
     let skeleton = &state.skeleton;
     let (link, status) = (&site.config.broker, &state.status);
@@ -187,7 +188,7 @@ fn describe(site: &Site, state: &State) -> Value {
             "bytes": state.bytes, "max_bytes": site.config.outbox.max_bytes, "held": state.held,
         },
         "model": {
-            "name": state.model, "counter": status.model, "hash": format!("{:016x}", state.hash), "phase": phase, "trial": trial,
+            "name": state.model, "counter": status.model, "hash": format!("{:016x}", state.hash), "phase": phase, "trial": state.phase.counter(),
             "refused": state.refused, "reason": state.reason, "views": state.views,
             "frame_ms": state.frame_secs.map(|secs| 1000.0 * secs),
         },

@@ -10,6 +10,7 @@ use crate::service::board::{Board, CameraState, State, Step};
 use crate::service::engine::Command;
 use crate::service::keep::Held;
 use crate::service::quotas::{FRAMES_QUOTA, NOTE_EVERY, read_quota};
+use crate::service::shadow::Shadow;
 use crate::service::trial::{Report, Test};
 use crate::service::{Event, Loader, Outgoing, Summary};
 use crate::slots::Slots;
@@ -50,8 +51,10 @@ pub(super) struct Core {
     pub(super) loader: Arc<dyn Loader>,
     /// The model of the confirmed slot.
     pub(super) confirmed: Arc<Model>,
-    /// The model on probation.
+    /// The model in the shadow of the confirmed one, or on probation.
     pub(super) candidate: Option<Arc<Model>>,
+    /// How the two compare.
+    pub(super) shadow: Option<Shadow>,
     /// Evicted frames and labels that the log knows of, and when it was told.
     pub(super) told_evicted: ((u64, u64), Option<Instant>),
     pub(super) test: Test,
@@ -132,6 +135,7 @@ impl Core {
             loader,
             confirmed,
             candidate: None,
+            shadow: None,
             test: Test::None,
             fetch: None,
             later: None,
@@ -232,6 +236,7 @@ impl Core {
             }
             Event::Camera(_, CameraEvent::Shot(_)) | Event::Tick | Event::Shutdown => {}
             Event::Tested(tested) => self.tested(*tested),
+            Event::Shadowed(shadowed) => self.shadowed(*shadowed),
         }
     }
 
@@ -285,7 +290,8 @@ impl Core {
                 self.send(topic, &request, Encoding::Cbor, false);
             }
         }
-        self.probation_without_frames(now);
+        self.trial_without_frames(now);
+        self.end_shadow(now);
         if now.duration_since(self.noted.0) >= NOTE_EVERY {
             self.note_quotas(now);
         }

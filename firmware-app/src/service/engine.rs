@@ -25,10 +25,16 @@ const PANICKED: Duration = Duration::from_secs(5);
 /// How often the engine looks for commands while no frame comes.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The model in the shadow may take a tenth of the time that labelling takes: it gets every k-th frame, where k follows from how long both
+/// take.
+const SHADOW_PART: u32 = 10;
+
 /// What the engine is told.
 pub(super) enum Command {
-    /// From the next frame on, this model.
+    /// From the next frame on, this model, and none beside it.
     Swap(Arc<Model>),
+    /// From the next frame on, this model beside the one that labels.
+    Shadow(Arc<Model>),
     /// No frames come: label one of the last ones, for the probation alone.
     Replay,
 }
@@ -53,6 +59,47 @@ pub(crate) struct Labelled {
     pub(super) quota: Option<Quota>,
     /// Until it is stored, or dropped.
     _weight: Weight,
+}
+
+/// A frame that went through both models.
+pub(crate) struct Shadowed {
+    /// The model in the shadow.
+    pub(super) by: Arc<Model>,
+    /// What the running model made of it, and its time.
+    pub(super) running: Label,
+    pub(super) running_took: Duration,
+    /// What the other one did.
+    pub(super) result: Result<Label, String>,
+    pub(super) took: Duration,
+}
+
+/// The model in the shadow.
+pub(super) struct Beside {
+    model: Arc<Model>,
+    /// What it has taken beyond its part: it waits until that is made up for.
+    debt: Duration,
+    /// The label and time of the newest frame, where it is this model's turn to label that.
+    due: Option<(Label, Duration)>,
+}
+
+impl Beside {
+    fn new(model: Arc<Model>) -> Self {
+        Self { model, debt: Duration::ZERO, due: None }
+    }
+
+    /// The running model has labelled a frame. Where nobody waits for the next one, it is this one's turn, too.
+    fn labelled(&mut self, result: &Result<Label, String>, took: Duration, replay: bool) {
+        let Ok(label) = result else { return };
+        self.debt = self.debt.saturating_sub(took / SHADOW_PART);
+        if self.debt.is_zero() || replay {
+            self.due = Some((label.clone(), took));
+        }
+    }
+
+    /// This one has labelled a frame, too.
+    fn took(&mut self, took: Duration) {
+        self.debt += took;
+    }
 }
 
 /// Bytes of frames that were labelled and are not stored yet. While they are more than this, no frame is taken: a disk that is slow for
@@ -138,6 +185,8 @@ pub(super) struct Engine {
     pub(super) live: Vec<bool>,
     pub(super) policy: Policy,
     pub(super) load: Load,
+    /// The model in the shadow of `model`.
+    pub(super) beside: Option<Beside>,
     pub(super) commands: Receiver<Command>,
     pub(super) events: Sender<Event>,
     /// Set while the outbox can take no label: no frame is taken.
@@ -179,7 +228,7 @@ impl Engine {
                     continue;
                 }
             };
-            if self.events.blocking_send(event).is_err() {
+            if self.events.blocking_send(event).is_err() || !self.shadow() {
                 break;
             }
         }
@@ -199,7 +248,8 @@ impl Engine {
                 self.commands.recv_timeout(LOOK).map_err(|error| error == RecvTimeoutError::Disconnected)
             };
             match command {
-                Ok(Command::Swap(next)) => self.model = next,
+                Ok(Command::Swap(next)) => (self.model, self.beside) = (next, None),
+                Ok(Command::Shadow(model)) => self.beside = Some(Beside::new(model)),
                 // One at a time: without a camera they may come faster than this loop would end otherwise.
                 Ok(Command::Replay) => return Ok(true),
                 Err(true) => return Err(()),
@@ -211,9 +261,25 @@ impl Engine {
     /// Labels a frame of before; false when nobody is there to be told.
     fn replay(&mut self) -> bool {
         let Some(shot) = self.last.pop_front() else { return true };
-        let event = Event::Labelled(Box::new(self.label(0, shot.clone(), true)));
+        let labelled = self.label(0, shot.clone(), true);
         self.last.push_back(shot);
-        self.events.blocking_send(event).is_ok()
+        if let Some(beside) = &mut self.beside {
+            beside.labelled(&labelled.result, labelled.took, labelled.replay);
+        }
+        self.events.blocking_send(Event::Labelled(Box::new(labelled))).is_ok() && self.shadow()
+    }
+
+    /// Labels the newest frame with the model in the shadow, where it is its turn; false when nobody is there to be told.
+    fn shadow(&mut self) -> bool {
+        let reduction = self.load.reduction();
+        let (Some(beside), Some(shot)) = (&mut self.beside, self.last.back()) else { return true };
+        let Some((running, running_took)) = beside.due.take() else { return true };
+        let start = Instant::now();
+        let result = annotate(&beside.model, shot, reduction);
+        let took = start.elapsed();
+        beside.took(took);
+        let shadowed = Shadowed { by: Arc::clone(&beside.model), running, running_took, result, took };
+        self.events.blocking_send(Event::Shadowed(Box::new(shadowed))).is_ok()
     }
 
     fn frame(&mut self, camera: usize, shot: Box<Shot>) -> Event {
@@ -235,6 +301,9 @@ impl Engine {
             let (from, to, why) = (changed.from, changed.to, changed.why);
             tracing::warn!(from, to, why, "frames get another number of views");
         }
+        if let Some(beside) = &mut self.beside {
+            beside.labelled(&labelled.result, labelled.took, labelled.replay);
+        }
         Event::Labelled(Box::new(labelled))
     }
 
@@ -242,12 +311,7 @@ impl Engine {
         let start = Instant::now();
         let weight = Weight::new(&self.waiting, shot.frame.rgb.len());
         let (model, reduction) = (&self.model, self.load.reduction());
-        // A model on trial may do anything; the device goes on.
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| model.annotate(&shot.frame, reduction)));
-        let result = match result {
-            Ok(result) => result.map_err(|error| format!("{}: {error}", shot.name)),
-            Err(_) => Err(format!("{}: the model panicked", shot.name)),
-        };
+        let result = annotate(model, &shot, reduction);
         let views = model.views();
         let views = views.get(reduction).or(views.last()).copied().unwrap_or(1);
         Labelled {
@@ -263,6 +327,14 @@ impl Engine {
             quota: self.policy.quota(),
             _weight: weight,
         }
+    }
+}
+
+/// A frame's label by a model. One on trial may do anything; the device goes on.
+fn annotate(model: &Model, shot: &Shot, reduction: usize) -> Result<Label, String> {
+    match std::panic::catch_unwind(AssertUnwindSafe(|| model.annotate(&shot.frame, reduction))) {
+        Ok(result) => result.map_err(|error| format!("{}: {error}", shot.name)),
+        Err(_) => Err(format!("{}: the model panicked", shot.name)),
     }
 }
 
@@ -288,6 +360,7 @@ mod tests {
             live: vec![false],
             policy: Policy::new(PolicyConfig::default(), 1, Quota::default()),
             load: Load::new(&TeacherConfig::default()),
+            beside: None,
             commands,
             events,
             hold: Arc::default(),
@@ -310,6 +383,30 @@ mod tests {
         assert_eq!(waiting.load(Ordering::Relaxed), 0);
         drop(commander);
         engine.join().unwrap();
+    }
+
+    #[test]
+    fn the_model_in_the_shadow_takes_a_tenth_of_the_time_that_labelling_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Arc::new(model(&bundle(&folder.path().join("bundle"), "first", 1, 500), 0, false));
+        let label = Label { size: Size { width: 48, height: 32 }, instances: heapless::Vec::new(), overflow: 0 };
+        // Milliseconds of the two, and how many of 1000 frames are compared.
+        for (running, candidate, compared) in [(10, 10, 100), (10, 30, 34), (30, 10, 250), (10, 1000, 1)] {
+            let mut beside = Beside::new(Arc::clone(&model));
+            let mut turns = 0;
+            for _ in 0..1000 {
+                beside.labelled(&Ok(label.clone()), Duration::from_millis(running), false);
+                if beside.due.take().is_some() {
+                    beside.took(Duration::from_millis(candidate));
+                    turns += 1;
+                }
+            }
+            assert_eq!(turns, compared, "{running} and {candidate} ms");
+            beside.labelled(&Err("no frame".to_owned()), Duration::from_secs(9), true);
+            assert!(beside.due.is_none(), "nothing to compare with");
+            beside.labelled(&Ok(label.clone()), Duration::ZERO, true);
+            assert!(beside.due.is_some(), "where no frames come, nobody waits");
+        }
     }
 
     #[test]

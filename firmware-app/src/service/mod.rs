@@ -16,6 +16,7 @@ mod keep;
 mod load;
 mod mailbox;
 mod quotas;
+mod shadow;
 mod supervisor;
 mod trial;
 
@@ -59,6 +60,8 @@ pub(crate) enum Event {
     Link(Incoming),
     /// From the engine: a frame went through the model.
     Labelled(Box<engine::Labelled>),
+    /// From the engine: the model in the shadow labelled a frame, too.
+    Shadowed(Box<engine::Shadowed>),
     /// From the engine: a frame that the policy passes over.
     Skipped(engine::Skipped),
     /// From a camera: anything but a frame.
@@ -189,6 +192,7 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let panicked = Arc::new(AtomicBool::new(false));
     let engine = engine::Engine {
         model,
+        beside: None,
         waiting: Arc::default(),
         last: cameras.iter().flat_map(|camera| camera.past(engine::KEPT_FRAMES)).take(engine::KEPT_FRAMES).collect(),
         boxes: Arc::clone(&boxes),

@@ -5,6 +5,7 @@ mod delivery;
 mod page;
 mod power;
 mod releases;
+mod shadow;
 
 use super::*;
 use crate::config::{CameraConfig, FramePolicy, OutboxConfig, PolicyConfig, PublishConfig, TeacherConfig, UpdateConfig, WebConfig};

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// No frame is too slow below this: a busy device is not a bad model.
-const SLOW: Duration = Duration::from_secs(2);
-/// Without a frame for this long a probation goes on with the last frames.
+pub(super) const SLOW: Duration = Duration::from_secs(2);
+/// Without a frame for this long a probation goes on with the last frames, and a comparison in the shadow.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The result of the golden frames.
@@ -90,15 +90,7 @@ impl Report {
                 break;
             }
         }
-        ModelMsg { version: VERSION, confirmed: state.confirmed_counter, trial: trial_of(state), refused: self.refused, reason }
-    }
-}
-
-/// Counter of the release on trial.
-const fn trial_of(state: &State) -> Option<u64> {
-    match state.phase {
-        Phase::Idle => None,
-        Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
+        ModelMsg { version: VERSION, confirmed: state.confirmed_counter, trial: state.phase.counter(), refused: self.refused, reason }
     }
 }
 
@@ -120,7 +112,7 @@ impl Core {
     }
 
     /// One step of the state machine: the new state is on disk before its action is carried out.
-    fn step(&mut self, event: trial::Event, detail: &str) {
+    pub(super) fn step(&mut self, event: trial::Event, detail: &str) {
         let before = self.slots.state();
         let (mut state, action) = trial::step(before, event);
         if let (Action::Swap(_), Phase::Probation { frames_left, .. }) = (action, &mut state.phase) {
@@ -139,7 +131,9 @@ impl Core {
             Action::None | Action::Refuse => {}
             Action::Fetch(_) => self.begin_fetch(),
             Action::Test(slot) => self.begin_test(slot),
+            Action::Shadow(_) => self.begin_shadow(),
             Action::Swap(_) => {
+                self.shadow = None;
                 if let Some(model) = self.candidate.clone() {
                     tracing::info!(counter = model.counter(), "the new model runs on probation");
                     self.swap(model);
@@ -170,10 +164,11 @@ impl Core {
     }
 
     fn revert(&mut self, before: State, reason: Reason, detail: &str) {
+        self.shadow = None;
         if self.candidate.take().is_some() {
             self.swap(Arc::clone(&self.confirmed));
         }
-        let counter = trial_of(&before);
+        let counter = before.phase.counter();
         if self.test == Test::Runs {
             // It may still write: the slot keeps its mark until it is done.
             self.test = Test::Over { again: false };
@@ -240,7 +235,7 @@ impl Core {
             Err(error) => return self.report.refuse(Some(counter), error.to_string()),
         }
         // What it has begun it ends, whatever the share of the fleet is now.
-        if trial_of(&state) != Some(counter) && !message.is_turn_of(&self.config.device, counter) {
+        if state.phase.counter() != Some(counter) && !message.is_turn_of(&self.config.device, counter) {
             tracing::debug!(counter, "a release goes out, and it is not this device's turn yet");
             // Nor when the trial under way ends: it may have been halted since it was put aside.
             self.later = None;
@@ -372,7 +367,7 @@ impl Core {
             Ok(model) => {
                 // The blocks stay until the end: after a clean stop the bundle is assembled and tried again.
                 self.candidate = Some(model);
-                self.step(trial::Event::GoldenPassed, "");
+                self.step(trial::Event::GoldenPassed { shadow: !self.slots.shadow_lasts().is_zero() }, "");
             }
             Err((reason, detail)) => self.step(trial::Event::Failed(reason), &detail),
         }
@@ -405,9 +400,16 @@ impl Core {
         }
     }
 
-    pub(super) fn probation_without_frames(&mut self, now: Instant) {
-        if matches!(self.slots.state().phase, Phase::Probation { .. }) && now.duration_since(self.last_frame) >= QUIET {
-            self.last_frame = now - QUIET + Duration::from_millis(50);
+    /// No frames come: the last ones are labelled again, for the trial alone.
+    pub(super) fn trial_without_frames(&mut self, now: Instant) {
+        let again = match self.slots.state().phase {
+            Phase::Probation { .. } => Duration::from_millis(50),
+            // It has time, and says little new of the same frames.
+            Phase::Shadow { .. } => QUIET,
+            Phase::Idle | Phase::Fetching { .. } | Phase::Testing { .. } => return,
+        };
+        if now.duration_since(self.last_frame) >= QUIET {
+            self.last_frame = now - QUIET + again;
             // A full queue means that the engine is busy with the one before.
             let _ = self.commands.try_send(Command::Replay);
         }
@@ -438,5 +440,6 @@ fn name(reason: Reason) -> &'static str {
         Reason::Health => "health",
         Reason::Restart => "restart",
         Reason::Unexpected => "unexpected",
+        Reason::Shadow => "shadow",
     }
 }

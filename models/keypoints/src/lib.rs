@@ -14,6 +14,7 @@
 //! | [`label`] | detections, thresholds, the hard-label rule |
 //! | [`wire`] | versioned messages in CBOR and JSON, and the topics they travel on |
 //! | [`release`] | what is signed, and the order of versions |
+//! | [`shadow`] | how far two models agree on the same frames |
 //! | [`trial`] | the slot state machine: `step(state, event) -> action` |
 #![cfg_attr(not(test), no_std)]
 
@@ -23,6 +24,7 @@ pub mod heatmap;
 pub mod label;
 pub mod oks;
 pub mod release;
+pub mod shadow;
 pub mod skeleton;
 pub mod trial;
 pub mod view;

@@ -43,6 +43,8 @@ pub enum Reason {
     Restart,
     /// An event came that does not belong to the phase.
     Unexpected,
+    /// Beside the confirmed model it labelled other things, failed or was slow.
+    Shadow,
 }
 
 /// What the device persists.
@@ -93,6 +95,13 @@ pub enum Phase {
         /// Tries begun, but for those that a clean stop ended.
         attempts: u8,
     },
+    /// It runs beside the confirmed model, whose labels alone count.
+    Shadow {
+        /// Its counter.
+        counter: u64,
+        /// As in [`Phase::Testing`].
+        attempts: u8,
+    },
     /// It runs; health is watched for this many more frames.
     Probation {
         /// Its counter.
@@ -100,6 +109,18 @@ pub enum Phase {
         /// Frames still to go.
         frames_left: u32,
     },
+}
+
+impl Phase {
+    /// Counter of the release on trial.
+    pub const fn counter(self) -> Option<u64> {
+        match self {
+            Self::Idle => None,
+            Self::Fetching { counter } | Self::Testing { counter, .. } | Self::Shadow { counter, .. } | Self::Probation { counter, .. } => {
+                Some(counter)
+            }
+        }
+    }
 }
 
 /// What can happen.
@@ -128,7 +149,12 @@ pub enum Event {
     /// All files are there with their hashes.
     Fetched,
     /// The golden frames were reproduced.
-    GoldenPassed,
+    GoldenPassed {
+        /// Whether it is to run beside the confirmed model first.
+        shadow: bool,
+    },
+    /// Its time beside the confirmed model is over, and nothing speaks against it.
+    Agreed,
     /// A frame was labelled within the health limits.
     HealthyFrame,
     /// Something went wrong in the current phase.
@@ -144,6 +170,8 @@ pub enum Action {
     Fetch(Slot),
     /// Try the golden frames of the slot.
     Test(Slot),
+    /// Run the model of the slot beside the confirmed one.
+    Shadow(Slot),
     /// Run the model of the slot from the next frame on.
     Swap(Slot),
     /// Back to the confirmed slot; report the reason.
@@ -158,6 +186,8 @@ pub enum Action {
 pub const PROBATION_FRAMES: u32 = 16;
 /// The tries of the golden frames: a device that died during the last one does not try again.
 pub const TEST_ATTEMPTS: u8 = 2;
+/// The same for a release that runs beside the confirmed model: that may take hours, in which a device may well lose its power.
+pub const SHADOW_ATTEMPTS: u8 = 4;
 
 /// One step: the state after `event`, and what to do. Anything unexpected in a trial reverts to the confirmed slot.
 ///
@@ -178,15 +208,24 @@ pub fn step(state: State, event: Event) -> (State, Action) {
         (Phase::Testing { counter, attempts }, Event::Boot) if attempts < TEST_ATTEMPTS => {
             (state.with(Phase::Testing { counter, attempts: attempts + 1 }), Action::Test(slot))
         }
-        (Phase::Testing { counter, attempts }, Event::Stop) => {
-            (state.with(Phase::Testing { counter, attempts: attempts.saturating_sub(1) }), Action::None)
+        (Phase::Testing { counter, attempts } | Phase::Shadow { counter, attempts }, Event::Stop) => {
+            // The next start counts as a try: one has to be left for it.
+            let attempts = attempts.saturating_sub(1).min(TEST_ATTEMPTS - 1);
+            (state.with(Phase::Testing { counter, attempts }), Action::None)
         }
-        (Phase::Testing { counter, .. }, Event::GoldenPassed) => {
+        (Phase::Testing { counter, attempts }, Event::GoldenPassed { shadow: true }) => {
+            (state.with(Phase::Shadow { counter, attempts }), Action::Shadow(slot))
+        }
+        (Phase::Testing { counter, .. }, Event::GoldenPassed { shadow: false }) | (Phase::Shadow { counter, .. }, Event::Agreed) => {
             (state.with(Phase::Probation { counter, frames_left: PROBATION_FRAMES }), Action::Swap(slot))
+        }
+        // It is assembled and tried again, and begins anew.
+        (Phase::Shadow { counter, attempts }, Event::Boot) if attempts < SHADOW_ATTEMPTS => {
+            (state.with(Phase::Testing { counter, attempts: attempts + 1 }), Action::Test(slot))
         }
 
         // Until the swap, the confirmed model labels the frames.
-        (Phase::Fetching { .. } | Phase::Testing { .. }, Event::HealthyFrame) => (state, Action::None),
+        (Phase::Fetching { .. } | Phase::Testing { .. } | Phase::Shadow { .. }, Event::HealthyFrame) => (state, Action::None),
 
         (Phase::Probation { counter, frames_left: 1 }, Event::HealthyFrame) => {
             let highest = state.highest.max(counter);
@@ -197,14 +236,17 @@ pub fn step(state: State, event: Event) -> (State, Action) {
             (state.with(Phase::Probation { counter, frames_left: frames_left - 1 }), Action::None)
         }
         (Phase::Probation { counter, .. }, Event::Stop) => (state.with(Phase::Testing { counter, attempts: 0 }), Action::None),
-        (Phase::Testing { counter, .. } | Phase::Probation { counter, .. }, Event::Boot) => revert(state, counter, Reason::Restart),
-
-        (Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. }, Event::Failed(reason)) => {
-            revert(state, counter, reason)
+        (Phase::Testing { counter, .. } | Phase::Shadow { counter, .. } | Phase::Probation { counter, .. }, Event::Boot) => {
+            revert(state, counter, Reason::Restart)
         }
+
         (
-            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. },
-            Event::Fetched | Event::GoldenPassed | Event::HealthyFrame,
+            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Shadow { counter, .. } | Phase::Probation { counter, .. },
+            Event::Failed(reason),
+        ) => revert(state, counter, reason),
+        (
+            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Shadow { counter, .. } | Phase::Probation { counter, .. },
+            Event::Fetched | Event::GoldenPassed { .. } | Event::Agreed | Event::HealthyFrame,
         ) => revert(state, counter, Reason::Unexpected),
     }
 }
@@ -218,11 +260,7 @@ fn offer(state: State, counter: u64) -> (State, Action) {
     match state.phase {
         Phase::Idle => fetch,
         Phase::Fetching { counter: current } if counter > current => fetch,
-        Phase::Fetching { counter: current } | Phase::Testing { counter: current, .. } | Phase::Probation { counter: current, .. }
-            if counter == current =>
-        {
-            (state, Action::None)
-        }
+        phase if phase.counter() == Some(counter) => (state, Action::None),
         _ => (state, Action::Refuse),
     }
 }
@@ -244,12 +282,8 @@ fn keys(state: State, set: u64, newest: Option<u64>, trusted: bool, confirmed_tr
         _ => state.highest.max(state.confirmed_counter),
     };
     let known = State { set, highest, beyond, ..state };
-    match state.phase {
-        Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. }
-            if !trusted || counter <= highest =>
-        {
-            (known.with(Phase::Idle), Action::Revert(state.confirmed, Reason::Signature))
-        }
+    match state.phase.counter() {
+        Some(counter) if !trusted || counter <= highest => (known.with(Phase::Idle), Action::Revert(state.confirmed, Reason::Signature)),
         _ => (known, Action::None),
     }
 }
@@ -275,7 +309,7 @@ impl State {
     pub const fn running(&self) -> Slot {
         match self.phase {
             Phase::Probation { .. } => self.confirmed.other(),
-            Phase::Idle | Phase::Fetching { .. } | Phase::Testing { .. } => self.confirmed,
+            Phase::Idle | Phase::Fetching { .. } | Phase::Testing { .. } | Phase::Shadow { .. } => self.confirmed,
         }
     }
 

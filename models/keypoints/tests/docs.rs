@@ -86,6 +86,7 @@ fn release() -> ReleaseMsg {
         keys: keys.into_iter().collect(),
         keys_signature: keys_signature.into_iter().collect(),
         waiting: 900,
+        shadow_secs: 1800,
     }
 }
 

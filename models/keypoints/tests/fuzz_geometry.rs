@@ -106,20 +106,22 @@ fn trials_from_any_persisted_state() {
     let mut r = Rng(4);
     for _ in 0..runs() {
         let counter = r.number();
-        let phase = match r.below(4) {
+        let phase = match r.below(5) {
             0 => Phase::Idle,
             1 => Phase::Fetching { counter },
             2 => Phase::Testing { counter, attempts: r.below(256) as u8 },
+            3 => Phase::Shadow { counter, attempts: r.below(256) as u8 },
             _ => Phase::Probation { counter, frames_left: r.number() as u32 },
         };
         let confirmed = if r.bool() { Slot::A } else { Slot::B };
         let mut state = State { confirmed, confirmed_counter: r.number(), phase, highest: r.number(), set: r.number(), beyond: r.bool() };
         for _ in 0..32 {
-            let event = match r.below(9) {
+            let event = match r.below(10) {
                 0 => Event::Boot,
                 1 => Event::Offer { counter: r.number() },
                 2 => Event::Fetched,
-                3 => Event::GoldenPassed,
+                3 => Event::GoldenPassed { shadow: r.bool() },
+                8 => Event::Agreed,
                 4 | 5 => Event::HealthyFrame,
                 6 => Event::Stop,
                 7 => {

@@ -1,8 +1,8 @@
 //! Every event sequence up to length [`DEPTH`], from every kind of state, on a simulated pair of slots.
 
-use omnilabel_keypoints::trial::{Action, Event, PROBATION_FRAMES, Phase, Reason, Slot, State, TEST_ATTEMPTS, step};
+use omnilabel_keypoints::trial::{Action, Event, PROBATION_FRAMES, Phase, Reason, SHADOW_ATTEMPTS, Slot, State, TEST_ATTEMPTS, step};
 
-const EVENTS: [Event; 13] = [
+const EVENTS: [Event; 15] = [
     Event::Boot,
     Event::Stop,
     Event::Offer { counter: 1 },
@@ -12,7 +12,9 @@ const EVENTS: [Event; 13] = [
     Event::Keys { set: 2, newest: Some(1), trusted: false, confirmed_trusted: false },
     Event::Keys { set: 3, newest: Some(1), trusted: true, confirmed_trusted: true },
     Event::Fetched,
-    Event::GoldenPassed,
+    Event::GoldenPassed { shadow: false },
+    Event::GoldenPassed { shadow: true },
+    Event::Agreed,
     Event::HealthyFrame,
     Event::Failed(Reason::Hash),
     Event::Failed(Reason::Health),
@@ -62,8 +64,20 @@ impl Device {
                 assert_eq!((slot, state.running()), (state.confirmed.other(), state.confirmed));
                 assert_ne!(*self.slot(slot), Content::Torn, "only what is whole is tested");
             }
+            Action::Shadow(slot) => {
+                assert_eq!(
+                    (event, slot, state.running()),
+                    (Event::GoldenPassed { shadow: true }, state.confirmed.other(), state.confirmed)
+                );
+                *self.slot(slot) = Content::Golden;
+            }
             Action::Swap(slot) => {
-                assert_eq!(event, Event::GoldenPassed);
+                if event == Event::Agreed {
+                    assert!(matches!(before.phase, Phase::Shadow { .. }));
+                    assert_eq!(*self.slot(slot), Content::Golden, "it ran beside the confirmed one");
+                } else {
+                    assert_eq!(event, Event::GoldenPassed { shadow: false });
+                }
                 *self.slot(slot) = Content::Golden;
                 assert_eq!(state.phase_frames(), Some(PROBATION_FRAMES));
             }
@@ -124,10 +138,7 @@ impl Frames for State {
     }
 
     fn on_trial(&self) -> Option<u64> {
-        match self.phase {
-            Phase::Idle => None,
-            Phase::Fetching { counter } | Phase::Testing { counter, .. } | Phase::Probation { counter, .. } => Some(counter),
-        }
+        self.phase.counter()
     }
 }
 
@@ -173,6 +184,8 @@ fn every_sequence_keeps_a_working_slot() {
             (Phase::Testing { counter, attempts: 0 }, Content::Golden),
             (Phase::Testing { counter, attempts: 1 }, Content::Whole),
             (Phase::Testing { counter, attempts: TEST_ATTEMPTS }, Content::Whole),
+            (Phase::Shadow { counter, attempts: 1 }, Content::Golden),
+            (Phase::Shadow { counter, attempts: SHADOW_ATTEMPTS }, Content::Golden),
             (Phase::Probation { counter, frames_left: 0 }, Content::Golden),
             (Phase::Probation { counter, frames_left: 1 }, Content::Golden),
             (Phase::Probation { counter, frames_left: 2 }, Content::Golden),
@@ -184,7 +197,7 @@ fn every_sequence_keeps_a_working_slot() {
             explore(device, if confirmed == Slot::A { DEPTH } else { 4 }, &mut paths);
         }
     }
-    assert!(paths > 9 * (EVENTS.len() as u64).pow(DEPTH));
+    assert!(paths > 11 * (EVENTS.len() as u64).pow(DEPTH));
 }
 
 #[test]
@@ -203,11 +216,11 @@ fn an_update_goes_through() {
     check(Event::Fetched, Action::Test(Slot::B));
     check(Event::Offer { counter: 5 }, Action::Refuse);
     check(Event::Boot, Action::Test(Slot::B));
-    check(Event::GoldenPassed, Action::Swap(Slot::B));
+    check(Event::GoldenPassed { shadow: false }, Action::Swap(Slot::B));
     check(Event::HealthyFrame, Action::None);
     check(Event::Stop, Action::None);
     check(Event::Boot, Action::Test(Slot::B));
-    check(Event::GoldenPassed, Action::Swap(Slot::B));
+    check(Event::GoldenPassed { shadow: false }, Action::Swap(Slot::B));
     for _ in 1..PROBATION_FRAMES {
         check(Event::HealthyFrame, Action::None);
     }
@@ -220,10 +233,10 @@ fn an_update_goes_through() {
     check(Event::Offer { counter: 6 }, Action::Refuse);
     check(Event::Offer { counter: 7 }, Action::Fetch(Slot::A));
     check(Event::Fetched, Action::Test(Slot::A));
-    check(Event::GoldenPassed, Action::Swap(Slot::A));
+    check(Event::GoldenPassed { shadow: false }, Action::Swap(Slot::A));
     check(Event::Boot, Action::Revert(Slot::B, Reason::Restart));
     check(Event::Offer { counter: 8 }, Action::Fetch(Slot::A));
-    check(Event::GoldenPassed, Action::Revert(Slot::B, Reason::Unexpected));
+    check(Event::GoldenPassed { shadow: false }, Action::Revert(Slot::B, Reason::Unexpected));
     check(Event::Offer { counter: 9 }, Action::Fetch(Slot::A));
     check(Event::Fetched, Action::Test(Slot::A));
     for _ in 0..3 {
@@ -234,4 +247,62 @@ fn an_update_goes_through() {
     check(Event::Stop, Action::None);
     check(Event::Boot, Action::Test(Slot::A));
     check(Event::Boot, Action::Revert(Slot::B, Reason::Restart));
+}
+
+#[test]
+fn an_update_that_runs_beside_the_confirmed_model_first() {
+    let mut state = State::provisioned(Slot::A);
+    let mut check = |event, expected| {
+        let (next, action) = step(state, event);
+        assert_eq!(action, expected, "{event:?} in {state:?}");
+        assert!(state.running() == Slot::A || matches!(state.phase, Phase::Probation { .. }), "it labels nothing before its probation");
+        state = next;
+    };
+    let passed = Event::GoldenPassed { shadow: true };
+    check(Event::Offer { counter: 4 }, Action::Fetch(Slot::B));
+    check(Event::Fetched, Action::Test(Slot::B));
+    check(passed, Action::Shadow(Slot::B));
+    check(Event::HealthyFrame, Action::None);
+    check(Event::Offer { counter: 4 }, Action::None);
+    check(Event::Offer { counter: 5 }, Action::Refuse);
+    // Power is lost: it begins anew, …
+    for _ in 1..SHADOW_ATTEMPTS {
+        check(Event::Boot, Action::Test(Slot::B));
+        check(passed, Action::Shadow(Slot::B));
+    }
+    // … clean stops cost nothing, …
+    for _ in 0..3 {
+        check(Event::Stop, Action::None);
+        check(Event::Boot, Action::Test(Slot::B));
+        check(passed, Action::Shadow(Slot::B));
+    }
+    check(Event::Agreed, Action::Swap(Slot::B));
+    check(Event::Boot, Action::Revert(Slot::A, Reason::Restart));
+    // … and one on which the device dies again and again is given up.
+    check(Event::Offer { counter: 5 }, Action::Fetch(Slot::B));
+    check(Event::Fetched, Action::Test(Slot::B));
+    check(passed, Action::Shadow(Slot::B));
+    for _ in 1..SHADOW_ATTEMPTS {
+        check(Event::Boot, Action::Test(Slot::B));
+        check(passed, Action::Shadow(Slot::B));
+    }
+    check(Event::Boot, Action::Revert(Slot::A, Reason::Restart));
+    check(Event::Offer { counter: 6 }, Action::Fetch(Slot::B));
+    check(Event::Fetched, Action::Test(Slot::B));
+    check(passed, Action::Shadow(Slot::B));
+    check(Event::Failed(Reason::Shadow), Action::Revert(Slot::A, Reason::Shadow));
+    check(Event::Offer { counter: 6 }, Action::Refuse);
+    check(Event::Offer { counter: 7 }, Action::Fetch(Slot::B));
+    check(Event::Agreed, Action::Revert(Slot::A, Reason::Unexpected));
+}
+
+#[test]
+fn states_of_before_are_read() {
+    let text = r#"{"confirmed":"a","confirmed_counter":3,"phase":{"testing":{"counter":4,"attempts":1}},"highest":3}"#;
+    let state: State = serde_json::from_str(text).unwrap();
+    assert_eq!(state.phase, Phase::Testing { counter: 4, attempts: 1 });
+    let shadow = State { phase: Phase::Shadow { counter: 4, attempts: 2 }, ..state };
+    let text = serde_json::to_string(&shadow).unwrap();
+    assert!(text.contains(r#""phase":{"shadow":{"counter":4,"attempts":2}}"#), "{text}");
+    assert_eq!(serde_json::from_str::<State>(&text).unwrap(), shadow);
 }

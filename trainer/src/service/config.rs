@@ -297,11 +297,13 @@ pub struct RolloutConfig {
     pub settle_seconds: u32,
     /// Minutes after which it is decided without those that have said nothing: it goes on with more than half, and halts otherwise.
     pub deadline_minutes: u32,
+    /// Minutes for which devices run a release beside their model and compare the two before they try it; 0: not at all.
+    pub shadow_minutes: u16,
 }
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { waves: vec![100.0], confirmed: 0.9, max_refused: 0.1, settle_seconds: 60, deadline_minutes: 60 }
+        Self { waves: vec![100.0], confirmed: 0.9, max_refused: 0.1, settle_seconds: 60, deadline_minutes: 60, shadow_minutes: 0 }
     }
 }
 
@@ -390,6 +392,7 @@ impl ServiceConfig {
             (rollout.confirmed > 0.5 && unit(rollout.confirmed), "rollout.confirmed", rollout.confirmed.to_string(), "above 0.5, to 1"),
             (unit(rollout.max_refused), "rollout.max_refused", rollout.max_refused.to_string(), "0 to 1"),
             (rollout.deadline_minutes > 0, "rollout.deadline_minutes", rollout.deadline_minutes.to_string(), "1 or more"),
+            (rollout.shadow_minutes <= 10_080, "rollout.shadow_minutes", rollout.shadow_minutes.to_string(), "0 to 10080, a week"),
         ];
         let intake = intake_checks(&self.client_id, &self.broker, &self.collector);
         let shared = self.collector.shared_check(&self.store);
@@ -543,6 +546,7 @@ key = "release.key"
             check(&format!("{GOOD}[rollout]\nwaves = {waves}"), "rollout.waves");
         }
         check(&format!("{GOOD}[rollout]\nconfirmed = 0.5"), "rollout.confirmed");
+        check(&format!("{GOOD}[rollout]\nshadow_minutes = 10081"), "rollout.shadow_minutes");
         check(&format!("{GOOD}[gate]\ndrift = \"maybe\""), "gate.drift");
         check(&format!("{GOOD}[gate]\ndrift_limit = 0.0"), "gate.drift_limit");
         check(&format!("{GOOD}[gate]\ndrift_frames = 1"), "gate.drift_frames");

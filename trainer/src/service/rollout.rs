@@ -76,6 +76,7 @@ impl Rollout {
             version: VERSION,
             manifest: heapless::Vec::from_slice(&release.manifest).map_err(|_| long())?,
             signature: heapless::Vec::from_slice(&release.signature).map_err(|_| long())?,
+            shadow_secs: 60 * u32::from(release.waves().map_err(|e| refuse(e.to_string()))?.shadow_minutes),
             ..ReleaseMsg::default()
         };
         if let Some(keys) = keys {

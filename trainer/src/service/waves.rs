@@ -27,21 +27,25 @@ pub struct Waves {
     /// Refusals that a person knew of who let it go on.
     #[serde(default)]
     pub pardoned: u64,
+    /// Minutes for which devices compare it with their model before they try it.
+    #[serde(default)]
+    pub shadow_minutes: u16,
 }
 
 impl Waves {
     /// At the start of the first wave. With a single one, nothing waits for its proof.
     pub fn begin(config: &RolloutConfig, now_ms: u64) -> Self {
+        let shadow_minutes = config.shadow_minutes;
         if config.waves.len() < 2 {
-            return Self::at_once(now_ms);
+            return Self { shadow_minutes, ..Self::at_once(now_ms) };
         }
         let shares = config.waves.iter().map(|percent| (percent * 10.0).round() as u16).collect();
-        Self { shares, wave: 0, since_ms: now_ms, halted: None, complete: false, pardoned: 0 }
+        Self { shares, wave: 0, since_ms: now_ms, halted: None, complete: false, pardoned: 0, shadow_minutes }
     }
 
-    /// To everybody at once and without proof: what people decide, such as a recall.
+    /// To everybody at once, without proof and comparison: what people decide, such as a recall.
     pub fn at_once(now_ms: u64) -> Self {
-        Self { shares: vec![1000], wave: 0, since_ms: now_ms, halted: None, complete: true, pardoned: 0 }
+        Self { shares: vec![1000], wave: 0, since_ms: now_ms, halted: None, complete: true, pardoned: 0, shadow_minutes: 0 }
     }
 
     /// Thousandths of the fleet whose turn has come.
@@ -144,9 +148,11 @@ pub fn judge(waves: &Waves, tally: Tally, now_ms: u64, config: &RolloutConfig) -
     if devices == 0 && !last {
         return on("no device is in this wave".to_owned());
     }
-    let overdue = age_ms >= u64::from(config.deadline_minutes) * 60_000;
+    // Nobody confirms it before the comparison is over.
+    let deadline_minutes = u64::from(config.deadline_minutes) + u64::from(waves.shadow_minutes);
+    let overdue = age_ms >= deadline_minutes * 60_000;
     if online == 0 {
-        let gone = format!("none of the {devices} devices in this wave was there within {} minutes", config.deadline_minutes);
+        let gone = format!("none of the {devices} devices in this wave was there within {deadline_minutes} minutes");
         return if overdue && !last { on(gone) } else { Decision::Wait };
     }
     if age_ms < u64::from(config.settle_seconds) * 1000 {
@@ -160,9 +166,9 @@ pub fn judge(waves: &Waves, tally: Tally, now_ms: u64, config: &RolloutConfig) -
         return Decision::Wait;
     }
     if 2 * confirmed > online {
-        return on(format!("{of} within {} minutes: the others are not waited for", config.deadline_minutes));
+        return on(format!("{of} within {deadline_minutes} minutes: the others are not waited for"));
     }
-    Decision::Halt(format!("{of} within {} minutes: not even half of them", config.deadline_minutes))
+    Decision::Halt(format!("{of} within {deadline_minutes} minutes: not even half of them"))
 }
 
 #[cfg(test)]

@@ -346,6 +346,9 @@ pub struct ReleaseMsg {
     /// who may write here can hold a release back anyway.
     #[serde(rename = "w", default)]
     pub waiting: u16,
+    /// Seconds for which a device compares the release with its model before it may label anything; 0: not at all. Not signed, either.
+    #[serde(rename = "d", default)]
+    pub shadow_secs: u32,
 }
 
 impl ReleaseMsg {

@@ -217,7 +217,7 @@ impl Sample for ModelMsg {
 }
 
 impl Sample for ReleaseMsg {
-    const OPTIONAL: &'static [&'static str] = &["k", "r", "w"];
+    const OPTIONAL: &'static [&'static str] = &["k", "r", "w", "d"];
     fn sample(r: &mut Rng) -> Self {
         let lengths = [r.below(200), r.below(65), r.below(200), r.below(65)];
         let [manifest, signature, keys, keys_signature] = lengths.map(|n| (0..n).map(|_| r.next() as u8).collect::<Vec<_>>());
@@ -228,10 +228,11 @@ impl Sample for ReleaseMsg {
             keys: keys.into_iter().collect(),
             keys_signature: keys_signature.into_iter().collect(),
             waiting: r.next() as u16,
+            shadow_secs: r.number() as u32,
         }
     }
     fn required_only(self) -> Self {
-        Self { keys: Default::default(), keys_signature: Default::default(), waiting: 0, ..self }
+        Self { keys: Default::default(), keys_signature: Default::default(), waiting: 0, shadow_secs: 0, ..self }
     }
     fn extreme() -> Self {
         use omnilabel_keypoints::release::{MAX_KEY_SET, MAX_MANIFEST};
@@ -242,6 +243,7 @@ impl Sample for ReleaseMsg {
             keys: (0..MAX_KEY_SET).map(|_| 255).collect(),
             keys_signature: [255; 64].into_iter().collect(),
             waiting: u16::MAX,
+            shadow_secs: u32::MAX,
         }
     }
 }

@@ -197,6 +197,20 @@ async fn a_drift_is_told_in_the_release_or_not_looked_at() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_says_how_long_devices_compare_it_first() {
+    for (minutes, seconds) in [(0, 0), (30, 1800)] {
+        let mut world = World::new();
+        world.config.rollout.shadow_minutes = minutes;
+        let rounds = rounds(&world, MeanPose::default()).await;
+        rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+        to_the_end(&rounds).await;
+        let release = rounds.store.latest_release().await.unwrap().unwrap();
+        let message = ReleaseMsg::decode(&Rollout::new(&release, None).unwrap().message().unwrap()).unwrap();
+        assert_eq!(message.shadow_secs, seconds);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_between_any_two_steps_changes_nothing() {
     let undisturbed = World::new();
     let whole = rounds(&undisturbed, MeanPose::default()).await;

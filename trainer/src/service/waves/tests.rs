@@ -131,3 +131,23 @@ proptest! {
         prop_assert!(had);
     }
 }
+
+#[test]
+fn a_wave_waits_as_much_longer_as_devices_compare() {
+    let mut fleet = fleet(200);
+    let config = RolloutConfig { shadow_minutes: 120, ..config() };
+    let waves = Waves::begin(&config, 0);
+    assert_eq!(waves.shadow_minutes, 120);
+    let at = |minutes: u64, fleet: &[Standing]| judge(&waves, tally(fleet, COUNTER, Some(7), 100), minutes * MINUTE, &config);
+    assert_eq!(at(149, &fleet), Decision::Wait);
+    let Decision::Halt(reason) = at(150, &fleet) else { panic!() };
+    assert!(reason.contains("within 150 minutes"), "{reason}");
+    first(&mut fleet).iter_mut().for_each(|device| device.confirmed = COUNTER);
+    assert!(matches!(at(130, &fleet), Decision::Advance(_)));
+    // To all at once it is compared, too; but not what a person sends at once.
+    let single = RolloutConfig { waves: vec![100.0], shadow_minutes: 5, ..RolloutConfig::default() };
+    assert_eq!((Waves::begin(&single, 0).shadow_minutes, Waves::begin(&single, 0).complete), (5, true));
+    assert_eq!(Waves::at_once(0).shadow_minutes, 0);
+    let before: Waves = serde_json::from_str(r#"{"shares":[100,1000],"wave":0,"since_ms":7}"#).unwrap();
+    assert_eq!(before.shadow_minutes, 0);
+}
