@@ -4,10 +4,10 @@
 //! in the backlog must never wait for it.
 
 use crate::{Backoff, Incoming};
-use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, ManualAck, Packet, Publish, QoS, SubscribeFilter};
+use rumqttc::{AsyncClient, ClientError, ConnectionError, Event, EventLoop, ManualAck, Packet, Publish, QoS, SubscribeFilter};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 /// What is subscribed after each connect.
 pub(crate) type Subscriptions = Arc<Mutex<Vec<String>>>;
@@ -70,6 +70,7 @@ pub(crate) fn start(
     let (done, closed) = watch::channel(false);
     let (connection, current) = watch::channel(0);
     let backlog = Arc::new(Semaphore::new(BACKLOG_BYTES));
+    let polled = Arc::new(Notify::new());
     let poller = Poller {
         eventloop,
         client: client.clone(),
@@ -79,13 +80,17 @@ pub(crate) fn start(
         backoff: Backoff::default(),
         connected: None,
         refused: false,
+        polled: Arc::clone(&polled),
     };
+    let ended = Arc::clone(&polled);
     tokio::spawn(async move {
         poller.run(closing).await;
+        ended.notify_one();
         done.send_replace(true);
     });
+    // Where it is full, the receiver waits; that is a queue of this many that the owner has and the polling task has not looked at.
     let (acks, taken) = mpsc::channel(BACKLOG_MESSAGES);
-    tokio::spawn(acknowledge(client.clone(), taken, current.clone()));
+    tokio::spawn(acknowledge(client.clone(), taken, current.clone(), polled));
     tokio::spawn(forward(client, Arc::clone(&subscriptions), inner, outgoing, acks, current, backlog));
     (subscriptions, receiver, close, closed)
 }
@@ -113,11 +118,14 @@ struct Poller {
     connected: Option<Instant>,
     /// Whether the owner knows that this connection is refused something.
     refused: bool,
+    /// Told after each poll: there may be room for acknowledgements.
+    polled: Arc<Notify>,
 }
 
 impl Poller {
     async fn run(mut self, mut closing: watch::Receiver<bool>) {
         loop {
+            self.polled.notify_one();
             let event = tokio::select! {
                 biased;
                 asked = asked(&mut closing) => {
@@ -142,7 +150,6 @@ impl Poller {
                         put = self.message(publish) => put,
                     };
                     if let Err(reason) = put {
-                        self.eventloop.clean();
                         // The broker is well: waiting longer and longer would leave what it holds for us to pile up.
                         self.backoff.reset();
                         if !self.retry(reason, &mut closing).await {
@@ -205,7 +212,10 @@ impl Poller {
 
     /// Tells the owner and waits before the next attempt; false when the link is to be closed.
     async fn retry(&mut self, reason: String, closing: &mut watch::Receiver<bool>) -> bool {
+        // Acknowledgements of the old connection: none is put in from here on, and those that are queued are dropped. On the next one the
+        // client takes them for a fault and ends it.
         self.next_connection();
+        self.eventloop.clean();
         if self.connected.take().is_some_and(|since| since.elapsed() >= STABLE) {
             self.backoff.reset();
         }
@@ -303,11 +313,20 @@ async fn forward(
 }
 
 /// Acknowledges to the broker what the owner has taken.
-async fn acknowledge(client: AsyncClient, mut taken: mpsc::Receiver<(ManualAck, u64)>, current: watch::Receiver<u64>) {
+async fn acknowledge(client: AsyncClient, mut taken: mpsc::Receiver<(ManualAck, u64)>, current: watch::Receiver<u64>, polled: Arc<Notify>) {
     while let Some((ack, of)) = taken.recv().await {
-        // An acknowledgement on another connection than the message's would name somebody else's packet.
-        if of == *current.borrow() && client.manual_ack(ack).await.is_err() {
-            return;
+        loop {
+            // An acknowledgement on another connection than the message's would name somebody else's packet. The number does not change
+            // while it is borrowed, so what is put in here is in the queue before that is emptied.
+            let put = {
+                let number = current.borrow();
+                (*number == of).then(|| client.try_manual_ack(ack.clone()))
+            };
+            match put {
+                None | Some(Ok(())) => break,
+                Some(Err(ClientError::RequestChannelFull(_))) => polled.notified().await,
+                Some(Err(_)) => return,
+            }
         }
     }
 }

@@ -211,6 +211,48 @@ async fn a_flood_of_small_and_large_messages_makes_room() {
     owner.close().await;
 }
 
+/// The owner has taken more than acknowledgements have room when the connection is given up: none of these reaches the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_given_up_leaves_no_acknowledgement_to_the_next() {
+    let Some(broker) = Broker::start("allow_anonymous true\nmax_queued_messages 100000\nmax_queued_bytes 0") else { return };
+    let (owner, mut flood) = Link::open_ahead(&config(broker.port), "owner", None, vec!["in".into()], 4096).unwrap();
+    let (source, mut events) = Link::open(&config(broker.port), "source", None, vec![]).unwrap();
+    connected(&mut flood).await;
+    connected(&mut events).await;
+    for index in 0..9_000 {
+        source.publish("in", vec![0; if index % 64 == 0 { 2_000_000 } else { 1000 }], false).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Small ones take their place in the receiver, and a large one goes on waiting for room.
+    for _ in 0..50 {
+        message(&mut flood).await;
+    }
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let again = tokio::spawn({
+        let source = source.clone();
+        async move {
+            while source.publish("in", b"again".to_vec(), false).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    });
+    let mut given_up = 0;
+    until(&mut flood, |incoming| match incoming {
+        // Those of before are among them: what is behind the new connection counts.
+        Incoming::Message { payload, .. } => (payload == b"again" && given_up == 1).then_some(()),
+        Incoming::Disconnected { reason, .. } => {
+            given_up += 1;
+            assert!(given_up == 1 && reason.contains("waited for the receiver"), "{reason}");
+            None
+        }
+        Incoming::Connected | Incoming::Refused { .. } => None,
+    })
+    .await;
+    source.close().await;
+    owner.close().await;
+    again.await.unwrap();
+}
+
 /// The owner publishes from the task that reads the receiver, and reads slowly: with a polling task that waits for its owner this
 /// stands still for ever.
 #[tokio::test(flavor = "multi_thread")]
