@@ -258,9 +258,14 @@ impl Slots {
     }
 
     /// How long the release on trial runs in the shadow of the confirmed one, says its message; a week at most.
-    pub fn shadow_lasts(&self) -> Duration {
-        let message = std::fs::read(self.folder.join(OFFER)).ok().and_then(|payload| ReleaseMsg::decode(&payload).ok());
-        Duration::from_secs(u64::from(message.map_or(0, |message| message.shadow_secs))).min(MAX_SHADOW)
+    ///
+    /// # Errors
+    /// When the message cannot be read.
+    pub fn shadow_lasts(&self) -> anyhow::Result<Duration> {
+        let path = self.folder.join(OFFER);
+        let payload = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let message = ReleaseMsg::decode(&payload).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+        Ok(Duration::from_secs(u64::from(message.shadow_secs)).min(MAX_SHADOW))
     }
 
     /// The signed release that the confirmed slot came from, if a key that counts has signed it.

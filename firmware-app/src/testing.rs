@@ -11,6 +11,7 @@ use omnilabel_keypoints::wire::{ReleaseMsg, VERSION};
 use omnilabel_runtime::{BackboneOutput, Graphs, RuntimeError, Teacher};
 use sha2::{Digest, Sha256};
 use std::path::Path;
+use std::time::Duration;
 
 pub(crate) const BLOCK: u32 = 1000;
 const GRAPHS: [&str; 3] = ["backbone.onnx", "box_head.onnx", "keypoint_head.onnx"];
@@ -142,11 +143,14 @@ struct Blind {
     broken: bool,
     /// Row and column, as shares of eight.
     sees: Option<(usize, usize)>,
+    /// Per view.
+    takes: Duration,
 }
 
 impl Graphs for Blind {
     fn backbone(&self, _: &[f32], rows: usize, columns: usize) -> Result<BackboneOutput, RuntimeError> {
         assert!(!self.broken, "a broken model");
+        std::thread::sleep(self.takes);
         let (r, c) = (rows / 4, columns / 4);
         let mut objectness = vec![-10.0; r * c];
         if let Some((row, column)) = self.sees {
@@ -167,12 +171,14 @@ impl Graphs for Blind {
     }
 }
 
-/// A model that sees nobody, but for those whose name begins with `sees`; a broken one panics on its first frame.
+/// A model that sees nobody, but for those whose name begins with `sees`; `slow` takes seconds, a broken one panics on its first frame.
 pub(crate) fn model(bundle: &Bundle, counter: u64, broken: bool) -> Model {
     let sees = match bundle.manifest().name.as_str() {
         "sees-elsewhere" => Some((5, 6)),
         name => name.starts_with("sees").then_some((3, 2)),
     };
-    let teacher = Teacher::with_graphs(Box::new(Blind { broken, sees }), bundle.manifest().clone(), bundle.skeleton().clone()).unwrap();
+    let takes = Duration::from_millis(if bundle.manifest().name == "slow" { 2500 } else { 0 });
+    let graphs = Blind { broken, sees, takes };
+    let teacher = Teacher::with_graphs(Box::new(graphs), bundle.manifest().clone(), bundle.skeleton().clone()).unwrap();
     Model::with_teacher(teacher, bundle, counter, &TeacherConfig::default())
 }

@@ -63,6 +63,8 @@ pub(super) struct Core {
     pub(super) later: Option<Vec<u8>>,
     pub(super) report: Report,
     pub(super) commands: SyncSender<Command>,
+    /// Asks the engine for one of the last frames, for the probation.
+    pub(super) replay: Arc<AtomicBool>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) outgoing: mpsc::Sender<Outgoing>,
     pub(super) counts: Summary,
@@ -141,6 +143,7 @@ impl Core {
             later: None,
             report,
             commands,
+            replay: Arc::default(),
             events,
             outgoing,
             counts: Summary::default(),
@@ -170,6 +173,11 @@ impl Core {
     /// Set while the outbox cannot take a label.
     pub(super) fn hold(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.hold)
+    }
+
+    /// Set when no frames come and a probation needs one.
+    pub(super) fn replay(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.replay)
     }
 
     /// Handles events until the end.
@@ -290,7 +298,7 @@ impl Core {
                 self.send(topic, &request, Encoding::Cbor, false);
             }
         }
-        self.trial_without_frames(now);
+        self.probation_without_frames(now);
         self.end_shadow(now);
         if now.duration_since(self.noted.0) >= NOTE_EVERY {
             self.note_quotas(now);

@@ -200,6 +200,7 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
         policy,
         load,
         commands: told,
+        replay: core.replay(),
         events: events.clone(),
         hold: core.hold(),
         panicked: Arc::clone(&panicked),

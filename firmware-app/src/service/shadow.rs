@@ -10,32 +10,39 @@ use std::time::{Duration, Instant};
 
 /// With fewer frames the comparison goes on, for twice its time at most.
 const ENOUGH: u32 = 16;
-/// After this it is judged again, where the outcome could not be written.
+/// After this the outcome is written again, where it could not be.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A comparison under way.
+/// A comparison, before it begins and under way.
 pub(super) struct Shadow {
-    since: Instant,
     lasts: Duration,
+    since: Instant,
     agreement: Agreement,
+    /// Why the new model had no label for a frame.
+    failed: Option<String>,
+    /// Not judged before that.
+    next: Instant,
 }
 
 impl Shadow {
+    pub(super) fn new(lasts: Duration) -> Self {
+        let now = Instant::now();
+        Self { lasts, since: now, agreement: Agreement::default(), failed: None, next: now }
+    }
+
     fn is_over(&self, now: Instant) -> bool {
         let age = now.duration_since(self.since);
-        age >= self.lasts && (self.agreement.frames >= ENOUGH || age >= 2 * self.lasts)
+        let enough = age >= self.lasts && (self.agreement.frames >= ENOUGH || age >= 2 * self.lasts);
+        now >= self.next && (enough || self.failed.is_some())
     }
 }
 
 impl Core {
     pub(super) fn begin_shadow(&mut self) {
-        let Some(model) = self.candidate.clone() else { return };
-        let lasts = self.slots.shadow_lasts();
-        tracing::info!(counter = model.counter(), secs = lasts.as_secs(), "the new model runs beside the confirmed one");
-        if self.commands.try_send(Command::Shadow(model)).is_err() {
-            tracing::error!("the engine does not take a model");
-        }
-        self.shadow = Some(Shadow { since: Instant::now(), lasts, agreement: Agreement::default() });
+        let (Some(model), Some(shadow)) = (self.candidate.clone(), &mut self.shadow) else { return };
+        tracing::info!(counter = model.counter(), secs = shadow.lasts.as_secs(), "the new model runs beside the confirmed one");
+        *shadow = Shadow::new(shadow.lasts);
+        self.tell(Command::Shadow(model));
     }
 
     /// A frame went through both models.
@@ -43,35 +50,39 @@ impl Core {
         let is_current = self.candidate.as_ref().is_some_and(|candidate| Arc::ptr_eq(candidate, &shadowed.by));
         let Some(shadow) = self.shadow.as_mut().filter(|_| is_current) else { return };
         let teacher = self.confirmed.teacher();
-        match &shadowed.result {
+        match shadowed.result {
             Ok(label) => {
                 let keypoint = teacher.manifest().thresholds.keypoint;
-                shadow.agreement.add(&shadowed.running, label, teacher.skeleton().sigmas(), keypoint);
+                shadow.agreement.add(&shadowed.running, &label, teacher.skeleton().sigmas(), keypoint);
                 shadow.agreement.took(shadowed.running_took.as_secs_f64(), shadowed.took.as_secs_f64());
             }
-            Err(reason) => self.step(trial::Event::Failed(Reason::Shadow), reason),
+            Err(reason) => {
+                shadow.failed.get_or_insert(reason);
+                self.end_shadow(Instant::now());
+            }
         }
     }
 
-    /// Judges the comparison when its time is over.
+    /// Judges the comparison when its time is over, or a frame has failed.
     pub(super) fn end_shadow(&mut self, now: Instant) {
-        let Some(shadow) = self.shadow.as_ref().filter(|shadow| shadow.is_over(now)) else { return };
         if !matches!(self.slots.state().phase, Phase::Shadow { .. }) {
             return;
         }
+        let Some(shadow) = self.shadow.as_mut().filter(|shadow| shadow.is_over(now)) else { return };
+        shadow.next = now + RETRY;
         let (agreement, update) = (shadow.agreement, &self.config.update);
         let limits =
             Limits { f1: update.shadow_f1, people: update.shadow_people, slowdown: update.max_slowdown, slow_secs: SLOW.as_secs_f64() };
-        match agreement.judge(&limits) {
+        let judged = match &shadow.failed {
+            Some(reason) => Err(reason.clone()),
+            None => agreement.judge(&limits).map_err(|why| format!("{why}: {agreement}")),
+        };
+        match judged {
             Ok(()) => {
                 tracing::info!("beside the confirmed model the new one did well: {agreement}");
                 self.step(trial::Event::Agreed, "");
             }
-            Err(why) => self.step(trial::Event::Failed(Reason::Shadow), &format!("{why}: {agreement}")),
-        }
-        if let Some(shadow) = &mut self.shadow {
-            // The state could not be written.
-            shadow.lasts = now.duration_since(shadow.since) + RETRY;
+            Err(why) => self.step(trial::Event::Failed(Reason::Shadow), &why),
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::annotate::Model;
 use crate::clock::{SET_MS, now_ms};
 use crate::service::core::Core;
 use crate::service::engine::{Command, Labelled};
+use crate::service::shadow::Shadow;
 use crate::service::{Event, Outgoing};
 use crate::update::{Fetch, VerifiedRelease};
 use omnilabel_bundle::Bundle;
@@ -11,11 +12,12 @@ use omnilabel_keypoints::release::ReleaseError;
 use omnilabel_keypoints::trial::{self, Action, Phase, Reason, Slot, State};
 use omnilabel_keypoints::wire::{Message, ModelMsg, ReleaseMsg, VERSION};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// No frame is too slow below this: a busy device is not a bad model.
 pub(super) const SLOW: Duration = Duration::from_secs(2);
-/// Without a frame for this long a probation goes on with the last frames, and a comparison in the shadow.
+/// Without a frame for this long a probation goes on with the last frames.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The result of the golden frames.
@@ -136,7 +138,7 @@ impl Core {
                 self.shadow = None;
                 if let Some(model) = self.candidate.clone() {
                     tracing::info!(counter = model.counter(), "the new model runs on probation");
-                    self.swap(model);
+                    self.tell(Command::Swap(model));
                 }
             }
             Action::Revert(_, reason) => self.revert(before, reason, detail),
@@ -157,8 +159,9 @@ impl Core {
         }
     }
 
-    fn swap(&self, model: Arc<Model>) {
-        if self.commands.try_send(Command::Swap(model)).is_err() {
+    /// Tells the engine of a model. Each step of a trial has one at most, and most wait for the engine: the queue is never full.
+    pub(super) fn tell(&self, model: Command) {
+        if self.commands.try_send(model).is_err() {
             tracing::error!("the engine does not take a model");
         }
     }
@@ -166,7 +169,7 @@ impl Core {
     fn revert(&mut self, before: State, reason: Reason, detail: &str) {
         self.shadow = None;
         if self.candidate.take().is_some() {
-            self.swap(Arc::clone(&self.confirmed));
+            self.tell(Command::Swap(Arc::clone(&self.confirmed)));
         }
         let counter = before.phase.counter();
         if self.test == Test::Runs {
@@ -310,6 +313,8 @@ impl Core {
     fn fetched(&mut self) {
         let complete = self.fetch.as_ref().is_some_and(Fetch::is_complete);
         if complete && matches!(self.slots.state().phase, Phase::Fetching { .. }) {
+            // What others fetch is nothing to this device, which may compare the two models for days.
+            self.put(Outgoing::Unsubscribe(self.topics.blocks()));
             self.step(trial::Event::Fetched, "");
         }
     }
@@ -366,8 +371,13 @@ impl Core {
         match tested.result {
             Ok(model) => {
                 // The blocks stay until the end: after a clean stop the bundle is assembled and tried again.
+                let lasts = match self.slots.shadow_lasts() {
+                    Ok(lasts) => lasts,
+                    Err(error) => return self.step(trial::Event::Failed(Reason::Load), &omnilabel_console::line(&error)),
+                };
                 self.candidate = Some(model);
-                self.step(trial::Event::GoldenPassed { shadow: !self.slots.shadow_lasts().is_zero() }, "");
+                self.shadow = (!lasts.is_zero()).then(|| Shadow::new(lasts));
+                self.step(trial::Event::GoldenPassed { shadow: self.shadow.is_some() }, "");
             }
             Err((reason, detail)) => self.step(trial::Event::Failed(reason), &detail),
         }
@@ -400,18 +410,11 @@ impl Core {
         }
     }
 
-    /// No frames come: the last ones are labelled again, for the trial alone.
-    pub(super) fn trial_without_frames(&mut self, now: Instant) {
-        let again = match self.slots.state().phase {
-            Phase::Probation { .. } => Duration::from_millis(50),
-            // It has time, and says little new of the same frames.
-            Phase::Shadow { .. } => QUIET,
-            Phase::Idle | Phase::Fetching { .. } | Phase::Testing { .. } => return,
-        };
-        if now.duration_since(self.last_frame) >= QUIET {
-            self.last_frame = now - QUIET + again;
-            // A full queue means that the engine is busy with the one before.
-            let _ = self.commands.try_send(Command::Replay);
+    pub(super) fn probation_without_frames(&mut self, now: Instant) {
+        if matches!(self.slots.state().phase, Phase::Probation { .. }) && now.duration_since(self.last_frame) >= QUIET {
+            self.last_frame = now - QUIET + Duration::from_millis(50);
+            // One at a time, and none in the way of a model: in a queue they would fill it while a slow frame is labelled.
+            self.replay.store(true, Ordering::Relaxed);
         }
     }
 }

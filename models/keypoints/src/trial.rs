@@ -94,12 +94,15 @@ pub enum Phase {
         counter: u64,
         /// Tries begun, but for those that a clean stop ended.
         attempts: u8,
+        /// The same of [`Phase::Shadow`], which a power cut may have ended.
+        #[serde(default)]
+        shadows: u8,
     },
     /// It runs beside the confirmed model, whose labels alone count.
     Shadow {
         /// Its counter.
         counter: u64,
-        /// As in [`Phase::Testing`].
+        /// Times begun, but for those that a clean stop ended.
         attempts: u8,
     },
     /// It runs; health is watched for this many more frames.
@@ -186,7 +189,7 @@ pub enum Action {
 pub const PROBATION_FRAMES: u32 = 16;
 /// The tries of the golden frames: a device that died during the last one does not try again.
 pub const TEST_ATTEMPTS: u8 = 2;
-/// The same for a release that runs beside the confirmed model: that may take hours, in which a device may well lose its power.
+/// How often a release may begin to run beside the confirmed model: that takes hours, in which a device may well lose its power.
 pub const SHADOW_ATTEMPTS: u8 = 4;
 
 /// One step: the state after `event`, and what to do. Anything unexpected in a trial reverts to the confirmed slot.
@@ -203,25 +206,28 @@ pub fn step(state: State, event: Event) -> (State, Action) {
 
         (Phase::Fetching { .. }, Event::Boot) => (state, Action::Fetch(slot)),
         (Phase::Fetching { .. }, Event::Stop) => (state, Action::None),
-        (Phase::Fetching { counter }, Event::Fetched) => (state.with(Phase::Testing { counter, attempts: 1 }), Action::Test(slot)),
+        (Phase::Fetching { counter }, Event::Fetched) => {
+            (state.with(Phase::Testing { counter, attempts: 1, shadows: 0 }), Action::Test(slot))
+        }
 
-        (Phase::Testing { counter, attempts }, Event::Boot) if attempts < TEST_ATTEMPTS => {
-            (state.with(Phase::Testing { counter, attempts: attempts + 1 }), Action::Test(slot))
+        (Phase::Testing { counter, attempts, shadows }, Event::Boot) if attempts < TEST_ATTEMPTS => {
+            (state.with(Phase::Testing { counter, attempts: attempts + 1, shadows }), Action::Test(slot))
         }
-        (Phase::Testing { counter, attempts } | Phase::Shadow { counter, attempts }, Event::Stop) => {
-            // The next start counts as a try: one has to be left for it.
-            let attempts = attempts.saturating_sub(1).min(TEST_ATTEMPTS - 1);
-            (state.with(Phase::Testing { counter, attempts }), Action::None)
+        (Phase::Testing { counter, attempts, shadows }, Event::Stop) => {
+            (state.with(Phase::Testing { counter, attempts: attempts.saturating_sub(1), shadows }), Action::None)
         }
-        (Phase::Testing { counter, attempts }, Event::GoldenPassed { shadow: true }) => {
-            (state.with(Phase::Shadow { counter, attempts }), Action::Shadow(slot))
+        (Phase::Testing { counter, shadows, .. }, Event::GoldenPassed { shadow: true }) => {
+            (state.with(Phase::Shadow { counter, attempts: shadows.saturating_add(1) }), Action::Shadow(slot))
         }
         (Phase::Testing { counter, .. }, Event::GoldenPassed { shadow: false }) | (Phase::Shadow { counter, .. }, Event::Agreed) => {
             (state.with(Phase::Probation { counter, frames_left: PROBATION_FRAMES }), Action::Swap(slot))
         }
         // It is assembled and tried again, and begins anew.
         (Phase::Shadow { counter, attempts }, Event::Boot) if attempts < SHADOW_ATTEMPTS => {
-            (state.with(Phase::Testing { counter, attempts: attempts + 1 }), Action::Test(slot))
+            (state.with(Phase::Testing { counter, attempts: 1, shadows: attempts }), Action::Test(slot))
+        }
+        (Phase::Shadow { counter, attempts }, Event::Stop) => {
+            (state.with(Phase::Testing { counter, attempts: 0, shadows: attempts.saturating_sub(1) }), Action::None)
         }
 
         // Until the swap, the confirmed model labels the frames.
@@ -235,7 +241,7 @@ pub fn step(state: State, event: Event) -> (State, Action) {
         (Phase::Probation { counter, frames_left }, Event::HealthyFrame) if frames_left > 1 => {
             (state.with(Phase::Probation { counter, frames_left: frames_left - 1 }), Action::None)
         }
-        (Phase::Probation { counter, .. }, Event::Stop) => (state.with(Phase::Testing { counter, attempts: 0 }), Action::None),
+        (Phase::Probation { counter, .. }, Event::Stop) => (state.with(Phase::Testing { counter, attempts: 0, shadows: 0 }), Action::None),
         (Phase::Testing { counter, .. } | Phase::Shadow { counter, .. } | Phase::Probation { counter, .. }, Event::Boot) => {
             revert(state, counter, Reason::Restart)
         }

@@ -109,7 +109,7 @@ fn trials_from_any_persisted_state() {
         let phase = match r.below(5) {
             0 => Phase::Idle,
             1 => Phase::Fetching { counter },
-            2 => Phase::Testing { counter, attempts: r.below(256) as u8 },
+            2 => Phase::Testing { counter, attempts: r.below(256) as u8, shadows: r.below(256) as u8 },
             3 => Phase::Shadow { counter, attempts: r.below(256) as u8 },
             _ => Phase::Probation { counter, frames_left: r.number() as u32 },
         };

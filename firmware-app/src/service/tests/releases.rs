@@ -60,6 +60,32 @@ async fn releases_are_taken_on_trial_confirmed_refused_or_reverted_while_labels_
     assert_eq!((model.manifest().name.as_str(), slots.state().confirmed_counter), ("third", 9));
 }
 
+/// While it labels a slow frame, the engine is asked for more of the last ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_model_is_gone_once_it_is_refused_however_busy_the_engine_was() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 10, 0.2, false);
+    device.config.publish.frames = FramePolicy::None;
+    let Some(CameraConfig::Folder { repeat, .. }) = &mut device.config.camera else { panic!("a folder") };
+    *repeat = true;
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    centre.until("a label", |c| !c.labels.is_empty()).await;
+    let (manifest, blocks) = release(&bundle(&device.folder.path().join("centre"), "slow", 3, 9000), 3);
+    centre.keep(&blocks);
+    centre.publish_release(&sign(&manifest, &key())).await;
+    centre.until("release 3 is refused", |c| c.model.as_ref().is_some_and(|m| m.refused == Some(3))).await;
+    let reason = centre.model.as_ref().unwrap().reason.clone();
+    assert!(reason.starts_with("health: a frame took "), "{reason}");
+    let last = |c: &Centre| c.labels.last_key_value().map(|(sequence, label)| (*sequence, label.model));
+    let refused = last(&centre).unwrap().0;
+    // The frame that was under way when it was refused may be the slow model's.
+    centre.until("two labels more", |c| c.labels.range(refused..).count() > 2).await;
+    assert_eq!(last(&centre).unwrap().1, 0, "the confirmed model labels again");
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_is_taken_when_it_is_this_devices_turn() {
     let Some(broker) = Broker::start() else { return };

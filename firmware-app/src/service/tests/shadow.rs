@@ -117,18 +117,24 @@ async fn a_device_that_loses_power_in_the_comparison_begins_it_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_no_frames_come_the_last_ones_are_compared() {
+async fn where_no_frames_come_nothing_is_compared_and_the_probation_decides() {
     let Some(broker) = Broker::start() else { return };
     let device = seeing(&broker, false);
     let mut centre = Centre::open(&broker).await;
     let (stop, run) = device.start();
     centre.until("the labels", |c| c.labels.len() == 10).await;
-    let (message, blocks) = compared(&device, "blind", 3, 20);
+    let (message, blocks) = compared(&device, "blind", 3, 1);
+    centre.keep(&blocks);
+    let begin = Instant::now();
+    centre.publish_release(&message).await;
+    centre.until("release 3 is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 3)).await;
+    assert!(begin.elapsed() >= Duration::from_secs(2), "it waits twice as long for frames: {:?}", begin.elapsed());
+    let (message, blocks) = compared(&device, "panics", 4, 1);
     centre.keep(&blocks);
     centre.publish_release(&message).await;
-    centre.until("release 3 is refused", |c| c.model.as_ref().is_some_and(|m| m.refused == Some(3))).await;
+    centre.until("release 4 is refused", |c| c.model.as_ref().is_some_and(|m| m.refused == Some(4))).await;
     let reason = centre.model.as_ref().unwrap().reason.clone();
-    assert!(reason.starts_with("shadow: it finds another number of people"), "{reason}");
+    assert!(reason.starts_with("health: "), "{reason}");
     stop.send_replace(true);
-    run.await.unwrap().unwrap();
+    assert_eq!(run.await.unwrap().unwrap().model, 3);
 }
