@@ -41,6 +41,9 @@ pub struct Pruned {
     pub kept_unsettled: u64,
     /// Ended rounds that were made of something that went: their data sets cannot be made anew from what is stored.
     pub rounds: Vec<u64>,
+    /// Why it ended before its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<String>,
 }
 
 impl Pruned {
@@ -53,7 +56,7 @@ impl Pruned {
 /// Drops what is due at `now_ms`, or with `dry` only counts it. Ends early when `stop` says so; what was dropped until then stays dropped.
 ///
 /// # Errors
-/// See [`StoreError`]; what was dropped until then stays dropped.
+/// See [`StoreError`], when nothing could be looked at; what fails later is told with what was dropped until then.
 pub async fn prune(
     store: &Store,
     limits: &RetentionConfig,
@@ -71,16 +74,13 @@ pub async fn prune(
         dry,
         stop,
         spoilt: BTreeSet::new(),
+        orphans: false,
         done: Pruned::default(),
     };
-    if limits.label_days.is_some() {
-        work.labels().await?;
-    }
-    if limits.picture_days.is_some() {
-        work.pictures_by_age().await?;
-    }
-    if let Some(limit) = limits.picture_bytes {
-        work.pictures_by_size(limit).await?;
+    if let Err(error) = work.all(limits).await {
+        let hint =
+            if work.orphans { "; `dataset orphans --delete` deletes the pictures that were dropped and are still there" } else { "" };
+        work.done.unfinished = Some(format!("{error}{hint}"));
     }
     work.done.rounds = work.spoilt.into_iter().collect();
     Ok(work.done)
@@ -97,10 +97,33 @@ struct Work<'s, S> {
     dry: bool,
     stop: S,
     spoilt: BTreeSet<u64>,
+    /// Pictures were dropped and are still in the object store.
+    orphans: bool,
     done: Pruned,
 }
 
 impl<S: Fn() -> bool + Sync> Work<'_, S> {
+    async fn all(&mut self, limits: &RetentionConfig) -> Result<(), StoreError> {
+        if limits.label_days.is_some() {
+            self.labels().await?;
+        }
+        if limits.picture_days.is_some() {
+            self.pictures_by_age().await?;
+        }
+        if let Some(limit) = limits.picture_bytes {
+            self.pictures_by_size(limit).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what no row refers to any more.
+    async fn delete(&mut self, outside: &[Vec<u8>]) -> Result<(), StoreError> {
+        self.orphans = true;
+        self.store.delete_pictures(outside).await?;
+        self.orphans = false;
+        Ok(())
+    }
+
     async fn labels(&mut self) -> Result<(), StoreError> {
         let mut last = 0;
         loop {
@@ -124,6 +147,7 @@ impl<S: Fn() -> bool + Sync> Work<'_, S> {
                     self.done.labels += gone.labels;
                     self.done.pictures_of_labels += gone.pictures;
                     self.done.bytes += gone.bytes;
+                    self.delete(&gone.outside).await?;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -150,7 +174,7 @@ impl<S: Fn() -> bool + Sync> Work<'_, S> {
                 if (self.stop)() {
                     return Ok(());
                 }
-                self.done.pictures_by_age += self.drop_pictures(chunk).await?;
+                self.drop_pictures(chunk, |done| &mut done.pictures_by_age).await?;
             }
             if old < page.len() || page.is_empty() {
                 return Ok(());
@@ -181,7 +205,7 @@ impl<S: Fn() -> bool + Sync> Work<'_, S> {
                 if (self.stop)() {
                     return Ok(());
                 }
-                self.done.pictures_by_size += self.drop_pictures(chunk).await?;
+                self.drop_pictures(chunk, |done| &mut done.pictures_by_size).await?;
             }
             last = page.into_iter().next_back();
         }
@@ -196,16 +220,20 @@ impl<S: Fn() -> bool + Sync> Work<'_, S> {
         !picture.in_use && !picture.judged && !counted
     }
 
-    async fn drop_pictures(&mut self, pictures: &[&OldPicture]) -> Result<u64, StoreError> {
+    /// Drops pictures and adds them to a count.
+    async fn drop_pictures(&mut self, pictures: &[&OldPicture], count: fn(&mut Pruned) -> &mut u64) -> Result<(), StoreError> {
         pictures.iter().for_each(|picture| self.spoil(picture.id, picture.model));
         if self.dry {
             self.done.bytes += pictures.iter().map(|picture| picture.bytes.cast_unsigned()).sum::<u64>();
-            return Ok(pictures.len() as u64);
+            *count(&mut self.done) += pictures.len() as u64;
+            return Ok(());
         }
         let gone = self.store.drop_pictures(pictures).await?;
         self.done.bytes += gone.bytes;
+        *count(&mut self.done) += gone.pictures;
+        self.delete(&gone.outside).await?;
         tokio::time::sleep(PAUSE).await;
-        Ok(gone.pictures)
+        Ok(())
     }
 
     /// Remembers which rounds a label was used by.
@@ -231,8 +259,15 @@ impl Retention {
             }
             let watched = stop.clone();
             match prune(&self.store, &self.limits, now_ms(), false, || *watched.borrow()).await {
-                Ok(pruned) if pruned.is_something() => self.events.emit(Event::Pruned(pruned)),
-                Ok(_) => {}
+                Ok(pruned) => {
+                    let failed = pruned.unfinished.clone();
+                    if pruned.is_something() {
+                        self.events.emit(Event::Pruned(pruned));
+                    }
+                    if let Some(message) = failed {
+                        self.events.emit(Event::Error { what: "retention".to_owned(), message });
+                    }
+                }
                 Err(error) => self.events.emit(Event::Error { what: "retention".to_owned(), message: error.to_string() }),
             }
         }

@@ -61,9 +61,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let events = EventLog::open(&config.state_dir).with_context(|| config.state_dir.display().to_string())?;
         events.emit(Event::Pruned(pruned.clone()));
     }
+    let failed = pruned.unfinished.clone().map_or(Ok(()), |why| Err(anyhow::anyhow!(why)));
     if args.json {
         say!("{}", serde_json::to_string_pretty(&pruned)?);
-        return Ok(());
+        return failed;
     }
     let Pruned { labels, pictures_of_labels, pictures_by_age, pictures_by_size, bytes, kept_in_use, kept_judged, kept_unsettled, .. } =
         &pruned;
@@ -88,5 +89,5 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             None => say!("round {round}: its data set {sha256} is nowhere whole any more"),
         }
     }
-    Ok(())
+    failed
 }

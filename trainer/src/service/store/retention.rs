@@ -90,7 +90,7 @@ pub struct OldLabel {
 }
 
 /// What went in one transaction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gone {
     /// Labels.
     pub labels: u64,
@@ -98,6 +98,8 @@ pub struct Gone {
     pub pictures: u64,
     /// Of these pictures.
     pub bytes: u64,
+    /// Names of those in the object store, for [`Store::delete_pictures`]; until then they are orphans there.
+    pub outside: Vec<Vec<u8>>,
 }
 
 /// Of one outbox, what is to be added to its account.
@@ -188,7 +190,7 @@ impl Store {
     /// with the picture's SHA-256.
     ///
     /// # Errors
-    /// See [`StoreError`]; then none of them is dropped, or all are, and some are left as orphans in the object store.
+    /// See [`StoreError`]; then none of them is dropped.
     pub async fn drop_pictures(&self, pictures: &[&OldPicture]) -> Result<Gone, StoreError> {
         let (mut tx, in_use) = self.begin_drop().await?;
         let sql = format!(
@@ -220,14 +222,13 @@ impl Store {
         }
         let gone = self.account(&mut tx, &drops).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
-        self.delete_pictures(&names).await?;
-        Ok(gone)
+        Ok(Gone { outside: names, ..gone })
     }
 
     /// Drops labels with their pictures in one transaction, except those that have come into use or were judged since they were looked at.
     ///
     /// # Errors
-    /// See [`StoreError`]; then none of them is dropped, or all are, and pictures of some are left as orphans in the object store.
+    /// See [`StoreError`]; then none of them is dropped.
     pub async fn drop_labels(&self, ids: &[i64]) -> Result<Gone, StoreError> {
         let (mut tx, in_use) = self.begin_drop().await?;
         let sql = format!(
@@ -266,8 +267,7 @@ impl Store {
         }
         let gone = self.account(&mut tx, &drops).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
-        self.delete_pictures(&names).await?;
-        Ok(gone)
+        Ok(Gone { outside: names, ..gone })
     }
 
     /// A transaction that drops, with what it must leave: no round begins before its end.

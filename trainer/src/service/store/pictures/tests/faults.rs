@@ -1,6 +1,8 @@
 //! What an object store can do to a commit.
 
 use super::*;
+use crate::service::config::RetentionConfig;
+use crate::service::retention::prune;
 use crate::service::testing::World;
 use async_trait::async_trait;
 use futures_core::stream::BoxStream;
@@ -191,6 +193,24 @@ async fn what_is_deleted_between_put_and_commit_is_put_again() {
     assert_eq!(store.delete_pictures(&[vec![7; 32]]).await.unwrap(), 1);
     store.commit(&world.labels("cam-1", 3..=3, 0.0, 0), 3).await.unwrap();
     assert_eq!(faulty.puts.load(Ordering::Relaxed) - before, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_dropped_is_told_although_its_pictures_cannot_be_deleted() {
+    const DAY: u64 = 86_400_000;
+    let home = Home::sqlite();
+    let (world, store, _faulty) = faulty(&home).await;
+    store.commit(&world.labels("cam-1", 1..=3, 0.0, 0), DAY).await.unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON meta WHEN NEW.key = 'picture_deletions' BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    sqlx::query(full).execute(store.pool()).await.unwrap();
+    let limits = RetentionConfig { picture_days: None, label_days: Some(10), picture_bytes: None };
+    let pruned = prune(&store, &limits, 20 * DAY, false, || false).await.unwrap();
+    let why = pruned.unfinished.as_deref().unwrap();
+    assert!(why.contains("disk full") && why.contains("`dataset orphans --delete`"), "{why}");
+    assert_eq!((pruned.labels, pruned.pictures_of_labels), (3, 3));
+    assert_eq!(store.tally("cam-1").await.unwrap().0, 3, "the account knows of them");
+    sqlx::query("DROP TRIGGER full").execute(store.pool()).await.unwrap();
+    assert_eq!(store.compare_pictures(LATER, true).await.unwrap().deleted, 3);
 }
 
 #[test]
