@@ -157,7 +157,21 @@ pub(super) async fn lock_rounds(db: &mut AnyConnection) -> Result<(), sqlx::Erro
 pub struct ServiceLock {
     store: Store,
     /// `None` with SQLite, where the state folder's lock says it all.
-    db: Option<AnyConnection>,
+    held: Option<Held>,
+}
+
+/// A connection that has the lock.
+#[derive(Debug)]
+struct Held {
+    db: AnyConnection,
+    session: Session,
+}
+
+/// What the server calls a connection: its process, and since when it is there, as numbers of processes come again.
+#[derive(Clone, Debug)]
+struct Session {
+    process: i64,
+    since: String,
 }
 
 impl ServiceLock {
@@ -166,20 +180,21 @@ impl ServiceLock {
     /// # Errors
     /// See [`StoreError`]; [`StoreError::Taken`] when another `run` has it.
     pub async fn take(store: &Store) -> Result<Self, StoreError> {
-        let db = if store.is_shared() { Some(take(store).await?) } else { None };
-        Ok(Self { store: store.clone(), db })
+        let held = if store.is_shared() { Some(take(store).await?) } else { None };
+        Ok(Self { store: store.clone(), held })
     }
 
     /// Waits until it is lost: the connection broke, and somebody else was faster.
     pub async fn lost(&mut self) -> StoreError {
         loop {
             tokio::time::sleep(LOCK_TICK).await;
-            let Some(db) = &mut self.db else { continue };
-            if let Ok(Ok(())) = tokio::time::timeout(CONNECT, db.ping()).await {
+            let Some(held) = &mut self.held else { continue };
+            if let Ok(Ok(())) = tokio::time::timeout(CONNECT, held.db.ping()).await {
                 continue;
             }
-            match take(&self.store).await {
-                Ok(fresh) => *db = fresh,
+            match again(&self.store, &held.session).await {
+                Ok(Some(fresh)) => *held = fresh,
+                Ok(None) => {}
                 Err(taken @ StoreError::Taken { .. }) => return taken,
                 // The database is away: nobody gets it.
                 Err(error) => tracing::warn!("{error}"),
@@ -188,7 +203,16 @@ impl ServiceLock {
     }
 }
 
-async fn take(store: &Store) -> Result<AnyConnection, StoreError> {
+/// Takes the lock on another connection. `None` while the server still holds it for the broken one, which it may not know to be broken for
+/// three quarters of a minute: that session is ended, and who waits for it is not told that somebody else was faster.
+async fn again(store: &Store, old: &Session) -> Result<Option<Held>, StoreError> {
+    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid = $1 AND CAST(backend_start AS TEXT) = $2";
+    let ended = sqlx::query_scalar(sql).bind(old.process).bind(old.since.as_str()).fetch_one(&store.pool).await;
+    let ended: i64 = ended.map_err(store.sql("end the broken connection"))?;
+    if ended > 0 { Ok(None) } else { take(store).await.map(Some) }
+}
+
+async fn take(store: &Store) -> Result<Held, StoreError> {
     let failed = || store.sql("lock the service");
     let mut db = store.pool.acquire().await.map_err(failed())?.detach();
     let sql = "SELECT CAST(pg_try_advisory_lock($1, $2) AS INTEGER)";
@@ -196,5 +220,21 @@ async fn take(store: &Store) -> Result<AnyConnection, StoreError> {
     if got == 0 {
         return Err(StoreError::Taken { store: store.name.to_string() });
     }
-    Ok(db)
+    let sql = "SELECT CAST(pid AS BIGINT), CAST(backend_start AS TEXT) FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    let (process, since) = sqlx::query_as(sql).fetch_one(&mut db).await.map_err(failed())?;
+    Ok(Held { db, session: Session { process, since } })
+}
+
+#[cfg(test)]
+impl ServiceLock {
+    /// As if its connection broke without the server's knowing: the session of the connection that comes back goes on.
+    pub(super) async fn break_off(&mut self) -> Option<AnyConnection> {
+        let dead = self.store.pool.acquire().await.ok()?.detach();
+        let held = self.held.as_mut()?;
+        let live = std::mem::replace(&mut held.db, dead);
+        let process: i64 = sqlx::query_scalar("SELECT CAST(pg_backend_pid() AS BIGINT)").fetch_one(&mut held.db).await.ok()?;
+        let end = sqlx::query("SELECT count(pg_terminate_backend(CAST($1 AS INT)))").bind(process);
+        end.execute(&self.store.pool).await.ok()?;
+        Some(live)
+    }
 }

@@ -220,6 +220,7 @@ impl Store {
                 drop.bytes += picture.bytes;
             }
         }
+        self.deletes(&names)?;
         let gone = self.account(&mut tx, &drops).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
         Ok(Gone { outside: names, ..gone })
@@ -265,9 +266,20 @@ impl Store {
             drop.pictures += i64::from(bytes.is_some());
             drop.bytes += bytes.unwrap_or(0);
         }
+        self.deletes(&names)?;
         let gone = self.account(&mut tx, &drops).await?;
         tx.commit().await.map_err(self.sql("commit"))?;
         Ok(Gone { outside: names, ..gone })
+    }
+
+    /// Whether pictures of these names could be deleted once their rows are gone: else nobody would know any more that they are there.
+    fn deletes(&self, outside: &[Vec<u8>]) -> Result<(), StoreError> {
+        if outside.is_empty() || self.pictures.is_some() {
+            return Ok(());
+        }
+        let message =
+            format!("nothing is dropped: {} pictures lie in an object store, and `store.pictures` does not say in which", outside.len());
+        Err(self.content(message))
     }
 
     /// A transaction that drops, with what it must leave: no round begins before its end.

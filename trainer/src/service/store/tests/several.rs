@@ -3,6 +3,7 @@
 use super::*;
 use crate::service::config::StoreConfig;
 use crate::service::store::postgres::{ServiceLock, enter};
+use sqlx::Connection;
 use std::time::Duration;
 
 /// Labels of one device.
@@ -138,6 +139,21 @@ async fn a_database_has_one_run() {
     assert!(matches!(lost, StoreError::Taken { .. }), "{lost}");
     drop(other);
     until("the lock is free again", async || ServiceLock::take(&one).await.ok()).await;
+}
+
+/// The network broke, and the server has not noticed: the lock is still held by the session that nobody has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_does_not_meet_itself() {
+    let Some(home) = Home::postgres() else { return };
+    let (one, two) = (open(&home, "one").await, open(&home, "two").await);
+    let mut lock = ServiceLock::take(&one).await.unwrap();
+    let mut session = lock.break_off().await.unwrap();
+    assert!(session.ping().await.is_ok(), "the server's side of it goes on");
+    let lost = tokio::time::timeout(Duration::from_secs(10), lock.lost()).await;
+    assert!(lost.is_err(), "it met its own session: {lost:?}");
+    assert!(session.ping().await.is_err(), "that session is ended");
+    let refused = ServiceLock::take(&two).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Taken { .. }), "nobody else got it: {refused}");
 }
 
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {

@@ -213,6 +213,27 @@ async fn what_was_dropped_is_told_although_its_pictures_cannot_be_deleted() {
     assert_eq!(store.compare_pictures(LATER, true).await.unwrap().deleted, 3);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_dropped_whose_picture_nobody_could_delete() {
+    const DAY: u64 = 86_400_000;
+    let home = Home::sqlite();
+    let (world, store, _faulty) = faulty(&home).await;
+    store.commit(&world.labels("cam-1", 1..=3, 0.0, 0), DAY).await.unwrap();
+    // `store.pictures` was taken out of the configuration.
+    let blind = Store { pictures: None, ..store.clone() };
+    for limits in [
+        RetentionConfig { picture_days: None, label_days: Some(10), picture_bytes: None },
+        RetentionConfig { picture_days: Some(10), label_days: None, picture_bytes: None },
+    ] {
+        let pruned = prune(&blind, &limits, 20 * DAY, false, || false).await.unwrap();
+        let why = pruned.unfinished.as_deref().unwrap();
+        assert!(why.contains("3 pictures") && why.contains("`store.pictures`") && !why.contains("orphans"), "{why}");
+        assert_eq!((pruned.labels, pruned.pictures_by_age), (0, 0));
+        assert!(store.picture(1).await.unwrap().is_some(), "still there");
+    }
+    assert_eq!(store.compare_pictures(LATER, false).await.unwrap().orphans, 0);
+}
+
 #[test]
 fn what_a_store_says_is_one_line_without_the_request() {
     let text = "Server returned 403 Forbidden: <?xml version=\"1.0\"?><Error><Code>InvalidAccessKeyId</Code>\
