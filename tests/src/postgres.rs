@@ -15,6 +15,8 @@ pub struct Postgres {
     folder: tempfile::TempDir,
     programs: PathBuf,
     server: Option<Child>,
+    /// Whether a commit is on the disk when it returns; else it is the system's, which a test that kills nothing but processes does not notice.
+    durable: bool,
 }
 
 impl Postgres {
@@ -23,6 +25,19 @@ impl Postgres {
     /// # Panics
     /// The programs are there and do not work.
     pub fn start() -> Option<Self> {
+        Self::make(false)
+    }
+
+    /// As [`Postgres::start`], one whose commits are on the disk when they return: for measurements.
+    ///
+    /// # Panics
+    /// As [`Postgres::start`].
+    #[allow(dead_code, reason = "whoever measures asks for it")]
+    pub fn durable() -> Option<Self> {
+        Self::make(true)
+    }
+
+    fn make(durable: bool) -> Option<Self> {
         let Some(programs) = programs() else {
             println!("skipped: no PostgreSQL in /usr/lib/postgresql (tests/setup installs it)");
             return None;
@@ -32,7 +47,7 @@ impl Postgres {
             let (user, group) = (number("-u"), number("-g"));
             std::os::unix::fs::chown(folder.path(), Some(user), Some(group)).expect("root can give a folder away");
         }
-        let mut postgres = Self { folder, programs, server: None };
+        let mut postgres = Self { folder, programs, server: None, durable };
         let data = postgres.data();
         let mut make = postgres.command("initdb");
         make.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
@@ -48,7 +63,8 @@ impl Postgres {
     pub fn start_again(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).expect("a log");
         let mut command = self.command("postgres");
-        command.arg("-D").arg(self.data()).arg("-k").arg(self.folder.path()).args(["-c", "listen_addresses=", "-c", "fsync=off"]);
+        let fsync = if self.durable { "fsync=on" } else { "fsync=off" };
+        command.arg("-D").arg(self.data()).arg("-k").arg(self.folder.path()).args(["-c", "listen_addresses=", "-c", fsync]);
         command.args(["-c", "shared_buffers=16MB", "-c", "max_connections=60"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.server = Some(command.spawn().expect("postgres starts"));
         let begin = Instant::now();

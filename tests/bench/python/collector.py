@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""A collector as one writes it with paho-mqtt, cbor2 and sqlite3: labels are stored once in groups, then acknowledged.
+"""A collector as one writes it with paho-mqtt, cbor2 and sqlite3, or psycopg: labels are stored once in groups, then acknowledged.
 
-    collector.py PORT SITE DATABASE
+    collector.py PORT SITE DATABASE      a file for sqlite3, or the URL of a PostgreSQL
 
-The same promises as the product's: one transaction with one fsync (WAL, synchronous = FULL) for what has arrived, at most 256 messages; a label
+The same promises as the product's: one transaction with one fsync (WAL, synchronous = FULL, or synchronous_commit = on) for what has arrived, at most 256
+messages, in PostgreSQL sent together; a label
 is stored once under (device, epoch, sequence); the acknowledgement names the highest sequence up to which nothing is missing, is published
 after the commit and retained.
 """
@@ -19,15 +20,49 @@ import paho.mqtt.client as mqtt
 PREFIX = "omnilabel/v1"
 
 
+COLUMNS = "device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, payload"
+
+
+def table(key, number, data):
+    numbers = "".join(f"{name} {number} NOT NULL, " for name in COLUMNS.split(", ")[1:-1])
+    return (f"CREATE TABLE IF NOT EXISTS labels (id {key} PRIMARY KEY, device TEXT NOT NULL, {numbers}payload {data} NOT NULL, "
+            "UNIQUE (device, epoch, sequence))")
+
+
+class Sqlite:
+    def __init__(self, database):
+        self.db = sqlite3.connect(database, isolation_level=None)
+        self.db.execute("PRAGMA journal_mode = WAL")
+        self.db.execute("PRAGMA synchronous = FULL")
+        self.db.execute(table("INTEGER", "INTEGER", "BLOB"))
+
+    def store(self, rows):
+        self.db.execute("BEGIN IMMEDIATE")
+        for row in rows:
+            self.db.execute(f"INSERT OR IGNORE INTO labels ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self.db.execute("COMMIT")
+
+
+class Postgres:
+    def __init__(self, url):
+        import psycopg
+
+        self.db = psycopg.connect(url)
+        self.db.execute("SET synchronous_commit = on")
+        self.db.execute(table("BIGSERIAL", "BIGINT", "BYTEA"))
+        self.db.commit()
+
+    def store(self, rows):
+        # executemany is one round trip (pipeline mode).
+        with self.db.cursor() as cursor:
+            values = ", ".join(["%s"] * 10)
+            cursor.executemany(f"INSERT INTO labels ({COLUMNS}) VALUES ({values}) ON CONFLICT DO NOTHING", rows)
+        self.db.commit()
+
+
 def main():
     port, site, database = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    store = sqlite3.connect(database, isolation_level=None)
-    store.execute("PRAGMA journal_mode = WAL")
-    store.execute("PRAGMA synchronous = FULL")
-    store.execute(
-        "CREATE TABLE IF NOT EXISTS labels (id INTEGER PRIMARY KEY, device TEXT NOT NULL, epoch INTEGER NOT NULL, sequence INTEGER NOT NULL, "
-        "frame INTEGER NOT NULL, received_ms INTEGER NOT NULL, captured_ms INTEGER NOT NULL, model INTEGER NOT NULL, instances INTEGER NOT NULL, "
-        "kept INTEGER NOT NULL, payload BLOB NOT NULL, UNIQUE (device, epoch, sequence))")
+    store = Postgres(database) if database.startswith("postgres") else Sqlite(database)
     waiting, marks = queue.Queue(4096), {}
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="collector", protocol=mqtt.MQTTv5)
     client.on_message = lambda c, u, message: waiting.put(message)
@@ -43,21 +78,18 @@ def main():
             except queue.Empty:
                 break
         touched, now = set(), time.time_ns() // 1_000_000
-        store.execute("BEGIN IMMEDIATE")
+        rows = []
         for message in batch:
             device = message.topic.split("/")[-2]
             label = cbor2.loads(message.payload)
             epoch, sequence = label["e"] - (label["e"] >> 63 << 64), label["q"]
-            store.execute(
-                "INSERT OR IGNORE INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, payload) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (device, epoch, sequence, label["f"], now, label["t"], label["m"], len(label["i"]),
-                 sum(person.get("k", False) for person in label["i"]), message.payload))
+            kept = sum(person.get("k", False) for person in label["i"])
+            rows.append((device, epoch, sequence, label["f"], now, label["t"], label["m"], len(label["i"]), kept, message.payload))
             mark, above = marks.setdefault((device, label["e"]), [0, set()])
             if sequence > mark:
                 above.add(sequence)
             touched.add((device, label["e"]))
-        store.execute("COMMIT")
+        store.store(rows)
         for key in touched:
             entry = marks[key]
             while entry[0] + 1 in entry[1]:

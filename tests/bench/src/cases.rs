@@ -19,7 +19,7 @@ pub enum Peer {
     Cbor2,
     /// `serde_json` on the same types.
     SerdeJson,
-    /// A collector of paho-mqtt, cbor2 and sqlite3.
+    /// A collector of paho-mqtt, cbor2 and sqlite3, or psycopg.
     Paho,
 }
 
@@ -35,7 +35,7 @@ impl Peer {
             Self::Pycocotools => ("pycocotools", "OMNILABEL_PYTHON", ".venv-test", "side_tools.py", "tests/setup"),
             Self::Cbor2 => ("cbor2", "OMNILABEL_PYTHON", ".venv-test", "side_tools.py", "tests/setup"),
             Self::SerdeJson => return own("serde_json", &["side", "--role", "serde-json"]),
-            Self::Paho => return own("paho + sqlite3", &["side", "--role", "paho"]),
+            Self::Paho => return own("paho, Python", &["side", "--role", "paho"]),
         };
         let python = std::env::var_os(variable).map_or_else(|| root().join(venv).join("bin/python"), PathBuf::from);
         if !python.exists() {
@@ -91,6 +91,7 @@ fn task(kind: Kind) -> Task {
         boxes: None,
         devices: 0,
         labels: 0,
+        postgres: false,
     }
 }
 
@@ -138,7 +139,14 @@ pub fn all(side: u32, quick: bool) -> Vec<Case> {
         other("score", &score, Source::Results(images), task(Kind::Score), &[Peer::Pycocotools]),
         other("wire-encode", "256 labels to bytes", Source::Labels, task(Kind::Encode), &[Peer::Cbor2, Peer::SerdeJson]),
         other("wire-decode", "256 labels from bytes", Source::Labels, task(Kind::Decode), &[Peer::Cbor2, Peer::SerdeJson]),
-        other("ingest", &format!("ingest of {} labels of 8 devices", ingest.labels), Source::Labels, ingest, &[Peer::Paho]),
+        other("ingest", &format!("ingest of {} labels of 8 devices", ingest.labels), Source::Labels, ingest.clone(), &[Peer::Paho]),
+        other(
+            "ingest-postgres",
+            &format!("the same into PostgreSQL, {} labels", ingest.labels),
+            Source::Labels,
+            Task { postgres: true, ..ingest },
+            &[Peer::Paho],
+        ),
     ];
     cases.into_iter().filter(|case| !quick || case.quick).collect()
 }

@@ -89,6 +89,9 @@ pub struct Task {
     /// Labels of one repetition.
     #[serde(default)]
     pub labels: usize,
+    /// Whether they are stored in a PostgreSQL instead of SQLite.
+    #[serde(default)]
+    pub postgres: bool,
 }
 
 /// As whom this program takes part.
@@ -99,7 +102,7 @@ pub enum Role {
     Ours,
     /// `serde_json` on the same types, for the wire.
     SerdeJson,
-    /// The sender of labels to a collector of paho-mqtt and sqlite3.
+    /// The sender of labels to a collector of paho-mqtt and sqlite3, or psycopg.
     Paho,
 }
 

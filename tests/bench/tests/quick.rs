@@ -50,7 +50,7 @@ fn other_tools_are_compared() {
         return;
     }
     let (report, svg) = quick("compare", &["score", "wire", "ingest"]);
-    check(&report, 4);
+    check(&report, 5);
     assert!(svg.contains("pycocotools") && svg.trim_end().ends_with("</svg>"));
 }
 

@@ -10,10 +10,11 @@ use omnilabel_keypoints::wire::{AckMsg, Encoding, LabelMsg, Message};
 use omnilabel_link::{Incoming, Link, LinkConfig};
 use omnilabel_tests::fleet::{SITE, Site, Student};
 use omnilabel_tests::peers::Process;
+use omnilabel_tests::postgres::Postgres;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -41,12 +42,20 @@ pub(crate) struct Ingest {
     template: LabelMsg,
     buffer: Vec<u8>,
     bytes: usize,
-    /// The collector's database.
-    store: PathBuf,
-    // Dropped in this order: the collector before its broker.
+    store: Database,
+    // Dropped in this order: the collector before its broker and its database.
     collector: Process,
     _site: Site,
 }
+
+/// The collector's database.
+enum Database {
+    Sqlite(PathBuf),
+    Postgres(Postgres),
+}
+
+/// Of the private server.
+const DATABASE: &str = "labels";
 
 fn name(device: usize) -> String {
     format!("device-{device}")
@@ -55,12 +64,21 @@ fn name(device: usize) -> String {
 impl Ingest {
     pub(crate) fn new(task: &Task, role: Role) -> Result<Self> {
         let site = Site::new().context("no mosquitto (tests/setup installs it)")?;
-        let store = site.path(if role == Role::Paho { "labels.db" } else { "centre/centre.sqlite" });
+        let store = if task.postgres {
+            let postgres = Postgres::durable().context("no PostgreSQL (tests/setup installs it)")?;
+            postgres.create(DATABASE);
+            Database::Postgres(postgres)
+        } else {
+            Database::Sqlite(site.path(if role == Role::Paho { "labels.db" } else { "centre/centre.sqlite" }))
+        };
         let collector = if role == Role::Paho {
             let python = Peer::Cbor2.program()?.command.swap_remove(0);
             let mut command = Command::new(python);
             command.arg(root().join("tests/bench/python/collector.py")).arg(site.broker.port.to_string()).arg(SITE);
-            command.arg(&store);
+            match &store {
+                Database::Sqlite(path) => command.arg(path),
+                Database::Postgres(postgres) => command.arg(postgres.url(DATABASE)),
+            };
             let mut collector = Process::spawn("collector.py", &mut command, &site.path("collector.log"));
             collector.line();
             collector
@@ -69,6 +87,10 @@ impl Ingest {
             site.configure_centre(1 << 40, 1, Student::Careful);
             let path = site.path("trainer.toml");
             let text = std::fs::read_to_string(&path)? + &format!("[collector]\nmax_devices = {}\n", task.devices.max(1000));
+            let text = match &store {
+                Database::Sqlite(_) => text,
+                Database::Postgres(postgres) => text + &format!("[store]\nurl = {:?}\n", postgres.url(DATABASE)),
+            };
             std::fs::write(&path, text)?;
             site.centre()
         };
@@ -187,7 +209,15 @@ impl Ingest {
 }
 
 /// How many labels a collector's database holds, and of how many devices.
-async fn stored(database: &Path) -> Result<(u64, u64)> {
+async fn stored(database: &Database) -> Result<(u64, u64)> {
+    let database = match database {
+        Database::Sqlite(path) => path,
+        Database::Postgres(postgres) => {
+            let row = postgres.psql(DATABASE, "SELECT count(*), count(DISTINCT device) FROM labels");
+            let (labels, devices) = row.split_once('|').context("psql gives no row")?;
+            return Ok((labels.parse()?, devices.parse()?));
+        }
+    };
     let options = SqliteConnectOptions::new().filename(database).read_only(true);
     let mut connection = options.connect().await?;
     let (labels, devices): (i64, i64) =
@@ -199,8 +229,8 @@ impl Work for Ingest {
     fn check(&mut self) -> Result<Value> {
         self.send(self.labels)?;
         let sent: u64 = self.devices.iter().map(|(sent, _)| sent).sum();
-        let stored = self.runtime.block_on(stored(&self.store)).with_context(|| self.store.display().to_string())?;
-        ensure!(stored.0 == sent, "{} labels of {sent} that were acknowledged are in {}", stored.0, self.store.display());
+        let stored = self.runtime.block_on(stored(&self.store)).context("the collector's database")?;
+        ensure!(stored.0 == sent, "{} labels of {sent} that were acknowledged are in the collector's database", stored.0);
         Ok(json!({"labels": stored.0, "sum": stored.1, "bytes": self.bytes}))
     }
 

@@ -43,7 +43,7 @@ impl Train {
         let samples = samples.collect();
         let init = Init::File(folder.join("weights.safetensors"), 1);
         let device = if task.device == Where::Cuda { TrainDevice::Cuda } else { TrainDevice::Cpu };
-        let place = Compute { device, precision: task.precision }.open()?;
+        let place = Compute { device, precision: task.precision, ..Compute::default() }.open()?;
         let run = Run::new_on(fixture::read_json(&folder.join("config.json"))?, options, Skeleton::coco17().flip(), &init, &place)?;
         Ok(Self { folder, place, run, samples })
     }
