@@ -67,6 +67,14 @@ pub enum RcnnError {
         /// What is wrong.
         message: String,
     },
+    /// A device of several that train one network failed, or the others would have to go on without it.
+    #[error("training on several devices: rank {rank}: {message}")]
+    Rank {
+        /// The device, counted from 0.
+        rank: usize,
+        /// What happened to it.
+        message: String,
+    },
     /// A loss, or the norm of the gradient, is not a finite number.
     #[error("step {step}: {name} is {value}: lower the learning rate or the clipping limit")]
     NotFinite {

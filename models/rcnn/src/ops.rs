@@ -25,6 +25,8 @@ mod elementwise;
 #[cfg(any(test, feature = "cuda"))]
 mod kernels;
 mod linear;
+#[cfg(feature = "nccl")]
+pub(crate) mod nccl;
 mod pool;
 mod roi;
 mod upsample;

@@ -2,7 +2,6 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -100,19 +99,15 @@ impl Optim {
         Ok(Self { kind, weight_decay, clip, vars, first, second })
     }
 
-    /// Updates all parameters; `step` counts from 0. Returns the gradient's norm before clipping. A parameter that took no part has
-    /// gradient nought. Weight decay is for matrices and kernels: biases and affine vectors are left out.
-    pub(crate) fn step(&mut self, grads: &GradStore, lr: f64, step: u64) -> Result<f64> {
-        let mut gradients = Vec::with_capacity(self.vars.len());
-        for (_, var) in &self.vars {
-            gradients.push(grads.get(var.as_tensor()).map(Tensor::contiguous).transpose()?);
-        }
-        let norm = square_norms(&gradients)?.sqrt();
+    /// Updates all parameters by `gradients`, contiguous and in their order; `step` counts from 0. Returns the gradient's norm before
+    /// clipping. A parameter that took no part has none. Weight decay is for matrices and kernels: biases and affine vectors are left out.
+    pub(crate) fn step(&mut self, gradients: &[Option<Tensor>], lr: f64, step: u64) -> Result<f64> {
+        let norm = square_norms(gradients)?.sqrt();
         if !norm.is_finite() {
             return Ok(norm);
         }
         let scale = self.clip.map_or(1.0, |clip| if norm > clip { clip / norm } else { 1.0 }) as f32;
-        for (index, ((_, var), gradient)) in self.vars.iter().zip(&gradients).enumerate() {
+        for (index, ((_, var), gradient)) in self.vars.iter().zip(gradients).enumerate() {
             let Some(gradient) = gradient else { continue };
             let decay = if var.rank() >= 2 { self.weight_decay } else { 0.0 };
             let first = std::mem::take(&mut self.first[index]);
@@ -249,7 +244,9 @@ mod tests {
         for step in 0..steps {
             let half = |v: &Var| ((v.as_tensor() - 3.0).unwrap().sqr().unwrap().sum_all().unwrap() * 0.5).unwrap();
             let loss = (half(&matrix) + half(&vector)).unwrap();
-            optim.step(&loss.backward().unwrap(), lr, step).unwrap();
+            let grads = loss.backward().unwrap();
+            let gradients: Vec<Option<Tensor>> = optim.vars.iter().map(|(_, var)| grads.get(var.as_tensor()).cloned()).collect();
+            optim.step(&gradients, lr, step).unwrap();
         }
         let first = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
         (first(&matrix), first(&vector))

@@ -7,6 +7,8 @@
 mod average;
 mod checkpoint;
 mod objective;
+mod ranks;
+mod replicas;
 
 use crate::RcnnError;
 use crate::augment::{Augment, Batch, Draw, Sample, prepare};
@@ -22,8 +24,12 @@ use objective::objective;
 pub use objective::{Chosen, objective_on};
 use omnilabel_keypoints::geometry::Rect;
 use rand::Rng;
+use ranks::{Seat, share};
+use replicas::{State, Worker};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Where the first weights come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,14 +154,19 @@ impl Losses {
     }
 }
 
-/// A training run: network, optimiser and the position in the schedule.
+/// A training run: network, optimiser and the position in the schedule; on several devices a replica of them on each, which have the
+/// same weights after every step.
 pub struct Run {
-    /// The network being trained.
+    /// The network being trained: on several devices, the first one's.
     pub network: Network,
     /// Options it was started with.
     pub options: TrainOptions,
     flip: Vec<u8>,
     optim: Optim,
+    seat: Seat,
+    others: Vec<Worker>,
+    /// Whether the others have what the first rank has.
+    shared: bool,
     average: Option<Average>,
     /// Whether the random weights still wait for the first batch's statistics.
     uncalibrated: bool,
@@ -174,7 +185,7 @@ impl Run {
         Self::new_on(config, options, flip, init, &Place::cpu())
     }
 
-    /// As [`Run::new`], on a device.
+    /// As [`Run::new`], on a device, or on several, each of which takes its share of every batch.
     ///
     /// # Errors
     /// See [`RcnnError`].
@@ -185,20 +196,32 @@ impl Run {
         if let Init::File(path, _) = init {
             network.init_from(path)?;
         }
-        let mut run = Self::assemble(network, options, flip)?;
+        let mut run = Self::assemble(network, options, flip, place)?;
         run.uncalibrated = matches!(init, Init::Seed(_));
         Ok(run)
     }
 
-    fn assemble(network: Network, options: TrainOptions, flip: &[u8]) -> Result<Self, RcnnError> {
+    fn assemble(network: Network, options: TrainOptions, flip: &[u8], place: &Place) -> Result<Self, RcnnError> {
         let keypoints = network.config().keypoints;
         if flip.len() != keypoints {
             return Err(RcnnError::Config(format!("the flip permutation has {} entries for {keypoints} keypoints", flip.len())));
         }
-        let vars: Vec<(String, Var)> = network.params().trainable().map(|(name, var)| (name.to_owned(), var.clone())).collect();
+        let places = place.each();
+        let (batch, ranks) = (options.batch, places.len());
+        if batch < ranks {
+            return Err(RcnnError::Config(format!("`batch` is {batch}, expected {ranks} or more: one image for each of {ranks} devices")));
+        }
+        let vars = replicas::vars(&network);
         let average = options.average.map(|decay| Average::new(decay, vars.iter().map(|(_, var)| var))).transpose()?;
         let optim = Optim::new(options.optimizer, options.weight_decay, options.clip, vars)?;
-        Ok(Self { network, options, flip: flip.to_vec(), optim, average, uncalibrated: false, step: 0 })
+        let devices: Vec<_> = places.iter().map(|place| place.device.clone()).collect();
+        let mut seats = Seat::around(&devices)?.into_iter();
+        let seat = seats.next().unwrap_or_else(Seat::alone);
+        let others = seats.zip(places.into_iter().skip(1));
+        let others =
+            others.map(|(seat, place)| Worker::start(network.config().clone(), &options, seat, place)).collect::<Result<_, _>>()?;
+        let flip = flip.to_vec();
+        Ok(Self { network, options, flip, optim, seat, others, shared: false, average, uncalibrated: false, step: 0 })
     }
 
     /// Steps done.
@@ -211,29 +234,51 @@ impl Run {
     /// # Errors
     /// See [`RcnnError`]; a loss that is not finite is an error that names it.
     pub fn step(&mut self, samples: &[&Sample]) -> Result<Losses, RcnnError> {
-        if samples.is_empty() {
-            return Err(RcnnError::Config("a training step needs at least one sample".to_owned()));
+        let ranks = self.seat.ranks();
+        if samples.len() < ranks {
+            let message = format!("a training step on {} samples needs at least one for each of {ranks} devices", samples.len());
+            return Err(RcnnError::Config(message));
         }
         let batch = self.prepare(samples)?;
         self.calibrate_on(&batch)?;
-        let (losses, total) = self.forward(&batch)?;
-        for (name, value) in losses.named() {
-            if !value.is_finite() {
-                return Err(RcnnError::NotFinite { name, step: self.step, value });
-            }
-        }
-        let grads = total.backward()?;
+        self.share()?;
         let o = &self.options;
         let lr = learning_rate(o.schedule, o.lr, self.step, o.steps, o.warmup, &o.milestones);
-        let norm = self.optim.step(&grads, lr, self.step)?;
-        if !norm.is_finite() {
-            return Err(RcnnError::NotFinite { name: "gradient norm", step: self.step, value: norm as f32 });
+        let (seed, step, batch) = (o.seed, self.step, Arc::new(batch));
+        let task = |rank| Part { images: share(samples.len(), rank, ranks), seed, step, lr };
+        let theirs: Vec<_> = self.others.iter().zip(1..).map(|(other, rank)| other.step(batch.clone(), task(rank))).collect();
+        let ours = part(&self.network, &mut self.optim, &self.seat, &batch, &task(0));
+        // All are waited for. What one rank failed of is said before what that made the others fail of.
+        let outcomes = std::iter::once(ours).chain(theirs.into_iter().map(replicas::Answer::get));
+        let (mut losses, mut failed) = (None, None);
+        for outcome in outcomes {
+            match outcome {
+                Ok(found) => losses = losses.or(Some(found)),
+                Err(error @ RcnnError::Rank { .. }) => failed = failed.or(Some(error)),
+                Err(error) if matches!(failed, None | Some(RcnnError::Rank { .. })) => failed = Some(error),
+                Err(_) => {}
+            }
         }
+        let losses = match (failed, losses) {
+            (None, Some(losses)) => losses,
+            (failed, _) => return Err(failed.unwrap_or_else(|| RcnnError::Rank { rank: 0, message: "gave no losses".to_owned() })),
+        };
         self.step += 1;
         if let Some(average) = &mut self.average {
             average.update(self.step, self.optim.vars.iter().map(|(_, var)| var))?;
         }
         Ok(losses)
+    }
+
+    /// Gives the other ranks what the first one has, unless they have it.
+    fn share(&mut self) -> Result<(), RcnnError> {
+        if !self.shared && !self.others.is_empty() {
+            let state = Arc::new(State::of(&self.network, &self.optim)?);
+            let given: Vec<_> = self.others.iter().map(|other| other.give(state.clone())).collect();
+            given.into_iter().try_for_each(replicas::Answer::get)?;
+        }
+        self.shared = true;
+        Ok(())
     }
 
     /// Gives the network the average of its weights, where one is kept: for the end of a run, after its last checkpoint.
@@ -259,7 +304,8 @@ impl Run {
 
     fn calibrate_on(&mut self, batch: &Batch) -> Result<(), RcnnError> {
         if std::mem::take(&mut self.uncalibrated) {
-            self.network.calibrate(&self.images(batch)?)?;
+            self.network.calibrate(&images(&self.network, batch, 0..batch.truths.len())?)?;
+            self.shared = false;
         }
         Ok(())
     }
@@ -283,27 +329,78 @@ impl Run {
         };
         prepare(samples, draw)
     }
-
-    /// The losses of a batch and their sum as a tensor, on anchors and RoIs drawn for this step.
-    fn forward(&self, batch: &Batch) -> Result<(Losses, Tensor), RcnnError> {
-        let config = self.network.config();
-        let rng = |image, purpose| generator(self.options.seed, self.step, image, purpose);
-        let anchors = |candidates: &[Rect], image: usize, truth: &Truth| {
-            let matches = targets::match_boxes(candidates, &truth.boxes, &truth.ignore, MatchRule::RPN);
-            targets::sample(&matches, config.rpn_batch, RPN_POSITIVE, &mut rng(image, Purpose::Rpn))
-        };
-        let rois = |proposed: &[Rect], image: usize, truth: &Truth| {
-            let rois = targets::roi_sample(proposed, truth, config.roi_batch, config.roi_positive, &mut rng(image, Purpose::Roi));
-            let (side, limit) = (config.network.heatmap_side, config.keypoint_rois);
-            let keypoints = targets::keypoint_sample(&rois, truth, side, limit, &mut rng(image, Purpose::Keypoint));
-            (rois, keypoints)
-        };
-        objective(&self.network, &self.images(batch)?, &batch.truths, anchors, rois)
-    }
-
-    /// `[n, 3, h, w]`, where the network is.
-    fn images(&self, batch: &Batch) -> Result<Tensor, RcnnError> {
-        let shape = (batch.truths.len(), 3, batch.rows, batch.columns);
-        Ok(Tensor::from_slice(&batch.data, shape, self.network.params().device())?)
-    }
 }
+
+/// One rank's part of a step.
+struct Part {
+    /// Which images of the batch are its.
+    images: Range<usize>,
+    seed: u64,
+    step: u64,
+    lr: f64,
+}
+
+/// Does a rank's part of a step: the losses of the whole batch and, unless one of them is not finite, an update of this rank's weights
+/// by the whole batch's gradient.
+fn part(network: &Network, optim: &mut Optim, seat: &Seat, batch: &Batch, task: &Part) -> Result<Losses, RcnnError> {
+    seat.attend(|| {
+        let (losses, gradients) = gradients(network, &optim.vars, seat, batch, task)?;
+        let norm = optim.step(&gradients, task.lr, task.step)?;
+        if !norm.is_finite() {
+            return Err(RcnnError::NotFinite { name: "gradient norm", step: task.step, value: norm as f32 });
+        }
+        Ok(losses)
+    })
+}
+
+/// The losses of the whole batch and their gradients by `vars`, the same at every rank.
+fn gradients(
+    network: &Network,
+    vars: &[(String, Var)],
+    seat: &Seat,
+    batch: &Batch,
+    task: &Part,
+) -> Result<(Losses, Vec<Option<Tensor>>), RcnnError> {
+    let (losses, total) = forward(network, seat, batch, task)?;
+    for (name, value) in losses.named() {
+        if !value.is_finite() {
+            return Err(RcnnError::NotFinite { name, step: task.step, value });
+        }
+    }
+    let mut grads = total.backward()?;
+    let mine = vars.iter().map(|(_, var)| grads.remove(var.as_tensor()).map(|gradient| gradient.contiguous()).transpose());
+    let mine = mine.collect::<Result<_, _>>()?;
+    // The activations' gradients are no longer needed, and the sums need room.
+    drop((grads, total));
+    Ok((losses, seat.reduce(mine, vars)?))
+}
+
+/// The losses of the whole batch, and the sum of this rank's part of them as a tensor, on anchors and RoIs drawn for this step.
+fn forward(network: &Network, seat: &Seat, batch: &Batch, task: &Part) -> Result<(Losses, Tensor), RcnnError> {
+    let config = network.config();
+    // Drawn for an image's place in the whole batch: the same on any number of ranks.
+    let rng = |image, purpose| generator(task.seed, task.step, task.images.start + image, purpose);
+    let anchors = |candidates: &[Rect], image: usize, truth: &Truth| {
+        let matches = targets::match_boxes(candidates, &truth.boxes, &truth.ignore, MatchRule::RPN);
+        targets::sample(&matches, config.rpn_batch, RPN_POSITIVE, &mut rng(image, Purpose::Rpn))
+    };
+    let rois = |proposed: &[Rect], image: usize, truth: &Truth| {
+        let rois = targets::roi_sample(proposed, truth, config.roi_batch, config.roi_positive, &mut rng(image, Purpose::Roi));
+        let (side, limit) = (config.network.heatmap_side, config.keypoint_rois);
+        let keypoints = targets::keypoint_sample(&rois, truth, side, limit, &mut rng(image, Purpose::Keypoint));
+        (rois, keypoints)
+    };
+    let pixels = images(network, batch, task.images.clone())?;
+    objective(network, &pixels, &batch.truths[task.images.clone()], seat, anchors, rois)
+}
+
+/// Images of a batch, `[n, 3, h, w]`, where the network is and in its type.
+fn images(network: &Network, batch: &Batch, which: Range<usize>) -> Result<Tensor, RcnnError> {
+    let shape = (which.len(), 3, batch.rows, batch.columns);
+    let one = 3 * batch.rows * batch.columns;
+    let pixels = &batch.data[which.start * one..which.end * one];
+    Ok(Tensor::from_slice(pixels, shape, network.params().device())?.to_dtype(network.params().dtype())?)
+}
+
+#[cfg(test)]
+mod tests;

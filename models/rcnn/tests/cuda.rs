@@ -21,7 +21,7 @@ const SUM_TOLERANCE: f32 = 1e-4;
 const LOSS_TOLERANCE: f32 = 2e-2;
 
 fn compute(precision: Arithmetic) -> Compute {
-    Compute { device: TrainDevice::Cuda, precision }
+    Compute { device: TrainDevice::Cuda, precision, gpus: 1 }
 }
 
 /// The GPU, or `None` where none was promised.

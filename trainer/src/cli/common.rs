@@ -160,6 +160,9 @@ pub(super) struct DeviceFlags {
     /// What a GPU computes products in; weights and losses are f32 either way
     #[arg(long, value_enum, default_value = "f32")]
     precision: PrecisionArg,
+    /// GPUs that train one network, each on its share of every batch: the first ones that the process sees
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    gpus: u16,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -248,7 +251,7 @@ impl DeviceFlags {
             DeviceArg::Auto => TrainDevice::Auto,
         };
         let precision = if self.precision == PrecisionArg::Bf16 { Arithmetic::Bf16 } else { Arithmetic::F32 };
-        Compute { device, precision }
+        Compute { device, precision, gpus: self.gpus.into() }
     }
 }
 
@@ -295,7 +298,7 @@ mod tests {
             batch: Some(3),
             lr: None,
             seed: None,
-            device: DeviceFlags { device: DeviceArg::Cpu, precision: PrecisionArg::F32 },
+            device: DeviceFlags { device: DeviceArg::Cpu, precision: PrecisionArg::F32, gpus: 1 },
         };
         flags.resolve(14)
     }

@@ -140,7 +140,11 @@ impl<'l> Lab<'l> {
         let lab = Self {
             train_sha256: sha256(&train_folder)?,
             test_sha256: sha256(&test_folder)?,
-            device: if computer.device().is_cpu() { "cpu".to_owned() } else { "cuda".to_owned() },
+            device: match (computer.device().is_cpu(), computer.count()) {
+                (true, _) => "cpu".to_owned(),
+                (false, 1) => "cuda".to_owned(),
+                (false, gpus) => format!("cuda, {gpus} GPUs"),
+            },
             setup,
             plan,
             event,

@@ -133,7 +133,7 @@ impl Arm {
             tracing::info!("{taken}");
         }
         let RoundConfig { train, checkpoint_every, .. } = &config.round;
-        let compute = Compute { device: config.model.device, precision: config.model.precision };
+        let compute = Compute { device: config.model.device, precision: config.model.precision, gpus: config.model.gpus };
         // Tried at once, not when the first round begins.
         if let Some(why) = compute.open().context("`model.device`")?.instead {
             tracing::warn!("students are trained on the processor: {why}");

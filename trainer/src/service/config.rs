@@ -168,9 +168,16 @@ pub struct ModelConfig {
     /// What a GPU computes products in: `f32`, or `bf16`.
     #[serde(default)]
     pub precision: Arithmetic,
+    /// GPUs that train one student, each on its share of every batch: the first ones that the process sees.
+    #[serde(default = "one")]
+    pub gpus: usize,
     /// Seed of what `init` does not give.
     #[serde(default = "default_seed")]
     pub seed: u64,
+}
+
+const fn one() -> usize {
+    1
 }
 
 fn default_preset() -> String {
@@ -344,7 +351,7 @@ impl ServiceConfig {
         let id = |name: &str| topic::id(name).is_ok();
         let unit = |value: f64| (0.0..=1.0).contains(&value);
         let quote = |text: &str| format!("{text:?}");
-        let checks: [(bool, &'static str, String, &'static str); 13] = [
+        let checks: [(bool, &'static str, String, &'static str); 15] = [
             (
                 self.model.short_side.is_none_or(|side| SHORT_SIDES.contains(&side)),
                 "model.short_side",
@@ -367,6 +374,13 @@ impl ServiceConfig {
             (self.round.checkpoint_every > 0, "round.checkpoint_every", self.round.checkpoint_every.to_string(), "1 or more"),
             (self.round.train.steps > 0, "round.train.steps", self.round.train.steps.to_string(), "1 or more"),
             (self.round.train.batch > 1, "round.train.batch", self.round.train.batch.to_string(), "2 or more"),
+            ((1..=64).contains(&self.model.gpus), "model.gpus", self.model.gpus.to_string(), "1 to 64"),
+            (
+                self.round.train.batch >= self.model.gpus,
+                "round.train.batch",
+                self.round.train.batch.to_string(),
+                "`model.gpus` or more: an image for each",
+            ),
             (unit(self.calibration.precision), "calibration.precision", self.calibration.precision.to_string(), "0 to 1"),
             (unit(self.calibration.ignore_margin), "calibration.ignore_margin", self.calibration.ignore_margin.to_string(), "0 to 1"),
             (unit(self.gate.margin), "gate.margin", self.gate.margin.to_string(), "0 to 1"),
@@ -538,6 +552,9 @@ key = "release.key"
         check(&format!("{GOOD}\n[round.train]\naverage = 1.0"), "round.train.average");
         check(&format!("{GOOD}\n[round.train.augment]\ncutout = 2.0"), "round.train.augment.cutout");
         check(&format!("{GOOD}\n[round.train]\nshort_sides = [100000000]"), "round.train.short_sides");
+        let gpus = |count: usize| GOOD.replace("running = \"teacher\"", &format!("running = \"teacher\"\ngpus = {count}"));
+        check(&gpus(65), "model.gpus");
+        check(&format!("{}[round.train]\nbatch = 3", gpus(4)), "round.train.batch");
         check(&format!("{GOOD}\n[calibration]\nmode = \"guess\""), "calibration.mode");
         check(&GOOD.replace("site = \"home\"", "site = \"a/b\""), "broker.site");
         check(&GOOD.replace("key = \"release.key\"", ""), "key");

@@ -10,7 +10,9 @@ use crate::device::Arithmetic;
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as cublas_sys};
 use candle_core::cuda_backend::cudarc::cudnn::sys as cudnn_sys;
 use candle_core::cuda_backend::cudarc::cudnn::{ConvBackwardData, ConvBackwardFilter, ConvForward, Cudnn, CudnnDataType, CudnnError};
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, sys,
+};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{Device, Error, Layout, Result, Storage, Tensor, bail};
@@ -23,12 +25,16 @@ use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// The first GPU that the process sees, with everything that training asks of it.
-pub(crate) fn open() -> std::result::Result<Device, RcnnError> {
+/// The GPU of this number among those that the process sees, with everything that training asks of it; one of `count` that are wanted.
+pub(crate) fn open(ordinal: usize, count: usize) -> std::result::Result<Device, RcnnError> {
     let missing = |e: &dyn std::fmt::Display| RcnnError::Device(e.to_string());
     cuda::check().map_err(|e| missing(&e))?;
+    let there = CudaContext::device_count().map_err(|e| missing(&format!("the GPUs cannot be counted: {e}")))?;
+    if usize::try_from(there).is_ok_and(|there| (1..count).contains(&there)) {
+        return Err(missing(&format!("{count} GPUs are asked for, and there are {there} (CUDA_VISIBLE_DEVICES)")));
+    }
     // A stream of its own: candle's usual one is another in every thread.
-    let device = Device::new_cuda_with_stream(0).map_err(|e| missing(&format!("the GPU, cuBLAS or cuRAND cannot be used: {e}")))?;
+    let device = Device::new_cuda_with_stream(ordinal).map_err(|e| missing(&format!("the GPU, cuBLAS or cuRAND cannot be used: {e}")))?;
     let Device::Cuda(gpu) = &device else { return Ok(device) };
     let engine = Cuda::of(gpu).map_err(|e| missing(&e))?;
     engine.cudnn().map_err(|e| missing(&format!("cuDNN 9 cannot be used: {e}; deploy/cuda/fetch brings it")))?;
@@ -237,7 +243,7 @@ impl Scale for bf16 {
 }
 
 /// Memory of the GPU as cudarc's libraries take it. All of it is used on one stream, so nothing waits for anything.
-struct View<T> {
+pub(super) struct View<T> {
     address: u64,
     len: usize,
     stream: Arc<CudaStream>,
@@ -245,7 +251,7 @@ struct View<T> {
 }
 
 impl<T> View<T> {
-    fn new(address: u64, len: usize, stream: &Arc<CudaStream>) -> Self {
+    pub(super) fn new(address: u64, len: usize, stream: &Arc<CudaStream>) -> Self {
         Self { address, len, stream: stream.clone(), kind: PhantomData }
     }
 }
@@ -349,7 +355,7 @@ impl Engine for Cuda {
 
 /// The elements of a contiguous operand, for as long as its storage lives.
 #[expect(unsafe_code, reason = "takes an address out of candle's storage")]
-fn operand(storage: &CudaStorage, layout: &Layout) -> Result<On<Cuda>> {
+pub(super) fn operand(storage: &CudaStorage, layout: &Layout) -> Result<On<Cuda>> {
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("an operand of shape {:?} is not contiguous", layout.shape()) };
     let slice = storage.as_cuda_slice::<f32>()?;
     let address = slice.device_ptr(slice.stream()).0 + (start * size_of::<f32>()) as u64;
@@ -400,11 +406,15 @@ pub(super) fn backward<const N: usize, const M: usize>(
     let mut out = [const { None }; M];
     for ((to, gradient), like) in out.iter_mut().zip(gradients).zip(like) {
         if let Some(gradient) = gradient {
-            let storage = Storage::Cuda(storage(&e, gradient)?);
-            *to = Some(Tensor::from_storage(storage, like.shape().clone(), BackpropOp::none(), false));
+            *to = Some(gradient_of(&e, gradient, like)?);
         }
     }
     Ok(out)
+}
+
+/// What [`Engine::empty`] gave, as a tensor in the shape of `like`.
+pub(super) fn gradient_of(e: &Cuda, array: On<Cuda>, like: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::from_storage(Storage::Cuda(storage(e, array)?), like.shape().clone(), BackpropOp::none(), false))
 }
 
 /// Numbers of the optimiser on the GPU that its parameter lies on.

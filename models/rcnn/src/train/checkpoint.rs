@@ -1,5 +1,6 @@
 //! Checkpoints: one safetensors file with weights, moments, position and what the run was started with.
 
+use super::replicas::Answer;
 use super::{Run, TrainOptions};
 use crate::RcnnError;
 use crate::config::Config;
@@ -13,6 +14,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The file inside a checkpoint's folder.
 const FILE: &str = "checkpoint.safetensors";
@@ -25,7 +27,7 @@ impl Run {
     /// Writes weights, optimiser state and position, atomically: a crash leaves the old checkpoint or the new one.
     ///
     /// # Errors
-    /// [`RcnnError::Io`].
+    /// [`RcnnError::Io`]; [`RcnnError::Rank`] where a device no longer has the weights of the first one, to the bit.
     pub fn checkpoint(&self, dir: &Path) -> Result<(), RcnnError> {
         let path = dir.join(FILE);
         let bytes = self.to_bytes(&path)?;
@@ -45,9 +47,16 @@ impl Run {
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, RcnnError> {
         let mut parts: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let mut weights = Vec::new();
         for (name, var) in self.network.params().all() {
-            let weights = var.flatten_all()?.to_vec1::<f32>()?;
-            parts.push((format!("{WEIGHT}{name}"), var.dims().to_vec(), bytes(&weights)));
+            let values = var.flatten_all()?.to_vec1::<f32>()?;
+            parts.push((format!("{WEIGHT}{name}"), var.dims().to_vec(), bytes(&values)));
+            weights.push((name.to_owned(), values));
+        }
+        if self.shared {
+            let weights = Arc::new(weights);
+            let compared: Vec<_> = self.others.iter().map(|other| other.compare(weights.clone())).collect();
+            compared.into_iter().try_for_each(Answer::get)?;
         }
         for (index, (name, var)) in self.optim.vars.iter().enumerate() {
             parts.push((format!("{FIRST}{name}"), var.dims().to_vec(), bytes(&self.optim.first[index].to_vec()?)));
@@ -103,7 +112,7 @@ impl Run {
         let uncalibrated = field("uncalibrated")?.parse().map_err(|e| bad(format!("`uncalibrated`: {e}")))?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
         let network = Network::new_on(config, 0, place)?;
-        let mut run = Self::assemble(network, options, flip)?;
+        let mut run = Self::assemble(network, options, flip, place)?;
         let values = |prefix: &str, name: &str, shape: &[usize]| {
             let view = tensors.tensor(&format!("{prefix}{name}")).map_err(|e| bad(format!("{prefix}{name}: {e}")))?;
             if view.dtype() != Dtype::F32 || view.shape() != shape {

@@ -2,6 +2,7 @@
 //! comparison with another implementation.
 
 use super::Losses;
+use super::ranks::Seat;
 use crate::RcnnError;
 use crate::losses::{self, Heat};
 use crate::network::Network;
@@ -38,20 +39,22 @@ pub fn objective_on(network: &Network, images: &Tensor, truths: &[Truth], chosen
         let keypoints = targets::keypoint_sample(&rois, truth, network.config().network.heatmap_side, None, &mut unused);
         (rois, keypoints)
     };
-    objective(network, images, truths, anchors, rois)
+    objective(network, images, truths, &Seat::alone(), anchors, rois)
 }
 
-/// As [`objective_on`]; `choose_anchors` is given all anchors, `choose_rois` the proposals of the present RPN, of one image each.
+/// As [`objective_on`]; `choose_anchors` is given all anchors, `choose_rois` the proposals of the present RPN, of one image each. Where there
+/// are several ranks, these are the images of one of them; the losses are the whole batch's, the tensor is this rank's part of their sum.
 pub(super) fn objective(
     network: &Network,
     images: &Tensor,
     truths: &[Truth],
+    seat: &Seat,
     choose_anchors: impl Fn(&[Rect], usize, &Truth) -> Sampled + Sync,
     choose_rois: impl Fn(&[Rect], usize, &Truth) -> (RoiSample, KeypointSample) + Sync,
 ) -> Result<(Losses, Tensor), RcnnError> {
     let spec = &network.config().network;
     let backbone = network.forward_backbone(images)?;
-    let (objectness, rpn_box) = rpn_losses(network, &backbone.objectness, &backbone.deltas, truths, choose_anchors)?;
+    let (objectness, rpn_box) = rpn_losses(network, &backbone.objectness, &backbone.deltas, truths, seat, choose_anchors)?;
 
     let (rois, keypoints): (Vec<RoiSample>, Vec<KeypointSample>) =
         proposed(network, &backbone.objectness, &backbone.deltas, truths, choose_rois)?.into_iter().unzip();
@@ -60,29 +63,25 @@ pub(super) fn objective(
     };
     let pooled = |rois: &[(usize, Rect)], roi| network.pool(&backbone.features, rois, roi);
     let boxes = flat(&mut rois.iter().map(|sample| &sample.rois));
-    let (class_logits, deltas) = network.box_head(&pooled(&boxes, spec.box_roi)?)?;
-    let (classifier, box_reg) = box_losses(network, &class_logits, &deltas, &rois, truths)?;
-
     let people = flat(&mut keypoints.iter().map(|sample| &sample.rois));
     let heats: Vec<Option<Heat>> = keypoints.into_iter().flat_map(|sample| sample.heats).collect();
+    let [sampled, valid] = seat.sum([boxes.len() as f64, heats.iter().flatten().count() as f64])?.map(|count| count.max(1.0));
+
+    let (class_logits, deltas) = network.box_head(&pooled(&boxes, spec.box_roi)?)?;
+    let (classifier, box_reg) = box_losses(network, &class_logits, &deltas, &rois, truths, sampled)?;
     let keypoint = if people.is_empty() {
         // Nothing to learn from in this batch: nought, and the head gets no gradient.
         (&classifier * 0.0)?
     } else {
         let maps = network.keypoint_maps(&pooled(&people, spec.keypoint_roi)?)?;
         let (_, _, rows, columns) = maps.dims4()?;
-        let valid = heats.iter().flatten().count().max(1) as f64;
         (losses::heatmap_cross_entropy(&maps.reshape((heats.len(), rows, columns))?, heats)? / valid)?
     };
 
-    let value = |t: &Tensor| t.to_dtype(DType::F32)?.to_scalar::<f32>();
-    let losses = Losses {
-        objectness: value(&objectness)?,
-        rpn_box: value(&rpn_box)?,
-        classifier: value(&classifier)?,
-        box_reg: value(&box_reg)?,
-        keypoint: value(&keypoint)?,
-    };
+    let value = |t: &Tensor| t.to_dtype(DType::F64)?.to_scalar::<f64>();
+    let values = [value(&objectness)?, value(&rpn_box)?, value(&classifier)?, value(&box_reg)?, value(&keypoint)?];
+    let [o, r, c, b, k] = seat.sum(values)?.map(|value| value as f32);
+    let losses = Losses { objectness: o, rpn_box: r, classifier: c, box_reg: b, keypoint: k };
     let total = ((((objectness + rpn_box)? + classifier)? + box_reg)? + keypoint)?;
     Ok((losses, total))
 }
@@ -102,6 +101,7 @@ fn rpn_losses(
     objectness: &[Tensor],
     deltas: &[Tensor],
     truths: &[Truth],
+    seat: &Seat,
     choose: impl Fn(&[Rect], usize, &Truth) -> Sampled + Sync,
 ) -> Result<(Tensor, Tensor), RcnnError> {
     let ratios = network.config().network.aspect_ratios.len();
@@ -135,7 +135,7 @@ fn rpn_losses(
             }
         }
     }
-    let count = sampled.iter().map(Sampled::len).sum::<usize>().max(1) as f64;
+    let [count] = seat.sum([sampled.iter().map(Sampled::len).sum::<usize>() as f64])?.map(|count| count.max(1.0));
     let mut sums = [zero(network)?, zero(network)?];
     for (picks, (map, delta)) in picks.into_iter().zip(objectness.iter().zip(deltas)) {
         if !picks.positions.is_empty() {
@@ -189,13 +189,14 @@ fn proposed<T: Send>(
         .collect())
 }
 
-/// Class and box loss, both divided by the number of sampled RoIs of the whole batch (torchvision).
+/// Class and box loss, both divided by `count`, the number of sampled RoIs of the whole batch (torchvision).
 fn box_losses(
     network: &Network,
     class_logits: &Tensor,
     deltas: &Tensor,
     rois: &[RoiSample],
     truths: &[Truth],
+    count: f64,
 ) -> Result<(Tensor, Tensor), RcnnError> {
     let coder = BoxCoder { weights: network.config().network.box_coder };
     let width = deltas.dim(1)?;
@@ -212,7 +213,6 @@ fn box_losses(
             labels.push(Some(u32::from(matched.is_some())));
         }
     }
-    let count = labels.len().max(1) as f64;
     let classifier = (losses::cross_entropy(class_logits, labels)? / count)?;
     let box_reg =
         if positions.is_empty() { zero(network)? } else { (losses::smooth_l1(&losses::pick(deltas, positions)?, box_targets)? / count)? };

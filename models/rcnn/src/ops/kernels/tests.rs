@@ -278,7 +278,7 @@ fn optimisers() {
         for step in 0..3 {
             let gradient = values(21 + step as usize, &[1, count]);
             let grads = var.as_tensor().mul(&gradient).unwrap().sum_all().unwrap().backward().unwrap();
-            let expected_norm = optim.step(&grads, rate, step).unwrap();
+            let expected_norm = optim.step(&[grads.get(var.as_tensor()).cloned()], rate, step).unwrap();
             let gradient = on(&gradient);
             let sums = Cpp.empty(count.div_ceil(ops::SQUARES)).unwrap();
             ops::square_sums(&Shim, &gradient, &sums).unwrap();
