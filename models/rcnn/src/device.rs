@@ -13,7 +13,7 @@ pub enum TrainDevice {
     Cpu,
     /// The first NVIDIA GPU that the process sees, or an error.
     Cuda,
-    /// The GPU where there is one that can be used, else the processor.
+    /// The GPU where there is one that can be used, else the processor. Several GPUs, or an error, where there is one and not as many.
     Auto,
 }
 
@@ -111,6 +111,8 @@ impl Compute {
             TrainDevice::Cuda => (gpus()?, None),
             TrainDevice::Auto => match gpus() {
                 Ok(devices) => (devices, None),
+                // Who asked for several does not mean the processor.
+                Err(error) if self.gpus > 1 && one_gpu().is_ok() => return Err(error),
                 Err(error) => (cpu(), Some(error.to_string())),
             },
         };
@@ -127,7 +129,16 @@ fn gpus(count: usize) -> Result<Vec<Device>, RcnnError> {
     if count > 1 && !cfg!(feature = "nccl") {
         return Err(RcnnError::Device(format!("{count} GPUs: this program was built without NCCL (cargo's feature `nccl`)")));
     }
-    (0..count).map(|ordinal| crate::ops::open_cuda(ordinal, count)).collect()
+    let all = (0..count).map(|ordinal| crate::ops::open_cuda(ordinal, count)).collect::<Result<_, _>>()?;
+    #[cfg(feature = "nccl")]
+    if count > 1 {
+        crate::ops::nccl::check()?;
+    }
+    Ok(all)
+}
+
+fn one_gpu() -> Result<Vec<Device>, RcnnError> {
+    gpus(1)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -155,17 +155,21 @@ impl Network {
     /// # Errors
     /// As [`Network::forward_backbone`].
     pub fn calibrate(&self, images: &Tensor) -> Result<(), RcnnError> {
-        self.backbone(images, Pass::Calibrate).map(drop)
+        self.stages(images, Pass::Calibrate).map(drop)
     }
 
-    fn backbone(&self, images: &Tensor, pass: Pass) -> Result<Levels, RcnnError> {
+    fn stages(&self, images: &Tensor, pass: Pass) -> Result<Vec<Tensor>, RcnnError> {
         let (_, c, h, w) = images.dims4()?;
         let divisor = self.config.input.size_divisor as usize;
         if c != 3 || h == 0 || w == 0 || !h.is_multiple_of(divisor) || !w.is_multiple_of(divisor) {
             let message = format!("images {:?}: three channels and sides that are multiples of {divisor} are expected", images.dims());
             return Err(RcnnError::Config(message));
         }
-        let stages = self.body.forward(images, pass)?;
+        self.body.forward(images, pass)
+    }
+
+    fn backbone(&self, images: &Tensor, pass: Pass) -> Result<Levels, RcnnError> {
+        let stages = self.stages(images, pass)?;
         let features = self.fpn.forward(&stages)?;
         let (objectness, deltas) = self.rpn.forward(&features)?;
         Ok(Levels { features, objectness, deltas })

@@ -288,6 +288,7 @@ impl Run {
     pub fn take_average(&mut self) -> Result<(), RcnnError> {
         if let Some(average) = self.average.take() {
             self.optim.vars.iter().zip(&average.values).try_for_each(|((_, var), value)| var.set(value))?;
+            self.shared = false;
         }
         Ok(())
     }

@@ -132,6 +132,32 @@ fn apart(a: &[f32], b: &[f32]) -> f64 {
     norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b))) / norm(&mut b.iter().map(|b| f64::from(*b)))
 }
 
+/// Two replicas on one GPU, whose gradients go over the host: everything but NCCL.
+#[test]
+fn replicas_on_a_gpu_are_one_network() {
+    let Some(place) = gpu() else { return };
+    let samples: Vec<Sample> = (1..4).map(sample).collect();
+    let samples: Vec<&Sample> = samples.iter().collect();
+    let options = TrainOptions { steps: 2, batch: 3, warmup: 0, optimizer: Optimizer::Sgd, lr: 1e-3, ..TrainOptions::default() };
+    let train = |place: &Place| {
+        let mut run = Run::new_on(Config::nano(3), options.clone(), &[0, 2, 1], &Init::Seed(3), place).unwrap();
+        run.calibrate(&samples).unwrap();
+        let before = weights(&run);
+        let losses = [0; 2].map(|_| run.step(&samples).unwrap().total());
+        let folder = tempfile::tempdir().unwrap();
+        run.checkpoint(folder.path()).unwrap();
+        (losses, weights(&run).iter().zip(before).map(|(after, before)| after - before).collect::<Vec<f32>>())
+    };
+    let (expected, update) = train(&place);
+    let (found, moved) = train(&place.clone().beside(place.clone()));
+    for (a, b) in found.iter().zip(expected) {
+        assert!((a - b).abs() <= LOSS_TOLERANCE * b.max(1.0), "{found:?}, expected {expected:?}");
+    }
+    let off = apart(&moved, &update);
+    println!("two replicas: two updates differ by {off:.1e} of themselves");
+    assert!(off <= 1e-3, "two updates differ by {off} of themselves");
+}
+
 #[test]
 fn steps_agree_with_the_cpus() {
     let Some(place) = gpu() else { return };

@@ -214,6 +214,9 @@ impl TrainFlags {
         if let Some((key, found, expected)) = options.wrong() {
             bail!("option `{key}` is {found}, expected {expected}");
         }
+        if options.batch < compute.gpus {
+            bail!("--batch is {}, expected --gpus, {}, or more: an image for each", options.batch, compute.gpus);
+        }
         let preset = self.preset.clone().or(file.preset).unwrap_or_else(|| "nano".to_owned());
         let network = start::preset(&preset, keypoints)?;
         let Start { mut network, init, taken } =

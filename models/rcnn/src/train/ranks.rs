@@ -99,7 +99,6 @@ impl Seat {
         if self.ranks == 1 {
             return Ok(gradients);
         }
-        // Also that every rank got here: what NCCL is asked for without the others is waited for without an end.
         let parts = self.sums(gradients.iter().map(|gradient| f64::from(u8::from(gradient.is_some()))).collect())?;
         #[cfg(feature = "nccl")]
         if let Some(nccl) = &self.nccl {
@@ -109,7 +108,10 @@ impl Seat {
                     taken.push(gradient.map_or_else(|| var.as_detached_tensor().zeros_like(), Ok)?);
                 }
             }
-            let mut sums = nccl.sum(&taken)?.into_iter();
+            let room = nccl.room(&taken)?;
+            // Every rank is ready: what NCCL is asked for without the others is waited for without an end.
+            self.sum([0.0])?;
+            let mut sums = nccl.sum(&taken, room)?.into_iter();
             return Ok(parts.iter().map(|parts| if *parts > 0.0 { sums.next() } else { None }).collect());
         }
         drop(parts);
@@ -143,7 +145,7 @@ impl Seat {
         outcome
     }
 
-    fn leave(&self, why: &str) {
+    pub(super) fn leave(&self, why: &str) {
         self.table.numbers.leave(self.rank, why);
         self.table.tensors.leave(self.rank, why);
     }
@@ -238,7 +240,8 @@ mod tests {
     fn three<T: Send>(part: impl Fn(&Seat) -> T + Sync) -> Vec<T> {
         let seats = Seat::around(&[const { Device::Cpu }; 3]).unwrap();
         std::thread::scope(|scope| {
-            let threads: Vec<_> = seats.iter().map(|seat| scope.spawn(|| part(seat))).collect();
+            let part = &part;
+            let threads: Vec<_> = seats.into_iter().map(|seat| scope.spawn(move || part(&seat))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
     }

@@ -20,6 +20,13 @@ struct Replica {
     seat: Seat,
 }
 
+impl Drop for Replica {
+    /// Whoever still meets is told that this rank comes no more.
+    fn drop(&mut self) {
+        self.seat.leave("its thread has ended");
+    }
+}
+
 type Order = Box<dyn FnOnce(&mut Replica) + Send>;
 
 /// One rank beyond the first.
@@ -145,6 +152,13 @@ impl Worker {
             }
             Ok(())
         })
+    }
+
+    /// Panics outside of a step.
+    #[cfg(test)]
+    pub(super) fn end(&self) {
+        let ended: Answer<()> = self.ask(|_| panic!("on purpose"));
+        assert!(ended.get().is_err());
     }
 
     /// Adds to the first weight, as a GPU that computes wrongly would.
