@@ -84,7 +84,7 @@ async fn a_device_that_loses_power_in_the_comparison_begins_it_anew() {
     centre.keep(&blocks);
     centre.publish_release(&message).await;
     let (state, lost) = (device.config.state_dir.clone(), device.folder.path().join("lost"));
-    centre.until("the comparison", |_| std::fs::read_to_string(state.join("state.json")).unwrap().contains("shadow")).await;
+    centre.until("the comparison", |_| std::fs::read_to_string(state.join("state.json")).unwrap().contains("\"shadow\"")).await;
     // What is on the disk when the power goes.
     copy(&state, &lost);
     stop.send_replace(true);
