@@ -1,7 +1,8 @@
-//! A small fleet for a few seconds: the programs start, everything breaks, nothing is lost, the report can be read.
+//! A small fleet for a few seconds: the programs start, everything breaks, nothing is lost, a release goes out by waves, the report can be
+//! read.
 #![allow(clippy::unwrap_used)]
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::process::Command;
 
 fn mosquitto() -> bool {
@@ -12,6 +13,11 @@ fn mosquitto() -> bool {
     there
 }
 
+/// Share, devices, seconds from the release on.
+fn wave(opened: &Value) -> (u64, u64, f64) {
+    (opened["share"].as_u64().unwrap(), opened["devices"].as_u64().unwrap(), opened["secs"].as_f64().unwrap())
+}
+
 fn fleet() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_omnilabel-bench"));
     command.arg("fleet");
@@ -19,14 +25,14 @@ fn fleet() -> Command {
 }
 
 #[test]
-fn twenty_devices_lose_nothing() {
+fn sixty_devices_lose_nothing_and_take_a_release_by_waves() {
     if !mosquitto() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("fleet.json");
-    let size = ["--devices", "20", "--minutes", "0.17", "--rate", "5", "--frames", "0.1", "--bad", "0.2", "--seed", "3"];
-    let times = ["--probation", "1", "--block-rate", "16384", "--drain", "150"];
+    let size = ["--devices", "60", "--minutes", "0.17", "--rate", "3", "--frames", "0.1", "--bad", "0.06", "--seed", "3"];
+    let times = ["--probation", "1", "--block-rate", "8192", "--drain", "240"];
     let output = fleet().args(size).args(times).arg("--json").arg(&json).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
@@ -40,8 +46,17 @@ fn twenty_devices_lose_nothing() {
         assert_eq!(labels(key), 0, "{key}: {out}");
     }
     let release = &report["release"];
-    assert_eq!((release["good"].as_u64(), release["confirmed"].as_u64()), (Some(12), Some(12)), "{out}");
-    assert!(release["all_secs"].as_f64().unwrap() > 1.0, "nobody confirms before its probation: {out}");
+    assert_eq!((release["good"].as_u64(), release["confirmed"].as_u64()), (Some(52), Some(52)), "{out}");
+    assert_eq!((&release["refused"], &release["hung"], &release["lied"]), (&json!([4, 4]), &json!([2, 2]), &json!([2, 2])), "{out}");
+    let canary = &release["canary"];
+    let waves: Vec<(u64, u64, f64)> = canary["opened"].as_array().unwrap().iter().map(wave).collect();
+    let [(50, first, 0.0), (250, second, later), (1000, 60, last)] = waves[..] else { panic!("{waves:?}: {out}") };
+    assert!(0 < first && first < second && second < 60, "{out}");
+    // A wave takes five seconds from its decision on, which is a little before the event; nobody confirms before its probation.
+    assert!(later > 2.0 && last > later + 4.0 && canary["complete_secs"].as_f64().unwrap() > last + 1.0, "{out}");
+    assert_eq!((&canary["complete"], &canary["halted"], &canary["early"]), (&json!(true), &json!(null), &json!([])), "{out}");
+    assert_eq!(canary["began"].as_u64(), Some(60), "{out}");
+    assert!(release["all_secs"].as_f64().unwrap() > last + 1.0, "nobody confirms before its wave and its probation: {out}");
     assert!(report["faults"].as_object().unwrap().len() > 3, "{out}");
     assert!(!report["marks"].as_array().unwrap().is_empty() && report["calm"]["labels"].as_u64().unwrap() > 0, "{out}");
     let svg = std::fs::read_to_string(json.with_extension("svg")).unwrap();
@@ -50,7 +65,8 @@ fn twenty_devices_lose_nothing() {
 
 #[test]
 fn an_impossible_fleet_is_refused() {
-    for (option, value) in [("--devices", "0"), ("--minutes", "0"), ("--rate", "-1"), ("--bad", "1.5"), ("--block-rate", "0")] {
+    let shares = [("--bad", "1.5"), ("--bad", "0.3"), ("--waves", "50,20,100"), ("--waves", "50")];
+    for (option, value) in [("--devices", "0"), ("--minutes", "0"), ("--rate", "-1"), ("--block-rate", "0")].into_iter().chain(shares) {
         let output = fleet().arg(format!("{option}={value}")).output().unwrap();
         assert!(!output.status.success());
         assert!(String::from_utf8_lossy(&output.stderr).contains(option), "{option}");

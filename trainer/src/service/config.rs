@@ -1,6 +1,7 @@
 //! The configuration of `omnilabel-trainer run` (`docs/CENTRE.md`): one typed value, read once, unknown keys refused.
 
 use crate::calibrate::{FLEET_PRECISION, Mode};
+use crate::service::waves::thousandths;
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use omnilabel_keypoints::wire::topic;
@@ -399,7 +400,7 @@ impl ServiceConfig {
             (self.release.bytes_per_second > 0, "release.bytes_per_second", self.release.bytes_per_second.to_string(), "1 or more"),
         ];
         let rollout = &self.rollout;
-        let rising = rollout.waves.windows(2).all(|pair| pair[0] < pair[1]);
+        let rising = thousandths(&rollout.waves).windows(2).all(|pair| pair[0] < pair[1]);
         let whole = rollout.waves.last() == Some(&100.0) && rollout.waves.iter().all(|percent| (0.1..=100.0).contains(percent));
         let rollout = [
             (rising && whole, "rollout.waves", format!("{:?}", rollout.waves), "percent of the fleet, from 0.1 on, rising, the last 100"),
@@ -559,7 +560,7 @@ key = "release.key"
         check(&GOOD.replace("site = \"home\"", "site = \"a/b\""), "broker.site");
         check(&GOOD.replace("key = \"release.key\"", ""), "key");
         check(&format!("{GOOD}block_bytes = 12"), "release.block_bytes");
-        for waves in ["[]", "[100, 50]", "[10, 50]", "[0, 100]", "[50, 50, 100]", "[10, nan, 100]"] {
+        for waves in ["[]", "[100, 50]", "[10, 50]", "[0, 100]", "[50, 50, 100]", "[0.1, 0.14, 100]", "[10, nan, 100]"] {
             check(&format!("{GOOD}[rollout]\nwaves = {waves}"), "rollout.waves");
         }
         check(&format!("{GOOD}[rollout]\nconfirmed = 0.5"), "rollout.confirmed");

@@ -32,6 +32,11 @@ pub struct Waves {
     pub shadow_minutes: u16,
 }
 
+/// Of percent.
+pub fn thousandths(waves: &[f64]) -> Vec<u16> {
+    waves.iter().map(|percent| (percent * 10.0).round() as u16).collect()
+}
+
 impl Waves {
     /// At the start of the first wave. With a single one, nothing waits for its proof.
     pub fn begin(config: &RolloutConfig, now_ms: u64) -> Self {
@@ -39,8 +44,7 @@ impl Waves {
         if config.waves.len() < 2 {
             return Self { shadow_minutes, ..Self::at_once(now_ms) };
         }
-        let shares = config.waves.iter().map(|percent| (percent * 10.0).round() as u16).collect();
-        Self { shares, wave: 0, since_ms: now_ms, halted: None, complete: false, pardoned: 0, shadow_minutes }
+        Self { shares: thousandths(&config.waves), wave: 0, since_ms: now_ms, halted: None, complete: false, pardoned: 0, shadow_minutes }
     }
 
     /// To everybody at once, without proof and comparison: what people decide, such as a recall.
@@ -141,7 +145,10 @@ pub fn judge(waves: &Waves, tally: Tally, now_ms: u64, config: &RolloutConfig) -
     let last = waves.wave + 1 >= waves.shares.len();
     let on = |reason: String| if last { Decision::Complete(reason) } else { Decision::Advance(reason) };
     let of = format!("of {online} devices that are there, {confirmed} confirmed and {refused} refused it");
-    if refused.saturating_sub(waves.pardoned) as f64 > config.max_refused * online as f64 {
+    let refusals = refused.saturating_sub(waves.pardoned);
+    // One device's word alone decides only where there are hardly others.
+    let alone = refusals == 1 && online > 2 && config.max_refused > 0.0;
+    if !alone && refusals as f64 > config.max_refused * online as f64 {
         return Decision::Halt(format!("{of}: more than {} %", 100.0 * config.max_refused));
     }
     let age_ms = now_ms.saturating_sub(waves.since_ms);

@@ -1,11 +1,13 @@
 //! What the centre has, from its database and its event log, held against what the devices made.
 
+use super::canary::{Canary, Step, Story};
 use super::device::DeviceReport;
 use super::outbox::Entry;
 use super::shared::Shared;
 use super::update::Persona;
 use anyhow::{Context, Result};
 use omnilabel_keypoints::wire::LabelKey;
+use omnilabel_trainer::service::waves::Waves;
 use omnilabel_trainer::service::{DeviceCounts, Event, EventReader, read_counts};
 use serde::Serialize;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -94,6 +96,17 @@ pub(crate) async fn stated(state: &Path, devices: &[DeviceReport]) -> Result<(u6
         let (committed, pending) = said.get(&outbox).copied().unwrap_or_default();
         (sum.0 + committed, sum.1 + pending)
     }))
+}
+
+/// Where the newest release stands by the centre's database; `None` without one.
+///
+/// # Errors
+/// The database cannot be read, or is not the centre's.
+pub(crate) async fn waves(state: &Path) -> Result<Option<Waves>> {
+    let mut database = open(&state.join("centre.sqlite")).await?;
+    let row: Option<(Option<String>,)> =
+        sqlx::query_as("SELECT waves FROM releases ORDER BY counter DESC LIMIT 1").fetch_optional(&mut database).await?;
+    row.and_then(|(waves,)| waves).map(|text| serde_json::from_str(&text)).transpose().context("the waves of the release")
 }
 
 /// Reads everything; the centre may run.
@@ -201,6 +214,8 @@ pub(crate) struct Said {
     reader: EventReader,
     /// Counter of the release, and when it was made, Unix ms.
     pub(crate) released: Option<(u64, u64)>,
+    /// How it went out.
+    pub(crate) story: Story,
     /// When a device first said that it confirmed which release, Unix ms.
     confirmed: BTreeMap<(String, u64), u64>,
     /// How often the centre was connected to the broker.
@@ -210,10 +225,10 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Of the centre with this state folder.
-    pub(crate) fn new(state: &Path) -> Self {
+    /// Of the centre with this state folder, whose first wave is so many thousandths of the fleet.
+    pub(crate) fn new(state: &Path, first: u16) -> Self {
         let reader = EventReader::new(state);
-        Self { reader, released: None, confirmed: BTreeMap::new(), connections: 0, troubles: BTreeMap::new() }
+        Self { reader, released: None, story: Story::new(first), confirmed: BTreeMap::new(), connections: 0, troubles: BTreeMap::new() }
     }
 
     /// Reads what is new.
@@ -223,8 +238,18 @@ impl Said {
                 Event::Released { counter, .. } => self.released = Some((counter, stamped.at_ms)),
                 Event::Broker { connected: true, .. } => self.connections += 1,
                 Event::Broker { connected: false, reason } => *self.troubles.entry(format!("connection lost: {reason}")).or_default() += 1,
-                Event::DeviceModel { device, confirmed, .. } if confirmed > 0 => {
-                    self.confirmed.entry((device, confirmed)).or_insert(stamped.at_ms);
+                Event::Wave { share, halted, complete, reason, .. } => {
+                    self.story.told(Step { at_ms: stamped.at_ms, share, halted, complete, reason });
+                }
+                Event::DeviceModel { device, confirmed, trial, refused, .. } => {
+                    // There is one release.
+                    if confirmed > 0 || trial.is_some() || refused.is_some() {
+                        self.story.heard(&device);
+                    }
+                    if confirmed > 0 {
+                        self.story.confirmed(&device);
+                        self.confirmed.entry((device, confirmed)).or_insert(stamped.at_ms);
+                    }
                 }
                 Event::Error { what, .. } => *self.troubles.entry(what).or_default() += 1,
                 Event::Rejected { .. } => *self.troubles.entry("messages refused".to_owned()).or_default() += 1,
@@ -258,6 +283,8 @@ pub(crate) struct Release {
     pub(crate) beyond: u64,
     /// Blocks that devices took.
     pub(crate) blocks: u64,
+    /// How it went out.
+    pub(crate) canary: Canary,
     /// Seconds from the release until the centre knew so many of all good devices to have confirmed it.
     pub(crate) half_secs: Option<f64>,
     /// Nine tenths.
@@ -322,6 +349,7 @@ mod tests {
             faulty: Latencies::default(),
             faults: Default::default(),
             again: 2,
+            began: None,
             blocks: 3,
             wrong: 0,
             failure: None,
@@ -366,7 +394,7 @@ mod tests {
         let counts =
             [account("a", 4, None, None), account("b", 4, None, None), account("d", 0, None, Some(4)), account("e", 0, None, None)];
         let folder = tempfile::tempdir().unwrap();
-        let mut said = Said::new(folder.path());
+        let mut said = Said::new(folder.path(), 1000);
         assert_eq!(Release::settle(&devices, &counts, &said), None);
         said.released = Some((4, 1_000));
         said.confirmed = [(("a".to_owned(), 4), 3_000), (("b".to_owned(), 4), 6_000), (("b".to_owned(), 3), 10)].into();

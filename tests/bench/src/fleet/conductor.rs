@@ -2,13 +2,14 @@
 
 use super::Options;
 use super::audit::{self, Labels, Release, Said};
+use super::canary::{Began, Canary, RELEASE};
 use super::device::{Device, DeviceReport};
 use super::faults::{DeviceFault, Fault, Kind, plan};
 use super::latency::Latencies;
-use super::memory::{Memory, Sample, Usage};
-use super::report::{Latency, Mark, Rate, Report, seconds};
+use super::memory::{Memory, Sample, Usage, cpu_secs};
+use super::report::{Costs, Latency, Mark, Rate, Report, seconds};
 use super::shared::{Phase, Shared};
-use super::update::{Persona, personas};
+use super::update::Persona;
 use super::yard::Yard;
 use super::{draw, promises};
 use anyhow::{Context, Result, bail, ensure};
@@ -57,6 +58,8 @@ pub(crate) struct Conductor<'o> {
     life: u32,
     sampled: f64,
     told: f64,
+    /// Waves that people were told of.
+    waves_told: usize,
     report: Report,
 }
 
@@ -75,7 +78,7 @@ impl<'o> Conductor<'o> {
         let key = sign::read_public(&yard.path("keys/release.pub"))?;
         let shared = Arc::new(Shared::new(options, link, key)?);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let who = personas(options.seed, options.devices, if options.release { options.bad } else { 0.0 });
+        let who = options.personas()?;
         let count = |what: Persona| who.iter().filter(|persona| **persona == what).count() as u64;
         let expected = (count(Persona::Good), count(Persona::Refuses));
         let tasks = who
@@ -117,7 +120,7 @@ impl<'o> Conductor<'o> {
             tasks,
             expected,
             runtime,
-            said: Said::new(&state),
+            said: Said::new(&state, options.shares().first().copied().unwrap_or(1000)),
             state,
             yard,
             under_way: None,
@@ -125,6 +128,7 @@ impl<'o> Conductor<'o> {
             life: 0,
             sampled: f64::NEG_INFINITY,
             told: 0.0,
+            waves_told: 0,
             report,
         };
         conductor.connect()?;
@@ -228,7 +232,8 @@ impl<'o> Conductor<'o> {
             ensure!(output.status.success(), "omnilabel-trainer release: {}", said.lines().last().unwrap_or_default());
             // The line in the event log is there before the command ends.
             self.said.poll()?;
-            ensure!(self.said.released.is_some(), "omnilabel-trainer release: no event tells of it");
+            let Some((counter, _)) = self.said.released else { bail!("omnilabel-trainer release: no event tells of it") };
+            ensure!(counter == RELEASE, "release {counter} was made, expected {RELEASE}, by which it was drawn who is bad");
         }
         Ok(())
     }
@@ -246,6 +251,15 @@ impl<'o> Conductor<'o> {
             self.report.incidents.push(ended);
             self.life += 1;
         }
+        for step in self.said.story.steps.iter().skip(self.waves_told) {
+            let what = match (step.halted, step.complete) {
+                (true, _) => ", halted",
+                (false, true) => ", complete",
+                (false, false) => "",
+            };
+            say!("{now:5.0} s  the release at {} % of the fleet{what}: {}", f64::from(step.share) / 10.0, step.reason);
+        }
+        self.waves_told = self.said.story.steps.len();
         let totals = &self.shared.totals;
         let sample = Sample {
             at: now,
@@ -273,7 +287,7 @@ impl<'o> Conductor<'o> {
         Ok(())
     }
 
-    /// Waits until everything is acknowledged and every device has confirmed or refused that is to.
+    /// Waits until everything is acknowledged, every device has confirmed or refused that is to, and the last wave is decided.
     fn drain(&mut self) -> Result<()> {
         let start = Instant::now();
         let limit = Duration::try_from_secs_f64(self.options.drain)?;
@@ -285,7 +299,9 @@ impl<'o> Conductor<'o> {
             let totals = &self.shared.totals;
             let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
             let waiting = of(&totals.made).saturating_sub(of(&totals.cleared));
-            let tried = self.said.released.is_none() || (of(&totals.confirmed), of(&totals.refused)) == self.expected;
+            // Of one that is halted nothing more comes.
+            let (story, spoken) = (&self.said.story, (of(&totals.confirmed), of(&totals.refused)) == self.expected);
+            let tried = self.said.released.is_none() || story.is_halted() || (story.is_complete() && spoken);
             let connected = of(&totals.connected) == self.options.devices as u64;
             self.report.drain_secs = start.elapsed().as_secs_f64();
             if (waiting == 0 && tried && connected && self.releasing.is_none()) || start.elapsed() >= limit {
@@ -328,9 +344,24 @@ impl<'o> Conductor<'o> {
         (report.labels.altered, report.labels.compared) = audit::compare(&stored.sample, &self.shared)?;
         report.labels.stated = self.runtime.block_on(audit::stated(&self.state, &devices))?;
         report.release = Release::settle(&devices, &stored.counts, &self.said);
+        if let (Some(release), Some((_, released_ms))) = (&mut report.release, self.said.released) {
+            let books = self.runtime.block_on(audit::waves(&self.state))?;
+            let began: Vec<(&str, Option<Began>)> = devices.iter().map(|device| (device.name.as_str(), device.began)).collect();
+            let killed = report.marks.iter().filter(|mark| mark.kind == Kind::CentreKilled);
+            let kills: Vec<u64> = killed.map(|mark| self.shared.unix(begin_ms) + (1e3 * mark.at) as u64).collect();
+            release.canary = Canary::settle(self.options.shares(), &began, released_ms, &self.said.story, books, &kills);
+        }
         report.troubles = self.said.troubles;
         report.wrong = devices.iter().map(|device| device.wrong).sum();
         report.memory = Memory::judge(&report.samples, self.options.devices);
+        let bytes = |names: &[&str]| names.iter().filter_map(|name| self.state.join(name).metadata().ok()).map(|file| file.len()).sum();
+        report.costs = Costs {
+            centre_cpu_secs: cpu_secs(&report.samples, |sample| sample.centre),
+            broker_cpu_secs: cpu_secs(&report.samples, |sample| sample.broker),
+            broker_rss_kib: report.samples.iter().filter_map(|sample| sample.broker).map(|usage| usage.rss_kib).max().unwrap_or(0),
+            database_bytes: bytes(&["centre.sqlite", "centre.sqlite-wal"]),
+            log_bytes: bytes(&["events.jsonl", "events.1.jsonl"]),
+        };
         // Whole seconds, so that none is cut short.
         let (begin, end) = (self.shared.unix(begin_ms).div_ceil(1000), self.shared.unix(end_ms) / 1000);
         report.stored_by_second = seconds(&stored.by_second, begin, end);

@@ -3,10 +3,11 @@
 
 mod send;
 
+use super::canary::Began;
 use super::faults::{DeviceFault, DeviceFaults};
 use super::latency::Latencies;
 use super::outbox::{Entry, Outbox};
-use super::shared::{Phase, Shared};
+use super::shared::{self, Phase, Shared};
 use super::update::{Block, Offer, Persona, Update};
 use crate::fixture::generated::Random;
 use anyhow::{Result, bail};
@@ -42,6 +43,8 @@ pub(crate) struct DeviceReport {
     pub(crate) faults: [u64; DeviceFault::ALL.len()],
     /// Labels that were sent once more.
     pub(crate) again: u64,
+    /// When it began with the release, and for whom that was then.
+    pub(crate) began: Option<Began>,
     /// Blocks that were taken.
     pub(crate) blocks: u64,
     /// Blocks whose hash was not their name, releases that were not good.
@@ -108,7 +111,7 @@ pub(crate) struct Device {
 impl Device {
     /// The device with this number.
     pub(crate) fn new(shared: Arc<Shared>, index: usize, persona: Persona) -> Self {
-        let name = format!("sim-{index:05}");
+        let name = shared::name(index);
         let of = |kind| shared.topic(&name, kind);
         let topics = Topics {
             ack: of(Kind::Ack),
@@ -131,6 +134,7 @@ impl Device {
             faulty: Latencies::default(),
             faults: [0; DeviceFault::ALL.len()],
             again: 0,
+            began: None,
             blocks: 0,
             wrong: 0,
             failure: None,
@@ -279,13 +283,16 @@ impl Device {
     }
 
     fn offered(&mut self, payload: &[u8]) {
-        // What is retained comes again with every connection.
+        // What is retained comes again with every connection, and with another share of the fleet as another message.
         if self.offer.as_ref().is_some_and(|offer| offer.message == payload) {
             return;
         }
         match self.shared.offer(payload) {
             Ok(offer) => {
-                self.model_is_new |= self.update.offered(&offer);
+                if self.update.offered(&offer, &self.report.name) {
+                    self.model_is_new = true;
+                    self.report.began = Some(Began { at_ms: self.shared.unix(self.shared.now()), share: offer.share() });
+                }
                 self.offer = Some(offer);
             }
             Err(_) => self.report.wrong += 1,

@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_run_is_drawn_and_so_is_an_empty_one() {
-        let usage = Some(Usage { rss_kib: 4096, anon_kib: 2048, descriptors: 9 });
+        let usage = Some(Usage { rss_kib: 4096, anon_kib: 2048, descriptors: 9, cpu_ms: 0 });
         let sample = |at: u32| Sample { at: f64::from(at), centre: usage.filter(|_| at != 5), connected: 20, ..Sample::default() };
         let marks = vec![Mark { at: 4.0, seconds: 1.5, kind: Kind::CentreKilled }];
         let report = Report { samples: (0..20).map(sample).collect(), stored_by_second: vec![7; 20], marks, ..Report::default() };

@@ -15,7 +15,7 @@ pub(crate) struct Timeline {
     pub(crate) end: f64,
     /// The centre is killed only before it: its last life then lasts over half of the run, which tells a leak from noise.
     pub(crate) kills_end: f64,
-    /// When the release is made.
+    /// When the release is made: early enough for the centre to be killed while it goes out.
     pub(crate) release: f64,
 }
 
@@ -23,7 +23,7 @@ impl Timeline {
     /// A fifth is calm, then faults to nine tenths; without faults all of it is calm.
     pub(crate) fn new(total: f64, faults: bool) -> Self {
         let (begin, end) = if faults { (0.2 * total, 0.9 * total) } else { (total, total) };
-        Self { total, begin, end, kills_end: begin + 0.4 * (end - begin), release: 0.5 * total }
+        Self { total, begin, end, kills_end: begin + 0.4 * (end - begin), release: 0.35 * total }
     }
 }
 
@@ -74,6 +74,9 @@ pub(crate) struct Fault {
 /// measure back-off.
 const BROKER_APART: f64 = 15.0;
 
+/// The share of a run that the release has before the centre is killed once more: it is then in its first waves.
+const OUT: f64 = 0.025;
+
 /// Shuffles in place (Fisher and Yates).
 pub(crate) fn shuffle<T>(random: &mut Random, items: &mut [T]) {
     for last in (1..items.len()).rev() {
@@ -82,12 +85,13 @@ pub(crate) fn shuffle<T>(random: &mut Random, items: &mut [T]) {
 }
 
 /// The faults of broker and centre, by time; each is over before the next begins. Every kind comes in turn, in a drawn order, so that a
-/// short run tries each, too.
+/// short run tries each, too; and one kill of the centre falls between two waves of the release, or into one.
 pub(crate) fn plan(seed: u64, timeline: &Timeline) -> VecDeque<Fault> {
     let mut random = Random(seed ^ 0x5EED_FA17);
     let mut found = VecDeque::new();
     let gap = ((timeline.end - timeline.begin) / 14.0).clamp(1.5, 45.0);
     let (mut at, mut deck, mut restarted) = (timeline.begin, Vec::new(), f64::NEG_INFINITY);
+    let mut rolled = false;
     loop {
         if deck.is_empty() {
             deck = vec![Kind::BrokerRestarted, Kind::CentreKilled, Kind::CentreStopped];
@@ -98,8 +102,14 @@ pub(crate) fn plan(seed: u64, timeline: &Timeline) -> VecDeque<Fault> {
         }
         // Before its time is over, the centre is killed first.
         let late = at + gap >= timeline.kills_end;
-        let next = deck.iter().position(|kind| late && *kind == Kind::CentreKilled).unwrap_or(deck.len().saturating_sub(1));
-        let mut kind = deck.remove(next);
+        let rolls = !rolled && at >= timeline.release + OUT * timeline.total && at < timeline.kills_end;
+        rolled |= rolls;
+        let killed = deck.iter().position(|kind| *kind == Kind::CentreKilled);
+        let mut kind = match killed.filter(|_| late || rolls) {
+            Some(place) => deck.remove(place),
+            None if rolls => Kind::CentreKilled,
+            None => deck.remove(deck.len().saturating_sub(1)),
+        };
         if kind == Kind::BrokerRestarted && at < restarted + BROKER_APART {
             kind = Kind::CentreStopped;
         }
@@ -216,6 +226,8 @@ mod tests {
                 assert!(fault.at >= timeline.begin && fault.at + fault.seconds < timeline.end, "{fault:?}");
                 assert!(fault.kind != Kind::CentreKilled || fault.at < timeline.kills_end, "{fault:?}");
             }
+            let rolls = timeline.release + OUT * total..timeline.kills_end;
+            assert!(plan.iter().any(|fault| fault.kind == Kind::CentreKilled && rolls.contains(&fault.at)), "{total} s: {plan:?}");
         }
         assert_ne!(plan(1, &Timeline::new(600.0, true)), plan(2, &Timeline::new(600.0, true)));
         assert!(plan(1, &Timeline::new(600.0, false)).is_empty());

@@ -8,6 +8,7 @@ use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::wire::{Encoding, FrameHeader, LabelKey, LabelMsg, Message, VERSION, WireInstance, WireKeypoint};
 use std::cell::RefCell;
+use std::sync::OnceLock;
 
 /// Of the skeleton of the centre's data sets.
 const KEYPOINTS: usize = 17;
@@ -36,6 +37,8 @@ pub(crate) struct Press {
     jpegs: Vec<Vec<u8>>,
     /// Unix milliseconds when the run's clock was nought.
     unix_ms: u64,
+    /// Of the release's model: under another the centre takes labels of its number for a refusal.
+    hash: OnceLock<u64>,
 }
 
 impl Press {
@@ -46,7 +49,12 @@ impl Press {
             let rgb = (0..3 * u64::from(SIZE.width) * u64::from(SIZE.height)).map(shade).collect();
             Frame { size: SIZE, rgb }.to_jpeg(40)
         };
-        Self { seed, frames, jpegs: (0..PICTURES).map(picture).collect(), unix_ms }
+        Self { seed, frames, jpegs: (0..PICTURES).map(picture).collect(), unix_ms, hash: OnceLock::new() }
+    }
+
+    /// The hash of the release's model, before anybody labels with it; a run has one.
+    pub(crate) fn learn(&self, hash: u64) {
+        self.hash.get_or_init(|| hash);
     }
 
     fn random(&self, device: usize, key: LabelKey) -> Random {
@@ -67,6 +75,7 @@ impl Press {
             frame: key.sequence,
             captured_ms: self.unix_ms + entry.committed_ms,
             model: entry.model,
+            model_hash: if entry.model == 0 { 0 } else { self.hash.get().copied().unwrap_or_default() },
             width: SIZE.width,
             height: SIZE.height,
             jpeg,

@@ -44,15 +44,40 @@ pub(crate) struct Usage {
     pub(crate) anon_kib: u64,
     /// Open descriptors.
     pub(crate) descriptors: u64,
+    /// Processor time since its start, ms.
+    pub(crate) cpu_ms: u64,
 }
+
+/// Milliseconds of one of the ticks that `/proc/PID/stat` counts in: 100 a second for programs, whatever the kernel's own.
+const TICK_MS: u64 = 10;
 
 impl Usage {
     /// Of a process; `None` when it is gone.
     pub(crate) fn of(process: u32) -> Option<Self> {
         let text = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
         let descriptors = std::fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count) as u64;
-        Some(Self { rss_kib: field(&text, "VmRSS:")?, anon_kib: field(&text, "RssAnon:")?, descriptors })
+        let (rss_kib, anon_kib) = (field(&text, "VmRSS:")?, field(&text, "RssAnon:")?);
+        Some(Self { rss_kib, anon_kib, descriptors, cpu_ms: TICK_MS * ticks(process)? })
     }
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat`, in user and kernel mode; the second, a name, may have spaces and ends with the last bracket.
+fn ticks(process: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let mut fields = text.rsplit_once(") ")?.1.split(' ').skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+/// Seconds of processor time of a process that may have been started again: what each life had at its last sample.
+pub(crate) fn cpu_secs(samples: &[Sample], of: fn(&Sample) -> Option<Usage>) -> f64 {
+    let mut sum = 0;
+    let mut last = 0;
+    for usage in samples.iter().filter_map(of) {
+        // Less than before: another process.
+        sum += if usage.cpu_ms < last { usage.cpu_ms } else { usage.cpu_ms - last };
+        last = usage.cpu_ms;
+    }
+    sum as f64 / 1e3
 }
 
 fn field(status: &str, name: &str) -> Option<u64> {
@@ -120,7 +145,7 @@ mod tests {
     /// A life of 50 s, then one that grows by so much a second.
     fn samples(seconds: u32, kib_a_second: u64) -> Vec<Sample> {
         let sample = |at: u32, life, anon_kib| {
-            let centre = (at % 7 != 3).then_some(Usage { rss_kib: anon_kib + 9_000, anon_kib, descriptors: 20 });
+            let centre = (at % 7 != 3).then_some(Usage { rss_kib: anon_kib + 9_000, anon_kib, descriptors: 20, cpu_ms: 0 });
             Sample { at: f64::from(at), life, centre, ..Sample::default() }
         };
         let before = (0..50).map(|at| sample(at, 0, 900_000));
@@ -140,8 +165,21 @@ mod tests {
     }
 
     #[test]
+    fn processor_time_of_all_lives_is_added() {
+        let at = |cpu_ms| Sample { broker: Some(Usage { cpu_ms, ..Usage::default() }), ..Sample::default() };
+        let samples = [at(100), at(400), Sample::default(), at(50), at(250)];
+        assert!((cpu_secs(&samples, |sample| sample.broker) - 0.65).abs() < 1e-9);
+        assert!(cpu_secs(&samples, |sample| sample.centre).abs() < 1e-9);
+    }
+
+    #[test]
     fn this_process_uses_something() {
+        let begin = std::time::Instant::now();
+        while begin.elapsed().as_millis() < 50 {
+            std::hint::spin_loop();
+        }
         let own = Usage::of(std::process::id()).unwrap();
+        assert!(own.cpu_ms >= TICK_MS, "{own:?}");
         assert!(own.rss_kib > 1000 && own.anon_kib <= own.rss_kib && own.descriptors > 2, "{own:?}");
         assert_eq!(Usage::of(0), None);
     }

@@ -7,6 +7,7 @@
 //! | `faults` | what goes wrong when (pure) |
 //! | `latency` | how long labels take (pure) |
 //! | `update` | a release at a device (pure) |
+//! | `canary` | the release by waves: who is bad, and how it went out (pure) |
 //! | `labels` | what devices send |
 //! | `device` | one device as a task |
 //! | `shared` | what all devices see |
@@ -18,6 +19,7 @@
 //! | `report`, `draw` | table, JSON, chart |
 
 mod audit;
+mod canary;
 mod conductor;
 mod device;
 mod draw;
@@ -58,12 +60,15 @@ pub struct Options {
     /// Without any fault.
     #[arg(long)]
     pub calm: bool,
-    /// Whether a release is made half-way.
+    /// Whether a release is made, after a third of the time.
     #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     pub release: bool,
     /// Share of devices that refuse the release; a third as many hang, and a third as many lie.
     #[arg(long, default_value_t = 0.03)]
     pub bad: f64,
+    /// Percent of the fleet in each wave of the release, rising, the last 100; 100 alone: to all at once.
+    #[arg(long, value_delimiter = ',', default_value = "5,25,100", value_name = "PERCENT")]
+    pub waves: Vec<f64>,
     /// Seconds for which a device tries a release.
     #[arg(long, default_value_t = 10.0)]
     pub probation: f64,
@@ -86,6 +91,16 @@ impl Options {
         faults::Timeline::new(60.0 * self.minutes, !self.calm)
     }
 
+    /// Thousandths of the fleet in each wave.
+    fn shares(&self) -> Vec<u16> {
+        self.waves.iter().map(|percent| (percent * 10.0).round() as u16).collect()
+    }
+
+    /// Who is what.
+    fn personas(&self) -> Result<Vec<update::Persona>> {
+        canary::personas(self.seed, self.devices, if self.release { self.bad } else { 0.0 }, &self.shares())
+    }
+
     fn check(&self) -> Result<()> {
         let share = 0.0..=1.0;
         ensure!((1..=20_000).contains(&self.devices), "--devices is {}, expected 1 to 20000", self.devices);
@@ -96,7 +111,13 @@ impl Options {
         ensure!((0.0..=3600.0).contains(&self.probation), "--probation is {}, expected 0 to 3600", self.probation);
         ensure!((0.0..=86_400.0).contains(&self.drain), "--drain is {}, expected 0 to 86400", self.drain);
         ensure!(self.block_rate > 0, "--block-rate is 0, expected 1 or more");
-        Ok(())
+        let whole = self.waves.last() == Some(&100.0) && self.waves.iter().all(|percent| (0.1..=100.0).contains(percent));
+        ensure!(
+            whole && self.shares().windows(2).all(|pair| pair[0] < pair[1]),
+            "--waves are {:?}, expected percent of the fleet, from 0.1 on, rising, the last 100",
+            self.waves
+        );
+        self.personas().map(drop)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a fleet was promised. Figures go in, broken promises come out; no clock, no file and no socket is known here.
 
 use super::audit::Release;
+use super::canary::Canary;
 use super::report::Report;
 
 /// Every promise that does not hold.
@@ -60,19 +61,36 @@ fn released(release: &Release, hold: &mut impl FnMut(bool, String)) {
     for (what, (all, seen)) in [("refuse", release.refused), ("still try", release.hung)] {
         hold(all == seen, format!("of {all} devices that {what} release {}, the centre knows {seen}", release.counter));
     }
+    went_out(&release.canary, hold);
+}
+
+fn went_out(canary: &Canary, hold: &mut impl FnMut(bool, String)) {
+    let halted = canary.halted.as_deref().map_or_else(String::new, |reason| format!(", and halted: {reason}"));
+    hold(canary.complete, format!("the release is not complete by the centre's books{halted}"));
+    let opened: Vec<u16> = canary.opened.iter().map(|wave| wave.share).collect();
+    hold(opened == canary.wanted, format!("of the waves {:?} (thousandths) the centre opened {opened:?}", canary.wanted));
+    hold(
+        canary.unproved.is_empty(),
+        format!("half of the devices of these waves (thousandths) had not confirmed it: {:?}", canary.unproved),
+    );
+    let names = canary.early.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+    hold(canary.early.is_empty(), format!("{} devices had the release before their turn: {names}", canary.early.len()));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fleet::audit::Labels;
+    use crate::fleet::canary::Opened;
     use crate::fleet::memory::Memory;
 
     fn good() -> Report {
+        let opened = vec![Opened { share: 50, ..Opened::default() }, Opened { share: 1000, ..Opened::default() }];
+        let canary = Canary { wanted: vec![50, 1000], opened, complete: true, ..Canary::default() };
         Report {
             labels: Labels { made: 10, stored: 10, made_last: 10, stated: (10, 0), ..Labels::default() },
             release_wanted: true,
-            release: Some(Release { counter: 1, good: 8, confirmed: 8, refused: (1, 1), hung: (1, 1), ..Release::default() }),
+            release: Some(Release { counter: 1, good: 8, confirmed: 8, refused: (1, 1), hung: (1, 1), canary, ..Release::default() }),
             memory: Memory { judged: true, first_kib: 1e5, last_kib: 1.1e5, allowed_kib: 2e4, ..Memory::default() },
             ..Report::default()
         }
@@ -108,9 +126,14 @@ mod tests {
         check("1 of 8 good devices", |report| report.release.iter_mut().for_each(|release| release.confirmed = 7));
         check("devices that refuse", |report| report.release.iter_mut().for_each(|release| release.refused = (1, 0)));
         check("still try", |report| report.release.iter_mut().for_each(|release| release.hung = (1, 0)));
+        check("not complete", |report| report.release.iter_mut().for_each(|release| release.canary.complete = false));
+        check("opened [50]", |report| report.release.iter_mut().for_each(|release| drop(release.canary.opened.pop())));
+        check("before their turn: sim-1", |report| {
+            report.release.iter_mut().for_each(|release| release.canary.early.push("sim-1".to_owned()))
+        });
         check("grew", |report| report.memory.last_kib = 2e5);
         check("ended by itself", |report| report.incidents.push("the broker ended by itself".to_owned()));
-        assert_eq!(tried, 19);
+        assert_eq!(tried, 22);
         let without = Report { release: None, release_wanted: false, ..good() };
         assert_eq!(broken(&without), Vec::<String>::new());
     }

@@ -94,6 +94,8 @@ pub(crate) struct Report {
     pub(crate) faulty: Option<Latency>,
     /// The centre's memory.
     pub(crate) memory: Memory,
+    /// What a label cost.
+    pub(crate) costs: Costs,
     /// How often what happened.
     pub(crate) faults: BTreeMap<&'static str, u64>,
     /// Whether there was to be a release.
@@ -114,6 +116,21 @@ pub(crate) struct Report {
     pub(crate) samples: Vec<Sample>,
     /// Labels that became durable in each second from the first label on.
     pub(crate) stored_by_second: Vec<u64>,
+}
+
+/// What labels cost where they go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Costs {
+    /// Processor seconds of the centre, over all its lives.
+    pub(crate) centre_cpu_secs: f64,
+    /// Of the broker.
+    pub(crate) broker_cpu_secs: f64,
+    /// The most that was resident of the broker, KiB.
+    pub(crate) broker_rss_kib: u64,
+    /// Bytes of the centre's database, pictures among them.
+    pub(crate) database_bytes: u64,
+    /// Bytes of its event log.
+    pub(crate) log_bytes: u64,
 }
 
 fn span(secs: Option<f64>) -> String {
@@ -165,6 +182,12 @@ impl Report {
             ),
         );
         row("centre, resident at most", format!("{:.1} MiB", mib(memory.peak_rss_kib as f64)));
+        let (costs, each) = (&self.costs, labels.stored.max(1) as f64);
+        let (centre, broker) = (1e6 * costs.centre_cpu_secs / each, 1e6 * costs.broker_cpu_secs / each);
+        row("processor a label, centre / broker", format!("{centre:.0} µs / {broker:.0} µs"));
+        row("broker, resident at most", format!("{:.1} MiB", mib(costs.broker_rss_kib as f64)));
+        let (database, log) = (costs.database_bytes as f64 / each, costs.log_bytes as f64 / each);
+        row("database / event log a label", format!("{database:.0} bytes (pictures among them) / {log:.1} bytes"));
         let (first, last, most) = (memory.first_descriptors, memory.last_descriptors, memory.most_descriptors);
         row("centre, descriptors", format!("{first:.0}, then {last:.0}, {most} at most"));
         let faults: Vec<String> = self.faults.iter().map(|(name, count)| format!("{count} {name}")).collect();
@@ -176,6 +199,17 @@ impl Report {
             let times = [release.half_secs, release.most_secs, release.all_secs].map(span);
             row("  50 %, 90 %, all confirmed after", times.join(", "));
             row("  blocks taken by devices", release.blocks.to_string());
+            let canary = &release.canary;
+            for wave in &canary.opened {
+                let (percent, devices) = (f64::from(wave.share) / 10.0, wave.devices);
+                row("  wave opened", format!("{percent} %, {devices} devices, after {:.1} s", wave.secs));
+            }
+            // What goes to all at once is complete as it is made.
+            if canary.wanted.len() > 1 {
+                row("  complete after", span(canary.complete_secs));
+                row("  centre killed meanwhile", canary.kills.to_string());
+            }
+            row("  began / before their turn", format!("{} / {}", canary.began, canary.early.len()));
         }
         let troubles: Vec<String> = self.troubles.iter().map(|(what, count)| format!("{count} {what}")).collect();
         row("the centre's complaints", if troubles.is_empty() { "none".to_owned() } else { troubles.join(", ") });

@@ -16,6 +16,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 /// The channel of the release.
 pub(crate) const CHANNEL: &str = "stable";
 
+/// A device's name, by its number.
+pub(crate) fn name(index: usize) -> String {
+    format!("sim-{index:05}")
+}
+
 /// What devices do. It only ever goes on to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -150,6 +155,7 @@ impl Shared {
         if let Some(known) = known.as_ref().filter(|known| known.message == message) {
             return Ok(Arc::clone(known));
         }
+        self.press.learn(offer.model_hash());
         let offer = Arc::new(offer);
         *known = Some(Arc::clone(&offer));
         Ok(offer)

@@ -1,10 +1,8 @@
 //! A release at a simulated device: checked, fetched, tried, confirmed, or none of that. Pure; milliseconds come from outside.
 
-use super::faults::shuffle;
-use crate::fixture::generated::Random;
 use anyhow::{Context, Result, ensure};
 use ed25519_dalek::VerifyingKey;
-use omnilabel_bundle::hex;
+use omnilabel_bundle::{hex, unhex};
 use omnilabel_keypoints::release::ReleaseManifest;
 use omnilabel_keypoints::wire::{BlockRequest, Message, ModelMsg, ReleaseMsg, VERSION};
 use omnilabel_trainer::service::sign;
@@ -36,24 +34,14 @@ pub(crate) enum Persona {
     LiesBeyond,
 }
 
-/// Who is what: a share `bad` refuses; a third as many hang and a third as many lie, each at least one where anybody refuses.
-pub(crate) fn personas(seed: u64, devices: usize, bad: f64) -> Vec<Persona> {
-    let refuse = ((devices as f64 * bad).round() as usize).min(devices / 2);
-    let few = refuse.div_ceil(3);
-    let mut all = vec![Persona::Good; devices];
-    all[..refuse].fill(Persona::Refuses);
-    let others = [vec![Persona::Hangs; few], vec![Persona::LiesAtOnce; few.div_ceil(2)], vec![Persona::LiesBeyond; few / 2]].concat();
-    all.iter_mut().skip(refuse).zip(others).for_each(|(place, persona)| *place = persona);
-    shuffle(&mut Random(seed ^ 0xBAD), &mut all);
-    all
-}
-
 /// A release whose signature is good.
 #[derive(Debug)]
 pub(crate) struct Offer {
     /// The message that brought it.
     pub(crate) message: Vec<u8>,
+    signed: Box<ReleaseMsg>,
     manifest: ReleaseManifest,
+    model_hash: u64,
 }
 
 impl Offer {
@@ -66,7 +54,24 @@ impl Offer {
         let signed = ReleaseMsg::decode(message).context("the release message")?;
         let manifest = sign::verify(key, &signed)?;
         manifest.check(site, channel, 0)?;
-        Ok(Self { message: message.to_vec(), manifest })
+        let file = manifest.files.iter().find(|file| file.path == "manifest.json").context("a release without a manifest of its model")?;
+        let hash = unhex(&file.sha256).context("the hash of a manifest")?;
+        let model_hash = u64::from_be_bytes(*hash.first_chunk().context("the hash of a manifest")?);
+        Ok(Self { message: message.to_vec(), signed: Box::new(signed), manifest, model_hash })
+    }
+
+    /// First 8 bytes of the SHA-256 of its bundle's manifest, as labels name it.
+    pub(crate) const fn model_hash(&self) -> u64 {
+        self.model_hash
+    }
+
+    /// Thousandths of the fleet that it is for.
+    pub(crate) fn share(&self) -> u16 {
+        1000_u16.saturating_sub(self.signed.waiting)
+    }
+
+    fn is_turn_of(&self, device: &str) -> bool {
+        self.signed.is_turn_of(device, self.manifest.counter)
     }
 }
 
@@ -127,10 +132,11 @@ impl Update {
         message
     }
 
-    /// A release came; whether there is something new to report.
-    pub(crate) fn offered(&mut self, offer: &Arc<Offer>) -> bool {
+    /// A release came to the device of this name; whether it begins with it, which is to be reported. What it has begun it ends, whatever
+    /// the share of the fleet is later.
+    pub(crate) fn offered(&mut self, offer: &Arc<Offer>, device: &str) -> bool {
         let counter = offer.manifest.counter;
-        if counter <= self.known {
+        if counter <= self.known || !offer.is_turn_of(device) {
             return false;
         }
         self.known = counter;
@@ -227,7 +233,30 @@ mod tests {
         let names: Vec<String> = contents.iter().map(|bytes| hex(&Sha256::digest(bytes))).collect();
         let blocks = names.iter().map(|name| name.chars().collect()).collect();
         let manifest = ReleaseManifest { counter, block_bytes: 4, blocks, ..ReleaseManifest::default() };
-        (Arc::new(Offer { message: Vec::new(), manifest }), names.into_iter().zip(contents).collect())
+        let offer = Offer { message: Vec::new(), signed: Box::default(), manifest, model_hash: 7 };
+        (Arc::new(offer), names.into_iter().zip(contents).collect())
+    }
+
+    #[test]
+    fn a_device_waits_for_its_turn() {
+        let (all, _) = offer(3);
+        let held = |waiting| {
+            let (offer, _) = offer(3);
+            let signed = Box::new(ReleaseMsg { waiting, ..ReleaseMsg::default() });
+            let Offer { message, manifest, model_hash, .. } = Arc::into_inner(offer).unwrap();
+            Arc::new(Offer { message, signed, manifest, model_hash })
+        };
+        let turn = omnilabel_keypoints::release::turn("a", 3);
+        for persona in [Persona::Good, Persona::Hangs, Persona::LiesAtOnce] {
+            let mut update = Update::new(persona, 1000);
+            assert!(!update.offered(&held(1000), "a") && !update.offered(&held(1000 - turn), "a"));
+            let report = update.report();
+            assert_eq!((report.confirmed, report.trial, update.fetches(), update.request(0)), (0, None, false, None));
+            let its = held(999 - turn);
+            assert_eq!(its.share(), turn + 1);
+            assert!(update.offered(&its, "a") && !update.offered(&all, "a"));
+            assert!(!update.offered(&held(1000), "a") && update.fetches() == (persona == Persona::Good), "what is begun is ended");
+        }
     }
 
     fn fetch(update: &mut Update, blocks: &[(String, Vec<u8>)], now: u64) -> usize {
@@ -248,7 +277,7 @@ mod tests {
     fn a_good_device_fetches_everything_once_and_confirms_after_its_probation() {
         let (offer, blocks) = offer(3);
         let mut update = Update::new(Persona::Good, 1000);
-        assert!(update.offered(&offer) && !update.offered(&offer), "a release is news once");
+        assert!(update.offered(&offer, "a") && !update.offered(&offer, "a"), "a release is news once");
         assert_eq!((update.report().confirmed, update.report().trial), (0, Some(3)));
         assert_eq!(update.block(&blocks[1].0, &blocks[1].1), Block::Taken, "what others asked for is kept");
         assert_eq!(update.block(&blocks[2].0, &blocks[1].1), Block::Wrong);
@@ -264,7 +293,7 @@ mod tests {
     fn what_does_not_come_is_asked_for_again() {
         let (offer, blocks) = offer(1);
         let mut update = Update::new(Persona::Good, 0);
-        update.offered(&offer);
+        update.offered(&offer, "a");
         let first = update.request(0).unwrap();
         assert_eq!(update.request(REQUEST_AGAIN - 1), None);
         let asked = blocks.iter().find(|(name, _)| name == first.blocks[0].as_str()).unwrap();
@@ -280,7 +309,7 @@ mod tests {
         let (offer, blocks) = offer(5);
         let end = |persona| {
             let mut update = Update::new(persona, 10);
-            assert!(update.offered(&offer));
+            assert!(update.offered(&offer, "a"));
             fetch(&mut update, &blocks, 0);
             update.tick(0);
             update.tick(100_000);
@@ -292,15 +321,5 @@ mod tests {
         assert_eq!(end(Persona::Hangs), (0, Some(5), None, true));
         assert_eq!(end(Persona::LiesAtOnce), (5, None, None, true));
         assert_eq!(end(Persona::LiesBeyond), (5 + BEYOND, None, None, true));
-    }
-
-    #[test]
-    fn a_share_of_a_fleet_is_bad() {
-        let count = |devices, bad, persona| personas(1, devices, bad).iter().filter(|found| **found == persona).count();
-        let all = [Persona::Refuses, Persona::Hangs, Persona::LiesAtOnce, Persona::LiesBeyond];
-        assert_eq!(all.map(|persona| count(1000, 0.03, persona)), [30, 10, 5, 5]);
-        assert_eq!(all.map(|persona| count(20, 0.1, persona)), [2, 1, 1, 0]);
-        assert_eq!(count(20, 0.0, Persona::Good), 20);
-        assert_ne!(personas(1, 100, 0.1), personas(2, 100, 0.1));
     }
 }

@@ -1,6 +1,7 @@
 //! The real programs around the simulated devices: a mosquitto with the queues that `deploy/mosquitto` gives it, a centre.
 
 use super::Options;
+use super::canary::{CONFIRMED, MAX_REFUSED};
 use super::faults::Kind;
 use crate::fixture::root;
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +17,11 @@ use std::process::Command;
 
 /// Descriptors of a program beside its connections.
 const SPARE: u64 = 512;
+/// Seconds that a wave takes at least, and minutes after which it is decided without those that say nothing: long enough for everybody
+/// else to have fetched and tried the release, with all the faults of a run.
+const SETTLE_SECONDS: u32 = 5;
+/// See [`SETTLE_SECONDS`].
+const DEADLINE_MINUTES: u32 = 10;
 
 /// Lets this process, and what it starts from now on, have a descriptor for each device.
 ///
@@ -67,6 +73,8 @@ impl Yard {
         // The table of `[release]` is the last one.
         writeln!(text, "bytes_per_second = {}", options.block_rate.saturating_mul(1024))?;
         writeln!(text, "[collector]\nmax_devices = {}", options.devices.max(1000))?;
+        writeln!(text, "[rollout]\nwaves = {:?}\nconfirmed = {CONFIRMED:?}\nmax_refused = {MAX_REFUSED:?}", options.waves)?;
+        writeln!(text, "settle_seconds = {SETTLE_SECONDS}\ndeadline_minutes = {DEADLINE_MINUTES}")?;
         std::fs::write(&path, text).with_context(|| path.display().to_string())?;
         let mut yard = Self { centre: None, broker: None, site };
         yard.start_broker()?;
@@ -154,7 +162,7 @@ impl Yard {
         self.centre = Some(Process::spawn("omnilabel-trainer", &mut command, &self.site.log("centre")));
     }
 
-    /// The command that releases the shipped model: every file is new to the simulated devices.
+    /// The command that releases the shipped model, by the waves of the configuration: every file is new to the simulated devices.
     pub(crate) fn release(&self) -> Command {
         let mut command = Command::new(program("omnilabel-trainer"));
         command.arg("release").arg("--config").arg(self.path("trainer.toml")).arg("--bundle").arg(teacher()).process_group(0);

@@ -61,6 +61,21 @@ fn refusals_beyond_the_limit_halt_it_at_once() {
 }
 
 #[test]
+fn one_refusal_halts_a_wave_of_one_or_two_alone() {
+    let of = |online, confirmed, refused| {
+        judge(&waves(0), Tally { devices: online, online, confirmed, refused, trying: 0 }, 2 * MINUTE, &config())
+    };
+    assert!(matches!(of(1, 0, 1), Decision::Halt(_)));
+    assert!(matches!(of(2, 1, 1), Decision::Halt(_)));
+    assert!(matches!(of(3, 2, 1), Decision::Advance(_)), "the others have proved it");
+    assert_eq!(of(5, 3, 1), Decision::Wait, "one is not through");
+    assert!(matches!(of(5, 3, 2), Decision::Halt(_)));
+    let none = RolloutConfig { max_refused: 0.0, ..config() };
+    let one = Tally { devices: 5, online: 5, confirmed: 4, refused: 1, trying: 0 };
+    assert!(matches!(judge(&waves(0), one, 2 * MINUTE, &none), Decision::Halt(_)), "none may refuse it");
+}
+
+#[test]
 fn refusals_that_a_person_knew_of_do_not_halt_it_again() {
     let tally = Tally { devices: 10, online: 10, confirmed: 0, refused: 4, trying: 0 };
     assert!(matches!(judge(&waves(0), tally, 0, &config()), Decision::Halt(_)));
@@ -114,7 +129,7 @@ proptest! {
         let tally = Tally { devices: online, online, confirmed, refused, trying: 0 };
         if let Decision::Advance(_) | Decision::Complete(_) = judge(&waves(0), tally, minutes * MINUTE, &config()) {
             prop_assert!(2 * confirmed > online - refused, "{tally:?}");
-            prop_assert!(refused as f64 <= config().max_refused * online as f64);
+            prop_assert!(refused as f64 <= (config().max_refused * online as f64).max(1.0));
             prop_assert!(minutes >= 1);
         }
     }
