@@ -1,6 +1,7 @@
 //! `deploy/compose` without an engine: what its file says, and what of the machine lies where in a container.
 
-use crate::peers::{command, python, root};
+use crate::peers::{command, python, root, until};
+use crate::postgres::Postgres;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -16,6 +17,30 @@ pub fn folder() -> PathBuf {
 /// It cannot be started.
 pub fn prepare<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
     Command::new(folder().join("prepare")).args(args).stdin(Stdio::null()).output().expect("bash")
+}
+
+/// Makes a database as the service `postgres` has it, of the user `omnilabel` with a password that the server asks for, and returns its
+/// URL without it.
+///
+/// # Panics
+/// The server refuses, or lets everybody in.
+pub fn database(postgres: &Postgres, password: &str) -> String {
+    assert!(!password.contains('\''), "a password without '");
+    postgres.psql("postgres", &format!("CREATE ROLE omnilabel LOGIN PASSWORD '{password}'"));
+    postgres.psql("postgres", "CREATE DATABASE omnilabel OWNER omnilabel");
+    let rules = postgres.psql("postgres", "SHOW hba_file");
+    let asked = "VALUES ('local all postgres trust'), ('local all omnilabel scram-sha-256')";
+    postgres.psql("postgres", &format!("COPY ({asked}) TO '{rules}'"));
+    postgres.psql("postgres", "SELECT pg_reload_conf()");
+    let url = postgres.url("omnilabel").replace("//postgres@", "//omnilabel@");
+    // It reads its rules a moment later.
+    until("the server asks for a password", || {
+        let mut client = Command::new("psql");
+        client.args(["-X", "-w", "-c", "SELECT 1", &url]).env("PGPASSFILE", "/dev/null").env_remove("PGPASSWORD");
+        let out = client.stdin(Stdio::null()).output().expect("psql");
+        (!out.status.success()).then_some(())
+    });
+    url
 }
 
 /// A compose file for one site.

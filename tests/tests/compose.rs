@@ -1,12 +1,15 @@
 //! `deploy/compose`: what its file promises, and the site that it describes as processes of this machine: the broker with the files that
-//! its container gets, the centre with its `centre.toml`, a device with what was provisioned for it, all over TLS and the broker's rules.
-//! The centre's store lies in its state folder here; tests/collectors.rs has PostgreSQL.
+//! its container gets, the centre with its `centre.toml` and a PostgreSQL that asks for its password, a device with what was provisioned
+//! for it, all over TLS and the broker's rules.
 
 use omnilabel_scenes::{DEFAULT_SIZE, Look, write_coco};
-use omnilabel_tests::compose::{Compose, folder, prepare};
+use omnilabel_tests::compose::{Compose, database, folder, prepare};
 use omnilabel_tests::peers::{Process, command, free_port, has, http_get, mosquitto, root, succeed, teacher, until};
+use omnilabel_tests::postgres::Postgres;
+use omnilabel_trainer::service::ServiceConfig;
 use omnilabel_trainer::service::sign::{read_key, read_public};
-use serde_json::Value;
+use omnilabel_trainer::service::store::Store;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpStream;
@@ -93,18 +96,26 @@ impl Prepared {
         broker
     }
 
-    /// `centre.toml`, with the page on a port of loopback, and without the database of another container.
-    fn centre(&self, page: u16) -> PathBuf {
+    /// `centre.toml` as it lies in the container, with paths of this machine.
+    fn centre_table(&self) -> toml::Table {
         let command = &self.compose.file()["services"]["centre"]["command"];
         let [Some("run"), Some("--config"), Some(config)] = [0_usize, 1, 2].map(|index| command[index].as_str()) else {
             panic!("{command}")
         };
-        let mut table: toml::Table = self.adapted("centre", config).parse().expect("TOML");
-        let store = table.remove("store").expect("a database of its own");
-        let password = store["password_file"].as_str().expect("a file");
+        self.adapted("centre", config).parse().expect("TOML")
+    }
+
+    /// `centre.toml`, with the page on a port of loopback, and the database's server reached where it is here.
+    fn centre(&self, page: u16, postgres: &Postgres) -> PathBuf {
+        let mut table = self.centre_table();
+        let given = self.secret("postgres", "postgres_password");
+        let (url, store) = (database(postgres, &given), &mut table["store"]);
         assert_eq!(store["url"].as_str(), Some("postgres://omnilabel@postgres/omnilabel"));
-        let given = self.compose.here("postgres", "/run/secrets/postgres_password");
-        assert_eq!(fs::read_to_string(password).expect("a password"), fs::read_to_string(given).expect("a password"));
+        let host = url.strip_prefix("postgres://omnilabel@localhost/omnilabel").expect("the same user and database");
+        assert!(host.starts_with("?host="), "{url}");
+        store["url"] = url.into();
+        let password = store["password_file"].as_str().expect("a file");
+        assert_eq!(fs::read_to_string(password).expect("a password").trim(), given);
         // Beside the file in the container lies the folder of the certificates.
         let certificates = self.compose.here("centre", "/etc/omnilabel/tls");
         for file in ["ca", "certificate", "key"] {
@@ -117,6 +128,19 @@ impl Prepared {
         let config = self.path("centre.toml");
         fs::write(&config, toml::to_string(&table).expect("TOML")).expect("writable");
         config
+    }
+
+    /// Runs what README.md has a program of the service `postgres` do, with the server here.
+    fn in_postgres(&self, program: &str, postgres: &Postgres) {
+        let manual = read(&folder().join("README.md"));
+        let mut lines = manual.lines().filter_map(|line| line.strip_prefix("$compose exec -T postgres "));
+        let line = lines.find(|line| line.starts_with(program)).unwrap_or_else(|| panic!("no {program} in README.md"));
+        let url = postgres.url("omnilabel");
+        let (_, host) = url.split_once("?host=").expect("a folder");
+        // In the container the socket lets in whoever is there; here it asks.
+        let mut shell = Command::new("bash");
+        shell.args(["-euc", line]).current_dir(self.dir.path()).env("PGHOST", host);
+        command(shell.env("PGPASSWORD", self.secret("postgres", "postgres_password")));
     }
 
     /// A device with what was provisioned for it and a folder of pictures; its first model is installed.
@@ -174,9 +198,10 @@ fn sample(metrics: &str, name: &str) -> Option<f64> {
 #[test]
 fn the_site_runs_over_tls_and_the_brokers_rules() {
     let Some(mosquitto) = mosquitto().filter(|_| has("mosquitto_pub")) else { return };
+    let Some(postgres) = Postgres::start() else { return };
     let Some(site) = Prepared::new() else { return };
     let page = free_port();
-    let (broker, config) = (site.broker(mosquitto), site.centre(page));
+    let (broker, config) = (site.broker(mosquitto), site.centre(page, &postgres));
     let run = |name: &str, log: &str, config: &Path| {
         Process::start(name, ["run".as_ref(), "--config".as_ref(), config.as_os_str()], &site.log(log))
     };
@@ -201,6 +226,8 @@ fn the_site_runs_over_tls_and_the_brokers_rules() {
         let acknowledged = number(&cam, "committed").saturating_sub(number(&cam, "pending"));
         (number(&cam, "settled") >= 5 && number(&cam, "frames") >= 5 && acknowledged >= 5).then_some(())
     });
+    let pictures: u64 = postgres.psql("omnilabel", "SELECT count(jpeg) FROM frames").parse().expect("a number");
+    assert!(pictures >= 5, "{pictures} pictures are in the database");
 
     // A release on its way back: published, proved and confirmed. It is the model that the device has, so that it needs no block.
     let bundle = teacher();
@@ -212,6 +239,12 @@ fn the_site_runs_over_tls_and_the_brokers_rules() {
     for name in ["acks_total", "commits_total", "broker_connected", "release_newest"] {
         assert!(sample(&metrics, &format!("omnilabel_centre_{name}")).is_some_and(|value| value >= 1.0), "{name}: {metrics}");
     }
+
+    // A copy of the database while labels come.
+    let labels = || postgres.psql("omnilabel", "SELECT count(*) FROM labels").parse::<u64>().expect("a number");
+    let before = labels();
+    site.in_postgres("pg_dump", &postgres);
+    let copied = before..=labels();
 
     // Who has the certificate of cam-2 is cam-2, whatever they call themselves, and says nothing for cam-1. What they may say comes: what they
     // may not say would have come before it.
@@ -239,6 +272,14 @@ fn the_site_runs_over_tls_and_the_brokers_rules() {
         process.signal("TERM");
         assert!(process.wait().0.success());
     }
+
+    // And back.
+    site.in_postgres("pg_restore", &postgres);
+    assert!(copied.contains(&labels()), "{} labels, copied were {copied:?}", labels());
+    let config = ServiceConfig::load(&config).expect("centre.toml");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let wrong = runtime.block_on(async { Store::attach(&config).await.expect("the store").recount().await.expect("a recount") });
+    assert_eq!(wrong, Vec::<String>::new());
 }
 
 /// The user that a service runs as.
@@ -285,7 +326,7 @@ fn every_service_is_bounded_and_nothing_secret_is_in_the_file() {
     let ports = [format!("\"{0}:{0}\"", site.port), "\"127.0.0.1:3000:3000\"".to_owned(), "\"127.0.0.1:8090:8090\"".to_owned()];
     assert_eq!(published, BTreeSet::from(ports), "of all ports the broker's alone is open to others");
     let optional: Vec<&str> = site.compose.services().filter(|(_, service)| service["profiles"].is_array()).map(|(name, _)| name).collect();
-    assert_eq!(optional, ["grafana", "prometheus"]);
+    assert_eq!(optional, ["grafana", "objects", "prometheus"]);
 
     let files = [folder().join("compose.yaml"), site.path("site/compose/compose.env"), site.path("site/compose/centre.toml")];
     let open: String = files.iter().map(|file| fs::read_to_string(file).expect("readable")).collect();
@@ -293,6 +334,42 @@ fn every_service_is_bounded_and_nothing_secret_is_in_the_file() {
         let secret = fs::read_to_string(secret.path()).expect("readable");
         assert!(secret.len() > 32 && !open.contains(secret.trim()), "a secret is in a file that is none");
     }
+}
+
+#[test]
+fn the_object_store_is_the_centres_alone() {
+    let Some(site) = Prepared::new() else { return };
+    // The lines of centre.toml that use it, as README.md has them taken in.
+    let line = |line: &str| line.strip_prefix('#').filter(|asked| !asked.starts_with(' ')).unwrap_or(line).to_owned() + "\n";
+    let text: String = site.adapted("centre", "/etc/omnilabel/centre.toml").lines().map(line).collect();
+    let config = site.path("objects.toml");
+    fs::write(&config, &text).expect("writable");
+    succeed("omnilabel-trainer", ["check-config".as_ref(), "--config".as_ref(), config.as_os_str()]);
+    let table: toml::Table = text.parse().expect("TOML");
+    let store = &table["store"];
+    assert_eq!(store["pictures"].as_str(), Some("s3://labels/yard"));
+    assert_eq!(store["s3"]["endpoint"].as_str(), Some("http://objects:8333"));
+
+    let service = &site.compose.file()["services"]["objects"];
+    for option in ["-dir=/data", "-ip.bind=127.0.0.1", "-s3.port=8333", "-s3.config=/run/secrets/objects_config"] {
+        assert!(service["command"].as_array().is_some_and(|words| words.iter().any(|word| word == option)), "{option}");
+    }
+    assert_eq!((&service["networks"], &service["ports"]), (&json!(["objects"]), &Value::Null));
+    assert_eq!(site.compose.file()["networks"]["objects"]["internal"], true);
+    let is_there = |service: &Value| service["networks"].as_array().is_some_and(|networks| networks.contains(&json!("objects")));
+    let there: Vec<&str> = site.compose.services().filter(|(_, service)| is_there(service)).map(|(name, _)| name).collect();
+    assert_eq!(there, ["centre", "objects"]);
+    // Its volume is a folder that is its user's, and nobody but the centre has keys.
+    let folder = site.path("site/objects");
+    assert_eq!(site.compose.file()["volumes"]["objects"]["driver_opts"]["device"].as_str(), folder.to_str());
+    let about = fs::metadata(&folder).expect("a folder");
+    assert!(about.mode() & 0o777 == 0o700 && (about.uid() == user("objects", service) || !is_root()), "{about:?}");
+    let keys = site.secret("centre", "object_keys");
+    let key = |name: &str| keys.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = ")).expect("a key");
+    let known: Value = serde_json::from_str(&site.secret("objects", "objects_config")).expect("JSON");
+    let credentials = json!([{ "accessKey": key("aws_access_key_id"), "secretKey": key("aws_secret_access_key") }]);
+    let actions = json!(["Read:labels", "Write:labels", "List:labels"]);
+    assert_eq!(known, json!({ "identities": [{ "name": "centre", "credentials": credentials, "actions": actions }] }));
 }
 
 fn is_root() -> bool {
@@ -307,8 +384,9 @@ fn docker_compose_takes_the_file() {
     let Some(site) = Prepared::new() else { return };
     let mut check = Command::new("docker-compose");
     check.arg("--env-file").arg(site.path("site/compose/compose.env")).arg("--file").arg(folder().join("compose.yaml"));
-    let services = command(check.args(["--profile", "monitoring", "config", "--services"]));
-    assert_eq!(services.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["broker", "centre", "grafana", "postgres", "prometheus"]));
+    let services = command(check.args(["--profile", "monitoring", "--profile", "objects", "config", "--services"]));
+    let all = ["broker", "centre", "grafana", "objects", "postgres", "prometheus"];
+    assert_eq!(services.lines().collect::<BTreeSet<_>>(), BTreeSet::from(all));
     // Without the site's file it says what to do, and makes no container with nothing in it.
     let out =
         Command::new("docker-compose").arg("--file").arg(folder().join("compose.yaml")).arg("config").output().expect("docker-compose");

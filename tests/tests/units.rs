@@ -1,16 +1,19 @@
 //! What systemd is given: the units of the device and of the centre, and the centre's daily backup.
 
+use omnilabel_tests::compose::database;
 use omnilabel_tests::fleet::{Site, Student};
 use omnilabel_tests::peers::{command, has, program, root, until};
+use omnilabel_tests::postgres::Postgres;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Services: name, what they start, and what `systemd-analyze security` may say of them at most, in tenths.
-const SERVICES: [(&str, &str, u32); 3] = [
+const SERVICES: [(&str, &str, u32); 4] = [
     ("omnilabel-edge.service", "/usr/bin/omnilabel-edge", 25),
     ("omnilabel-trainer.service", "/usr/bin/omnilabel-trainer", 20),
+    ("omnilabel-collector.service", "/usr/bin/omnilabel-trainer", 15),
     ("omnilabel-trainer-backup.service", "/usr/lib/omnilabel-trainer/backup", 15),
 ];
 const TIMER: &str = "omnilabel-trainer-backup.timer";
@@ -90,6 +93,7 @@ fn what_systemd_would_not_take_is_noticed() {
     for (name, good, bad) in [
         ("omnilabel-trainer.service", "Nice=5", "Nice=five"),
         ("omnilabel-trainer-backup.service", "Type=oneshot", "Type=oneshoot"),
+        ("omnilabel-collector.service", "PrivateDevices=yes", "PrivateDevices=perhaps"),
         (TIMER, "OnCalendar=*-*-* 03:00:00", "OnCalendar=*-*-* 25:00:00"),
     ] {
         let text = read(&given(name));
@@ -106,6 +110,11 @@ fn the_centres_units_fit_together() {
     for line in ["User=omnilabel-trainer", "StateDirectory=omnilabel-trainer", "ConditionPathExists=/etc/omnilabel/trainer.toml"] {
         assert!([&service, &backup].iter().all(|text| text.lines().any(|found| found == line)), "{line}");
     }
+    let collector = read(&given("omnilabel-collector.service"));
+    for line in ["User=omnilabel-trainer", "StateDirectory=omnilabel-trainer", "ConditionPathExists=/etc/omnilabel/collector.toml"] {
+        assert!(collector.lines().any(|found| found == line), "{line}");
+    }
+    assert!(collector.contains("collect --config /etc/omnilabel/collector.toml\n"));
     assert!(read(&given("omnilabel-trainer.sysusers")).contains("\nu omnilabel-trainer "));
     let folder = "/var/backups/omnilabel-trainer";
     assert!(read(&given("omnilabel-trainer.tmpfiles")).contains(&format!("\nd {folder} 0700 omnilabel-trainer ")));
@@ -131,10 +140,12 @@ fn listed(folder: &Path) -> Vec<String> {
 fn a_backup_is_made_and_of_the_old_ones_so_many_are_kept() {
     let folder = tempfile::tempdir().expect("a folder");
     let (backups, trainer) = (folder.path().join("backups"), folder.path().join("trainer"));
-    // Whole ones, one without what a whole one has, one that was interrupted, and what is somebody's.
-    for name in ["2024-01-01T03-00-00Z", "2024-01-02T03-00-00Z", "2024-01-03T03-00-00Z"] {
+    // Whole ones of either database, one without what a whole one has, one that was interrupted, and what is somebody's.
+    for (name, file) in
+        [("2024-01-01T03-00-00Z", "backup.json"), ("2024-01-02T03-00-00Z", "labels.dump"), ("2024-01-03T03-00-00Z", "backup.json")]
+    {
         fs::create_dir_all(backups.join(name)).expect("a folder");
-        fs::write(backups.join(name).join("backup.json"), "{}").expect("writable");
+        fs::write(backups.join(name).join(file), "{}").expect("writable");
     }
     for name in ["2023-01-01T03-00-00Z", "2024-01-04T03-00-00Z.part", "my 2024-01-01T03-00-00Z"] {
         fs::create_dir_all(backups.join(name)).expect("a folder");
@@ -150,7 +161,8 @@ fn a_backup_is_made_and_of_the_old_ones_so_many_are_kept() {
     let kept = ["2024-01-01T03-00-00Z", "2024-01-02T03-00-00Z", "2024-01-03T03-00-00Z"];
     assert!(kept.iter().all(|name| backups.join(name).exists()), "without a new one no old one goes");
 
-    pretend("[ \"$1 $2 $4\" = 'backup --config --out' ] && mkdir \"$5\" && echo '{}' >\"$5/backup.json\"");
+    let backup = "[ \"$1 $2 $4\" = 'backup --config --out' ] && mkdir \"$5\" && echo '{}' >\"$5/backup.json\"";
+    pretend(&format!("if [ \"$1\" = check-config ]; then echo '{{}}'; else {backup}; fi"));
     let made = back_up(&trainer, Path::new("trainer.toml"), &backups, "2");
     assert!(made.status.success(), "{made:?}");
     let names = listed(&backups);
@@ -184,4 +196,69 @@ fn the_backup_of_a_centre_that_runs_can_be_restored() {
     restore.arg("restore").arg("--config").arg(elsewhere).arg("--from").arg(backups.join(name));
     assert!(command(&mut restore).contains("0 labels"));
     assert!(site.path("restored/centre.sqlite").exists());
+}
+
+#[test]
+fn the_backup_of_a_centre_on_postgres_can_be_restored() {
+    let Some(postgres) = Postgres::start() else { return };
+    let Some(site) = Site::new() else { return };
+    // The password has what a file for libpq writes otherwise.
+    let password = r"correct:horse\staple";
+    let url = database(&postgres, password);
+    site.configure_centre(1000, 0, Student::Careful);
+    fs::write(site.path("password"), format!("{password}\n")).expect("writable");
+    fs::set_permissions(site.path("password"), fs::Permissions::from_mode(0o600)).expect("ours");
+    let config = site.path("trainer.toml");
+    let text = read(&config) + &format!("[store]\nurl = {url:?}\npassword_file = \"password\"\n");
+    fs::write(&config, &text).expect("writable");
+    let _centre = site.centre();
+    let there = |file: &str| site.path("centre").join(file).exists();
+    until("a store", || (there("shared.marker") && there("events.jsonl")).then_some(()));
+    // Of the state folder what cannot be made again: nothing that is being written, and of a round under way nothing.
+    for file in [
+        "releases/one/manifest.json",
+        "rounds/1/arm.json",
+        "rounds/1/progress.jsonl",
+        "rounds/1/bundle/manifest.json",
+        "rounds/1/bundle.part/weights",
+        "rounds/1/generated/1.jpg",
+        "rounds/2/arm.json",
+        "rounds/2/checkpoint/weights",
+    ] {
+        let path = site.path("centre").join(file);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, "x").expect("writable");
+    }
+    let backups = site.path("backups");
+    fs::create_dir(&backups).expect("a folder");
+    let trainer = program("omnilabel-trainer");
+    let made = back_up(&trainer, &config, &backups, "7");
+    assert!(made.status.success(), "{made:?}");
+    let [_, name] = &listed(&backups)[..] else { panic!("{:?}", listed(&backups)) };
+    let made = backups.join(name);
+    assert_eq!(listed(&made), ["labels.dump", "state"]);
+    assert_eq!(listed(&made.join("state")), ["events.jsonl", "releases", "rounds"]);
+    assert_eq!(listed(&made.join("state/rounds")), ["1"]);
+    assert_eq!(listed(&made.join("state/rounds/1")), ["arm.json", "bundle", "progress.jsonl"]);
+    assert_eq!(read(&made.join("state/releases/one/manifest.json")), "x");
+
+    postgres.psql("postgres", "CREATE DATABASE elsewhere OWNER omnilabel");
+    let mut restore = Command::new("pg_restore");
+    restore.args(["--single-transaction", "--dbname", &postgres.url("elsewhere")]).arg(made.join("labels.dump"));
+    command(&mut restore);
+    let tables = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2";
+    for sql in [tables, "SELECT version FROM _sqlx_migrations ORDER BY 1", "SELECT value FROM meta WHERE key = 'collector'"] {
+        let (there, here) = (postgres.psql("elsewhere", sql), postgres.psql("omnilabel", sql));
+        assert!(!here.is_empty() && there == here, "{sql}: {there}");
+    }
+    let elsewhere = site.path("elsewhere.toml");
+    fs::write(&elsewhere, text.replace("/omnilabel?", "/elsewhere?")).expect("writable");
+    command(Command::new(&trainer).args(["dataset", "verify", "--config"]).arg(&elsewhere));
+
+    // Without its password there is none, and no half of one is taken for whole.
+    fs::write(site.path("password"), "another").expect("writable");
+    let refused = back_up(&trainer, &config, &backups, "1");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("password"), "{said}");
+    assert!(made.join("labels.dump").exists() && !said.contains(password), "{said}");
 }

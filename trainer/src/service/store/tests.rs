@@ -136,6 +136,7 @@ on_both! {
     the_first_of_two_labels_under_one_key_stays,
     the_quarantine_keeps_the_newest_messages,
     the_account_adds_up_over_epochs,
+    many_devices_are_counted_at_once,
     counters_only_grow_and_no_device_can_push_them_far,
     a_release_that_the_fleet_refused_does_not_run,
     text_that_one_of_the_databases_does_not_take_is_kept_all_the_same,
@@ -197,36 +198,6 @@ async fn the_first_of_two_labels_under_one_key_stays(home: Home) {
     assert_eq!((done.stored, done.repeated, done.conflicts), (1, 1, vec![("cam".to_owned(), key)]));
     let all = super::ledger::Selection { teacher: 0, after: 0, up_to: i64::MAX, verdicts: 0 };
     assert_eq!(store.payloads(all).await.unwrap(), vec![1_u64.to_le_bytes().to_vec()]);
-}
-
-#[tokio::test]
-async fn a_database_of_the_first_version_is_brought_up_to_date_with_its_accounts() {
-    let dir = tempfile::tempdir().unwrap();
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.path().join("centre.sqlite")).create_if_missing(true);
-    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    let mut first = sqlx::migrate!();
-    first.migrations.to_mut().truncate(1);
-    first.run(&pool).await.unwrap();
-    for statement in [
-        "INSERT INTO devices (device, seen_ms) VALUES ('cam', 1), ('new', 1)",
-        "INSERT INTO epochs (device, epoch, committed, duplicates) VALUES ('cam', 7, 3, 4)",
-        "INSERT INTO labels (device, epoch, sequence, frame, received_ms, captured_ms, model, instances, kept, wants_frame, settled, \
-         refused, payload) VALUES ('cam', 7, 1, 1, 1, 1, 0, 1, 1, 0, 1, NULL, x'01'), ('cam', 7, 2, 1, 1, 1, 0, 1, 1, 1, 0, 'why', x'02'), \
-         ('cam', 8, 1, 1, 1, 1, 0, 1, 1, 1, 1, NULL, x'03')",
-        "INSERT INTO frames (device, epoch, sequence, frame, received_ms, sha256, refused, jpeg) VALUES \
-         ('cam', 8, 1, 1, 1, x'00', NULL, x'01'), ('cam', 9, 1, 1, 1, x'00', 'no', NULL)",
-    ] {
-        sqlx::query(statement).execute(&pool).await.unwrap();
-    }
-    pool.close().await;
-    let store = Store::open(dir.path(), false).await.unwrap();
-    let counts = store.counts().await.unwrap();
-    let cam = &counts[0];
-    assert_eq!((cam.committed, cam.stored, cam.settled, cam.refused, cam.frames, cam.duplicates), (3, 3, 2, 1, 1, 4));
-    assert_eq!((counts[1].device.as_str(), counts[1].stored), ("new", 0));
-    // And it goes on counting.
-    store.commit(&[label(1, false), label(1, false)], 2).await.unwrap();
-    assert_eq!(store.tally("cam").await.unwrap(), (4, 5));
 }
 
 async fn the_quarantine_keeps_the_newest_messages(home: Home) {
@@ -303,6 +274,26 @@ async fn the_account_adds_up_over_epochs(home: Home) {
     assert_eq!((counts.pending, counts.missing(), counts.lost()), (2, 2, 0));
 }
 
+async fn many_devices_are_counted_at_once(home: Home) {
+    let store = Store::open(home.place(), false).await.unwrap();
+    assert_eq!((store.tallies(&[]).await.unwrap(), store.stored().await.unwrap()), (Vec::new(), 0));
+    // More devices than one statement asks for, the first with two epochs and a repetition.
+    let name = |n: usize| format!("cam-{n:04}");
+    let mut records: Vec<_> = (0..1100).map(|n| (name(n), label(1, false).1)).collect();
+    let Record::Label(mut later) = label(1, false).1 else { panic!() };
+    later.key.epoch = 3;
+    records.extend([(name(0), Record::Label(later)), (name(0), label(1, false).1)]);
+    store.commit(&records, 1).await.unwrap();
+    let asked: Vec<_> = (0..1050).map(name).chain(["nobody".to_owned()]).collect();
+    let tallies = store.tallies(&asked).await.unwrap();
+    let expected: Vec<_> = (0..1050).map(|n| if n == 0 { (name(n), 2, 1) } else { (name(n), 1, 0) }).collect();
+    assert_eq!(tallies, expected);
+    for (device, stored, again) in &tallies[..3] {
+        assert_eq!(store.tally(device).await.unwrap(), (*stored, *again));
+    }
+    assert_eq!(store.stored().await.unwrap(), 1101);
+}
+
 async fn counters_only_grow_and_no_device_can_push_them_far(home: Home) {
     let store = Store::open(home.place(), false).await.unwrap();
     assert_eq!(store.next_counter().await.unwrap(), 1);
@@ -336,4 +327,6 @@ async fn a_release_that_the_fleet_refused_does_not_run(home: Home) {
     assert_eq!(running().await, 2);
 }
 
+mod dump;
 mod several;
+mod upgrade;
