@@ -14,6 +14,7 @@ mod import;
 mod keygen;
 mod keys;
 mod presets;
+mod quarantine;
 mod release;
 mod rollout;
 mod round;
@@ -72,6 +73,8 @@ enum Command {
     Rollout(rollout::Args),
     /// What the centre has: devices, labels, rounds, the release that goes out, what it could not use
     Status(status::Args),
+    /// The messages that could not be used, with the reason and what is kept of each
+    Quarantine(quarantine::Args),
 }
 
 /// Parses `args` (with the program name first) and runs the command.
@@ -100,6 +103,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             Command::Round(args) => round::run(&args),
             Command::Rollout(args) => rollout::run(args),
             Command::Status(args) => status::run(args),
+            Command::Quarantine(args) => quarantine::run(&args),
         },
         Err(error) => error.exit(),
     }

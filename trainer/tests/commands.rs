@@ -4,6 +4,10 @@
 mod common;
 
 use omnilabel_coco::{Dataset, read_results};
+use omnilabel_trainer::service::config::ServiceConfig;
+use omnilabel_trainer::service::store::Store;
+use omnilabel_trainer::service::store::intake::Record;
+use omnilabel_trainer::service::store::quarantine::{MAX_PAYLOAD, Quarantined};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -131,6 +135,68 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     std::fs::write(dir.path().join("trainer.toml"), format!("{text}steps = 0\n")).unwrap();
     let error = fail(dir.path(), "check-config --config trainer.toml");
     assert!(error.contains("trainer.toml") && error.contains("round.train.steps"), "{error}");
+}
+
+#[test]
+fn what_could_not_be_used_is_listed_and_handed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "state_dir = \"state\"\n[broker]\nhost = \"127.0.0.1\"\nsite = \"home\"\n[data]\nmanual = \"a\"\nheldout = \"b\"\n\
+                [model]\nrunning = \"c\"\n[release]\nkey = \"d\"\n";
+    std::fs::write(dir.path().join("trainer.toml"), text).unwrap();
+    let error = fail(dir.path(), "quarantine list --config trainer.toml");
+    assert!(error.contains("no centre has run here yet"), "{error}");
+
+    let large = vec![b'x'; MAX_PAYLOAD + 5];
+    let bad = [
+        ("omnilabel/v1/home/cam-1/labels", vec![0, 255, 10, 7], "not a valid message"),
+        ("omnilabel/v1/home/cam-2/frames", large.clone(), "99999 bytes, at most 5 expected"),
+        ("omnilabel/v1/home/cam-1/blocks/get", Vec::new(), "sequence is 0, expected 1 to 2^62 - 1"),
+        ("omnilabel/v1/home/\x1b[2Jx/labels", b"?".to_vec(), "not a topic of a device"),
+    ];
+    let record = |(topic, payload, reason): (&str, Vec<u8>, &str)| {
+        (String::new(), Record::Quarantined(Box::new(Quarantined::new(topic, payload, reason.to_owned()))))
+    };
+    let records: Vec<_> = bad.into_iter().map(record).collect();
+    let config = ServiceConfig::load(&dir.path().join("trainer.toml")).unwrap();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let store = Store::open(&config, false).await.unwrap();
+        store.commit(&records, 1_767_225_601_000).await.unwrap();
+        store.close().await;
+    });
+
+    let listed = |flags: &str| -> Vec<(i64, Value, Value)> {
+        let line = format!("quarantine list --config trainer.toml --json{flags}");
+        let told: Value = serde_json::from_str(&succeed(dir.path(), &line)).unwrap();
+        let row = |row: &Value| (row["id"].as_i64().unwrap(), row["device"].clone(), row["kind"].clone());
+        told.as_array().unwrap().iter().map(row).collect()
+    };
+    let of = |id: i64, device: &str, kind: &str| (id, Value::from(device), Value::from(kind));
+    let (first, second, third) = (of(1, "cam-1", "labels"), of(2, "cam-2", "frames"), of(3, "cam-1", "blocks/get"));
+    assert_eq!(listed(""), [(4, Value::Null, Value::Null), third.clone(), second.clone(), first.clone()], "the newest first");
+    assert_eq!(listed(" --limit 2").len(), 2);
+    assert_eq!(listed(" --device cam-1"), [third.clone(), first.clone()]);
+    assert_eq!(listed(" --device cam-1 --limit 1"), [third]);
+    assert_eq!(listed(" --reason bytes"), [second]);
+    assert_eq!(listed(" --device cam-1 --reason valid"), [first]);
+    assert!(listed(" --device cam-3").is_empty());
+    let table = succeed(dir.path(), "quarantine list --config trainer.toml");
+    for words in ["2026-01-01 00:00:01  cam-2 ", " frames        32773  99999 bytes, at most 5", "not a topic of a device: \"omnilabel"] {
+        assert!(table.contains(words), "{words} is not in\n{table}");
+    }
+    assert!(!table.contains('\x1b'), "nobody's topic commands a terminal: {table:?}");
+    assert!(fail(dir.path(), "quarantine list --config trainer.toml --limit 0").contains("--limit"));
+
+    let shown = trainer(dir.path(), "quarantine show --config trainer.toml 1 --out -");
+    assert_eq!((shown.status.success(), shown.stdout), (true, vec![0, 255, 10, 7]));
+    assert!(String::from_utf8(shown.stderr).unwrap().contains("4 of 4 bytes of message 1: not a valid message"));
+    let told = succeed(dir.path(), "quarantine show --config trainer.toml 2 --out two.bin");
+    assert!(told.contains("two.bin: 32768 of 32773 bytes of message 2"), "{told}");
+    assert_eq!(std::fs::read(dir.path().join("two.bin")).unwrap(), large[..MAX_PAYLOAD]);
+    let error = fail(dir.path(), "quarantine show --config trainer.toml 1 --out two.bin");
+    assert!(error.contains("two.bin"), "what is there is not overwritten: {error}");
+    assert_eq!(std::fs::read(dir.path().join("two.bin")).unwrap().len(), MAX_PAYLOAD);
+    let error = fail(dir.path(), "quarantine show --config trainer.toml 9 --out nine.bin");
+    assert!(error.contains("no message 9 is in quarantine") && !dir.path().join("nine.bin").exists(), "{error}");
 }
 
 #[test]

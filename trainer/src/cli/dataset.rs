@@ -18,8 +18,8 @@ use crate::service::config::ServiceConfig;
 use crate::service::hand::Verdict;
 use crate::service::store::Store;
 use crate::service::store::audit::{StoredLabel, Which};
-use crate::service::verify::{Verified, verify};
-use anyhow::{Context, bail};
+use crate::service::verify::{Verified, verify, verify_manual};
+use anyhow::Context;
 use omnilabel_coco::Dataset;
 use omnilabel_console::say;
 use omnilabel_keypoints::wire::{LabelMsg, Message};
@@ -37,7 +37,7 @@ pub(super) struct Args {
 enum What {
     /// Labels and people by device and model
     Stats(Common),
-    /// Read every label and picture: are they what was sent, do accounts add up, does a held-out picture occur among them
+    /// Read every label and picture: is it what was sent, do accounts add up, is a held-out picture among them or the manual ones
     Verify(Common),
     /// Pictures in the object store that no label refers to, and labels whose picture is not there
     Orphans(orphans::Args),
@@ -161,10 +161,12 @@ fn run_verify(args: &Common) -> anyhow::Result<()> {
     let config = ServiceConfig::load(&args.config)?;
     let heldout = Dataset::load(&config.data.heldout).context("`data.heldout`")?;
     let bar = indicatif::ProgressBar::new_spinner().with_message("labels read");
-    let found = runtime()?.block_on(async {
+    let manual = Dataset::load(&config.data.manual).context("`data.manual`")?;
+    let mut found = runtime()?.block_on(async {
         let store = open(&config).await?;
         verify(&store, &heldout, &|labels| bar.set_position(labels)).await
     })?;
+    verify_manual(&manual, &heldout, &mut found);
     bar.finish_and_clear();
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found)?);
@@ -180,8 +182,5 @@ fn run_verify(args: &Common) -> anyhow::Result<()> {
     if found.orphans > 0 && !args.json {
         say!("{} objects of the object store are of no label: `dataset orphans` lists and deletes them", found.orphans);
     }
-    if found.wrong > 0 {
-        bail!("{} problems", found.wrong);
-    }
-    Ok(())
+    found.whole()
 }

@@ -58,6 +58,14 @@ impl Spread {
     }
 }
 
+impl Difference {
+    /// Of two sets that are `ap` apart on the images as they are, and so far on each resample; `None` of fewer than two resamples.
+    pub fn of(ap: f64, differences: &[f64]) -> Option<Self> {
+        let not_better = differences.iter().filter(|d| **d <= 0.0).count() as f64 / differences.len().max(1) as f64;
+        Some(Self { ap, spread: Spread::of(differences)?, not_better })
+    }
+}
+
 impl Resampled {
     /// How many resamples there are with anybody who counts.
     pub fn count(&self) -> usize {
@@ -68,8 +76,7 @@ impl Resampled {
     pub fn difference(&self, first: usize, second: usize, ap: f64) -> Option<Difference> {
         let (first, second) = (self.aps.get(first)?, self.aps.get(second)?);
         let differences: Vec<f64> = first.iter().zip(second).map(|(a, b)| a - b).collect();
-        let not_better = differences.iter().filter(|d| **d <= 0.0).count() as f64 / differences.len().max(1) as f64;
-        Some(Difference { ap, spread: Spread::of(&differences)?, not_better })
+        Difference::of(ap, &differences)
     }
 }
 

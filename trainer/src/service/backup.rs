@@ -1,6 +1,6 @@
 //! A copy of what the centre knows, made while it runs, and its way back. Copied are the database (labels, frames, rounds, releases), the
-//! bundles of rounds and releases, what the gate looked at, the events and the page's audit log; not keys, not data sets, not what a round can make again,
-//! not pictures in an object store, which stay where they are.
+//! bundles of rounds and releases, how they were trained, what the gate looked at, the events and the page's audit log; not keys, not data
+//! sets, not what a round can make again, not pictures in an object store, which stay where they are.
 
 use crate::service::dataset::{sync_dir, sync_tree};
 use crate::service::events;
@@ -15,6 +15,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const ABOUT: &str = "backup.json";
+/// How a round's student was trained: network, options and seed; one line for each step.
+const TRAINING: [&str; 2] = ["arm.json", "progress.jsonl"];
+/// Of a larger one of these the beginning is copied: some 250,000 steps. Who reads the log skips a line that is torn.
+const TRAINING_BYTES: u64 = 64 << 20;
 /// What is said instead of a backup without its database.
 pub const PG_DUMP: &str = "the store is a PostgreSQL database: first `pg_dump --format=custom --file=FILE URL`, then a copy of \
                            `state_dir`; \
@@ -83,9 +87,12 @@ pub async fn backup(store: &Store, out: &Path, now_ms: u64) -> anyhow::Result<Ab
             for file in entries(&entry)?.into_iter().filter(|file| file.to_string_lossy().ends_with(".results.json")) {
                 copy(&file, &part.join(&place).join(file.file_name().unwrap_or_default()))?;
             }
+            for name in TRAINING.iter().filter(|name| kind == "rounds" && entry.join(name).is_file()) {
+                copy_at_most(&entry.join(name), &part.join(&place).join(name), TRAINING_BYTES)?;
+            }
         }
     }
-    for log in [events::FILE, audit::FILE] {
+    for log in [events::FILE, events::OLDER, audit::FILE] {
         if state_dir.join(log).exists() {
             copy(&state_dir.join(log), &part.join(log))?;
         }
@@ -138,6 +145,26 @@ pub async fn restore(from: &Path, place: &Place) -> anyhow::Result<(About, u64)>
         }
     }
     store.move_bundles(&about.state_dir, &new).await?;
+    // Neither the data set nor the checkpoint of a round under way is in a backup: it is trained anew, on labels that came since, too, and
+    // what is said of another training in its folder would refuse it. The folders were copied after the database: what they have of later
+    // rounds, or of the end of this one, is another training's.
+    let rounds = store.rounds().await?;
+    for folder in entries(&part.join("rounds"))? {
+        let of = |number: u64| folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| name == number.to_string());
+        match rounds.iter().find(|round| of(round.round)) {
+            Some(round) if round.trained || round.ended => {}
+            Some(_) => {
+                for path in TRAINING.map(|name| folder.join(name)).iter().filter(|path| path.exists()) {
+                    std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+                }
+                let bundle = folder.join("bundle");
+                if bundle.exists() {
+                    std::fs::remove_dir_all(&bundle).with_context(|| bundle.display().to_string())?;
+                }
+            }
+            None => std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?,
+        }
+    }
     let named = store.latest_release().await?.map(|release| PathBuf::from(release.bundle));
     store.close().await;
     if let Some(inside) = named.as_ref().and_then(|bundle| bundle.strip_prefix(&new).ok()) {
@@ -167,6 +194,20 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     std::fs::copy(from, to).map(drop).with_context(|| format!("{} to {}", from.display(), to.display()))
+}
+
+/// Copies the first `limit` bytes of a file, which may grow meanwhile.
+fn copy_at_most(from: &Path, to: &Path, limit: u64) -> anyhow::Result<()> {
+    let said = || format!("{} to {}", from.display(), to.display());
+    let folder = to.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let mut source = std::fs::File::open(from).with_context(said)?.take(limit);
+    let mut target = std::fs::File::create(to).with_context(said)?;
+    std::io::copy(&mut source, &mut target).with_context(said)?;
+    if source.limit() == 0 {
+        tracing::warn!("{}: its first {limit} bytes are in the backup", from.display());
+    }
+    Ok(())
 }
 
 /// Where a folder is made before it gets its name: nobody's else, and not what an interrupted one left.
@@ -223,6 +264,20 @@ mod tests {
         let key = sign::read_key(&world.config.release.key).unwrap();
         let what = Publish { bundle: &kept, name: "one", round: None, waves: Waves::at_once(1) };
         release_bundle(&world.config, &store, &key, what).await.unwrap();
+        // One round was trained, one did not come to its end, one is being trained.
+        let log = "{\"step\":1}\n".repeat(3);
+        for (round, trained, ended) in [(1, true, true), (2, false, true), (3, false, false)] {
+            let folder = world.config.state_dir.join(format!("rounds/{round}"));
+            std::fs::create_dir_all(folder.join("checkpoint")).unwrap();
+            let arm = "{\"arm\":{\"options\":{\"seed\":7}}}";
+            for (name, text) in [("arm.json", arm), ("progress.jsonl", log.as_str()), ("checkpoint/weights", "x")] {
+                std::fs::write(folder.join(name), text).unwrap();
+            }
+            let state = serde_json::json!({
+                "round": round, "teacher": 0, "running": "/nowhere", "after": 0, "up_to": 4, "trained": trained, "ended": ended,
+            });
+            store.save_round(&serde_json::from_value(state).unwrap()).await.unwrap();
+        }
         // The centre goes on while it is copied.
         let (out, elsewhere) = (world.dir.path().join("backup"), world.dir.path().join("elsewhere/state"));
         let about = backup(&store, &out, 5).await.unwrap();
@@ -244,10 +299,28 @@ mod tests {
         let store = Store::open(&elsewhere, false).await.unwrap();
         assert_ne!(store.collector(), collector, "devices are asked for what came after the copy");
         assert_eq!(store.tally("cam-1").await.unwrap().0, 4);
+        for (round, kept) in [(1, true), (2, true), (3, false)] {
+            let folder = elsewhere.join(format!("rounds/{round}"));
+            let text = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
+            assert_eq!(text("arm.json").is_some_and(|text| text.contains("\"seed\":7")), kept, "round {round}");
+            assert_eq!(text("progress.jsonl"), kept.then(|| log.clone()), "round {round}");
+            assert!(!folder.join("checkpoint").exists());
+        }
         let release = store.latest_release().await.unwrap().unwrap();
         assert_eq!(Path::new(&release.bundle), std::path::absolute(elsewhere.join("releases/one")).unwrap());
         crate::service::rollout::Rollout::new(&release, None).unwrap();
         Bundle::open(Path::new(&release.bundle)).unwrap();
+    }
+
+    #[test]
+    fn a_copy_with_a_limit_has_the_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("progress.jsonl"), folder.path().join("copy/progress.jsonl"));
+        std::fs::write(&from, "one\ntwo\n").unwrap();
+        for (limit, expected) in [(6, "one\ntw"), (8, "one\ntwo\n"), (100, "one\ntwo\n")] {
+            copy_at_most(&from, &to, limit).unwrap();
+            assert_eq!(std::fs::read_to_string(&to).unwrap(), expected);
+        }
     }
 
     #[tokio::test]

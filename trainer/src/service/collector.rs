@@ -8,6 +8,9 @@ use std::collections::BTreeSet;
 
 /// The largest count that a device may report: sums over a fleet then stay far from overflow.
 pub const MAX_COUNT: u64 = omnilabel_keypoints::release::MAX_COUNTER;
+/// The last millisecond of the year 9999, Unix ms: no clock of a device is later. Whether a capture is ahead of the centre's clock, the
+/// store says that has the time, see [`LabelRow::refusal`].
+const LAST_MS: u64 = 253_402_300_799_999;
 
 /// Why a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -172,7 +175,6 @@ impl Intake {
         let label: LabelMsg = decode(payload)?;
         key(label.key())?;
         below("model", label.model, MAX_COUNT)?;
-        below("captured_ms", label.captured_ms, i64::MAX as u64)?;
         let other = label.instances.iter().find(|i| i.keypoints.len() != self.keypoints);
         let refused = if let Some(instance) = other {
             Some(format!("its skeleton has {} keypoints, the manual set's has {}", instance.keypoints.len(), self.keypoints))
@@ -182,7 +184,7 @@ impl Intake {
         Ok(LabelRow {
             key: label.key(),
             frame: label.frame,
-            captured_ms: label.captured_ms,
+            captured_ms: label.captured_ms.min(LAST_MS),
             model: label.model,
             model_hash: label.model_hash,
             instances: label.instances.len() as u32,
@@ -235,9 +237,12 @@ impl Read {
     }
 }
 
-/// Why nobody could have seen this on a frame: sides that no frame has, boxes that end before they begin, points farther outside of the
-/// frame than it is large (a model may well guess where a hand is that the frame cuts off).
+/// Why nobody could have seen this on a frame: a time that is none, sides that no frame has, boxes that end before they begin, points
+/// farther outside of the frame than it is large (a model may well guess where a hand is that the frame cuts off).
 fn impossible(label: &LabelMsg) -> Option<String> {
+    if label.captured_ms > LAST_MS {
+        return Some(format!("its frame was captured after the year 9999: {} ms since 1970", label.captured_ms));
+    }
     let limit = omnilabel_detect::frame::MAX_FRAME_SIDE;
     if [label.width, label.height].iter().any(|side| !(1..=limit).contains(side)) {
         return Some(format!("its frame has {} × {} pixels, 1 to {limit} expected", label.width, label.height));

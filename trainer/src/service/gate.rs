@@ -1,5 +1,6 @@
 //! The gate: whether a student may replace the running model. Pure.
 
+use crate::score::Difference;
 use crate::service::config::{DriftMode, GateConfig};
 use crate::service::drift::Relabelled;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,13 @@ pub struct Evidence {
     pub relabelled: Option<Relabelled>,
 }
 
+impl Evidence {
+    /// How much better the student is than the running model, with the 95 % interval of that; `None` without two resamples.
+    pub fn difference(&self) -> Option<Difference> {
+        Difference::of(self.candidate - self.running, &self.differences).filter(|difference| difference.ap.is_finite())
+    }
+}
+
 /// Compares the two exported bundles.
 pub fn decide(evidence: &Evidence, config: &GateConfig) -> Decision {
     let Evidence { running, candidate, differences, parts, relabelled } = evidence;
@@ -55,7 +63,12 @@ pub fn decide(evidence: &Evidence, config: &GateConfig) -> Decision {
         ));
     }
     let gain = config.min_improvement.unwrap_or(-config.margin);
-    let mut said = format!("candidate AP {candidate:.4}, running AP {running:.4}, needed {:.4}", running + gain);
+    let mut said = format!("candidate AP {candidate:.4}, running AP {running:.4}");
+    if let Some(Difference { ap, spread, .. }) = evidence.difference() {
+        let [low, high] = spread.interval;
+        said += &format!(": {ap:+.4} (95 %: {low:+.4} to {high:+.4})");
+    }
+    said += &format!(", needed {:.4}", running + gain);
     let reached = differences.iter().filter(|difference| **difference >= gain).count() as f64 / differences.len().max(1) as f64;
     if !differences.is_empty() {
         said += &format!(", reached on {:.1} % of {} resamples of the images", 100.0 * reached, differences.len());
@@ -138,6 +151,26 @@ mod tests {
         assert!(decide(&evidence(6), &GateConfig { sure: None, ..config.clone() }).released());
         let unknown = Evidence { differences: Vec::new(), ..evidence(0) };
         assert!(!decide(&unknown, &config).released(), "nothing is sure that was not looked at");
+    }
+
+    #[test]
+    fn a_difference_is_told_with_its_interval() {
+        let evidence = Evidence {
+            running: 0.412,
+            candidate: 0.431,
+            differences: (0..=1000).map(|i| f64::from(i) * 4e-5 - 0.005).collect(),
+            ..Evidence::default()
+        };
+        let [low, high] = evidence.difference().unwrap().spread.interval;
+        assert!((low + 0.004).abs() < 1e-9 && (high - 0.034).abs() < 1e-9, "{low}, {high}");
+        let expected = "candidate AP 0.4310, running AP 0.4120: +0.0190 (95 %: -0.0040 to +0.0340), needed 0.4070, reached on 100.0 %";
+        let released = decide(&evidence, &GateConfig::default());
+        assert!(released.released() && released.reason().starts_with(expected), "{released:?}");
+        let refused = decide(&evidence, &GateConfig { min_improvement: Some(0.02), ..GateConfig::default() });
+        assert!(!refused.released() && refused.reason().contains("+0.0190 (95 %: -0.0040 to +0.0340), needed 0.4320"), "{refused:?}");
+        let one = Evidence { differences: vec![0.02], ..evidence.clone() };
+        assert!(one.difference().is_none() && !decide(&one, &GateConfig::default()).reason().contains("95 %"));
+        assert_eq!(Evidence { running: f64::NAN, ..evidence }.difference(), None, "a row with it could not be read again");
     }
 
     #[test]

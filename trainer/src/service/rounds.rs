@@ -8,6 +8,7 @@
 
 use crate::arm::ArmError;
 use crate::calibrate::ManualStats;
+use crate::score::Difference;
 use crate::service::arm::{Job, Judgement, Progress, TrainArm};
 use crate::service::config::ServiceConfig;
 use crate::service::dataset::{sync_dir, sync_tree};
@@ -19,6 +20,7 @@ use crate::service::store::Store;
 use crate::service::store::ledger::Selection;
 use crate::service::waves::Waves;
 use anyhow::{Context, bail, ensure};
+pub use begun::Begun;
 use ed25519_dalek::SigningKey;
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
@@ -71,6 +73,9 @@ pub struct RoundState {
     /// Number of the last word of a person that counts.
     #[serde(default)]
     pub verdicts: i64,
+    /// Seed, data sets and settings when it began; none of a round that an earlier version began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Begun>,
     /// The running model on the held-out labels.
     #[serde(default)]
     pub running_judged: Option<Judged>,
@@ -92,6 +97,12 @@ pub struct RoundState {
     /// What both make of the fleet's newest pictures.
     #[serde(default)]
     pub relabelled: Option<Relabelled>,
+    /// How much better the student is, with the 95 % interval of that; none without two resamples that can be scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Difference>,
+    /// The settings when the gate decided, where they are not those that it began with: somebody changed them meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_with: Option<serde_json::Value>,
     /// What the gate said.
     #[serde(default)]
     pub decision: Option<Decision>,
@@ -276,6 +287,7 @@ impl Rounds {
         if fresh == 0 || (fresh < self.config.round.min_labels && !wanted && !old) {
             return Ok(Stepped::Idle);
         }
+        let begun = self.begun().await?;
         let up_to = self.store.closed_label().await?;
         let after = rounds.iter().filter(|r| r.released.is_none()).map(|r| r.up_to).max().unwrap_or(0);
         let round = rounds.last().map_or(0, |r| r.round) + 1;
@@ -286,6 +298,7 @@ impl Rounds {
             after,
             up_to,
             verdicts,
+            begun: Some(begun),
             running_judged: None,
             thresholds: None,
             dataset_sha256: None,
@@ -293,6 +306,8 @@ impl Rounds {
             trained: false,
             candidate_judged: None,
             relabelled: None,
+            difference: None,
+            decided_with: None,
             decision: None,
             released: None,
             ended: false,
@@ -315,6 +330,13 @@ impl Rounds {
         } else if state.thresholds.is_none() {
             state.thresholds = Some(self.calibrate(state).await?);
         } else if state.dataset_sha256.is_none() {
+            // Whatever was trained here was trained on another snapshot: of a database that was put back, or lost.
+            for name in ["arm.json", "progress.jsonl"] {
+                gone(std::fs::remove_file(folder.join(name)), &folder)?;
+            }
+            for name in ["checkpoint", "bundle"] {
+                gone(std::fs::remove_dir_all(folder.join(name)), &folder)?;
+            }
             let (generated, by_hand) = self.export(state).await?;
             (state.dataset_sha256, state.hand_sha256) = (Some(generated.sha256), by_hand.map(|exported| exported.sha256));
         } else if !state.trained {
@@ -343,6 +365,9 @@ impl Rounds {
             };
             let evidence = tokio::task::block_in_place(|| self.evidence(state.round, running, candidate))?;
             let evidence = Evidence { relabelled: state.relabelled.clone(), ..evidence };
+            let settings = self.settings()?;
+            state.decided_with = state.begun.as_ref().is_none_or(|begun| begun.settings != settings).then_some(settings);
+            state.difference = evidence.difference();
             state.decision = Some(gate::decide(&evidence, &self.config.gate));
         } else {
             match &state.decision {
@@ -496,9 +521,18 @@ pub fn copy_bundle(bundle: &Bundle, to: &Path) -> anyhow::Result<PathBuf> {
     Ok(to.to_owned())
 }
 
+mod begun;
 mod drift;
 mod evidence;
 mod snapshot;
 mod tau;
+/// What was removed, or was not there.
+fn gone(removed: std::io::Result<()>, folder: &Path) -> anyhow::Result<()> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| folder.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests;

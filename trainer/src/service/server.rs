@@ -21,11 +21,11 @@ use crate::service::rollout::Rollout;
 use crate::service::rounds::Rounds;
 use crate::service::sign::{self, SignedKeys};
 use crate::service::steer::Steering;
-use crate::service::store::Store;
 use crate::service::store::intake::{Record, RefusedFrame};
 use crate::service::store::ledger::ReleaseRow;
 use crate::service::store::postgres::ServiceLock;
 use crate::service::store::quarantine::Quarantined;
+use crate::service::store::{Store, StoreError};
 use crate::service::waves::{self, Decision, Waves};
 use crate::service::web;
 use anyhow::Context;
@@ -33,7 +33,7 @@ use ed25519_dalek::SigningKey;
 use omnilabel_keypoints::wire::topic::{self, Kind};
 use omnilabel_keypoints::wire::{BlockRequest, LabelKey, ModelMsg};
 use omnilabel_link::{Incoming, Link};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -43,8 +43,12 @@ use tokio::sync::{Notify, mpsc, watch};
 const OUT_QUEUE: usize = 1024;
 /// Messages that the broker sends ahead of their commit, so that one commit has many; 256 MiB of the largest packets.
 pub(super) const AHEAD: usize = 128;
-/// How often `labels` events are written, releases looked for, and rounds considered.
+/// How often it is looked whether `labels` events are due, releases are looked for, and rounds considered.
 const TICK: Duration = Duration::from_millis(500);
+/// A device's labels are told at most so often, and the fleet's.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+/// Devices whose labels are told at a tick: of a large fleet each is told more seldom, in turn.
+const TOLD_PER_TICK: usize = 25;
 /// Messages that go into quarantine between two ticks; more are counted and not kept, or one broken device would keep the disk busy.
 const KEPT_PER_TICK: usize = 64;
 /// Every so many ticks the wave of the release under way is judged.
@@ -83,6 +87,13 @@ pub async fn serve(
     let (link, incoming) = Link::open_ahead(&config.broker, &config.client_id, None, intake.subscriptions(), AHEAD)?;
     let running = store.running_release().await?.map_or(0, |r| r.counter());
     events.emit(Event::Started { collector: store.collector(), running });
+    if let Some(release) = store.latest_release().await? {
+        // A centre that was killed may have decided about it without telling.
+        let waves = release.waves()?;
+        if waves.shares.len() > 1 {
+            events.emit(Event::wave(release.counter(), &waves, "where it stands at the start".to_owned()));
+        }
+    }
 
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
@@ -204,7 +215,8 @@ pub(super) struct Collector {
     health: Arc<web::Health>,
     announce: Arc<Notify>,
     models: BTreeMap<String, ModelMsg>,
-    changed: BTreeSet<String>,
+    telling: Telling,
+    brought: Brought,
     rejected: (u64, String),
     /// Of these, put into quarantine since the last tick.
     kept: usize,
@@ -232,7 +244,8 @@ impl Collector {
             health: Arc::default(),
             announce,
             models: BTreeMap::new(),
-            changed: BTreeSet::new(),
+            telling: Telling::default(),
+            brought: Brought { since: Instant::now(), new: 0 },
             rejected: (0, String::new()),
             kept: 0,
             claimed: Vec::new(),
@@ -251,7 +264,7 @@ impl Collector {
             let first = tokio::select! {
                 message = incoming.recv() => message,
                 _ = tick.tick() => {
-                    self.report(&mut reported).await;
+                    self.report(&mut reported, false).await;
                     continue;
                 }
                 () = stopped(&mut stop) => break,
@@ -273,7 +286,7 @@ impl Collector {
                 break;
             }
         }
-        self.report(&mut reported).await;
+        self.report(&mut reported, true).await;
     }
 
     /// What is to be stored of one message: device, record, bytes.
@@ -344,7 +357,9 @@ impl Collector {
             match self.store.commit(batch, now_ms()).await {
                 Ok(done) => {
                     self.health.committed(begun.elapsed(), done.refused.len());
-                    self.changed.extend(done.touched.iter().map(|touched| touched.device.clone()));
+                    self.brought.new += done.stored;
+                    let now = Instant::now();
+                    done.touched.iter().for_each(|touched| self.telling.changed(&touched.device, now));
                     self.acks.add(done.touched);
                     for (device, LabelKey { epoch, sequence }) in done.conflicts {
                         self.events.emit(Event::Conflict { device, epoch, sequence });
@@ -371,7 +386,8 @@ impl Collector {
         }
     }
 
-    async fn report(&mut self, reported: &mut u64) {
+    /// Tells what is due, or at the end all of it.
+    async fn report(&mut self, reported: &mut u64, is_end: bool) {
         self.kept = 0;
         for (device, counter) in std::mem::take(&mut self.claimed) {
             match self.store.latest_release().await {
@@ -390,16 +406,104 @@ impl Collector {
                 }
             }
         }
-        for device in std::mem::take(&mut self.changed) {
-            match self.store.tally(&device).await {
-                Ok((stored, duplicates)) => self.events.emit(Event::Labels { device, stored, duplicates }),
-                Err(error) => self.events.emit(Event::Error { what: "count labels".to_owned(), message: error.to_string() }),
-            }
-        }
+        self.count(is_end).await;
         if self.rejected.0 > *reported {
             *reported = self.rejected.0;
             self.events.emit(Event::Rejected { messages: self.rejected.0, last: self.rejected.1.clone() });
         }
+    }
+
+    async fn count(&mut self, is_end: bool) {
+        let now = Instant::now();
+        let due = if is_end { self.telling.rest() } else { self.telling.due(now) };
+        let failed = |error: StoreError| Event::Error { what: "count labels".to_owned(), message: error.to_string() };
+        if !due.is_empty() {
+            match self.store.tallies(&due).await {
+                Ok(tallies) => {
+                    for (device, stored, duplicates) in tallies {
+                        self.events.emit(Event::Labels { device, stored, duplicates });
+                    }
+                }
+                Err(error) => {
+                    self.events.emit(failed(error));
+                    // In the next turn.
+                    due.iter().for_each(|device| self.telling.changed(device, now));
+                }
+            }
+        }
+        if let Some((new, seconds)) = self.brought.due(now, is_end) {
+            match self.store.stored().await {
+                Ok(stored) => self.events.emit(Event::Fleet { stored, new, seconds }),
+                Err(error) => {
+                    self.events.emit(failed(error));
+                    // With the next line.
+                    self.brought.new += new;
+                    self.brought.since = now.checked_sub(Duration::from_secs_f64(seconds)).unwrap_or(now);
+                }
+            }
+        }
+    }
+}
+
+/// Whose labels are told when: a device that was quiet at once, one that goes on every [`TOLD_EVERY`], at most [`TOLD_PER_TICK`] at a time.
+/// What is not told in time is told in turn, so the last of a device is told, too.
+#[derive(Debug, Default)]
+struct Telling {
+    /// Of whom something is not told yet, and from when on it may be.
+    waiting: BTreeMap<String, Instant>,
+    /// Who was told of less than [`TOLD_EVERY`] ago, and when.
+    told: BTreeMap<String, Instant>,
+}
+
+impl Telling {
+    /// Something of a device was stored.
+    fn changed(&mut self, device: &str, now: Instant) {
+        if !self.waiting.contains_key(device) {
+            let from = self.told.get(device).map_or(now, |told| now.max(*told + TOLD_EVERY));
+            self.waiting.insert(device.to_owned(), from);
+        }
+    }
+
+    /// Who is told of at a tick: those that wait longest.
+    fn due(&mut self, now: Instant) -> Vec<String> {
+        self.told.retain(|_, told| now.saturating_duration_since(*told) < TOLD_EVERY);
+        let mut due: Vec<(Instant, &String)> =
+            self.waiting.iter().filter(|(_, from)| **from <= now).map(|(device, from)| (*from, device)).collect();
+        due.sort_unstable();
+        due.truncate(TOLD_PER_TICK);
+        let due: Vec<String> = due.into_iter().map(|(_, device)| device.clone()).collect();
+        for device in &due {
+            self.waiting.remove(device);
+            self.told.insert(device.clone(), now);
+        }
+        due
+    }
+
+    /// All who wait.
+    fn rest(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.waiting).into_keys().collect()
+    }
+}
+
+/// What the fleet brought since it was told last.
+#[derive(Debug)]
+struct Brought {
+    /// Since when, or where nothing came: since the last tick before something did.
+    since: Instant,
+    /// Labels stored.
+    new: u64,
+}
+
+impl Brought {
+    /// At a tick: labels, and the seconds in which they came, where that is due.
+    fn due(&mut self, now: Instant, is_end: bool) -> Option<(u64, f64)> {
+        let passed = now.saturating_duration_since(self.since);
+        if self.new > 0 && passed < TOLD_EVERY && !is_end {
+            return None;
+        }
+        let new = std::mem::take(&mut self.new);
+        self.since = now;
+        (new > 0).then_some((new, passed.as_secs_f64()))
     }
 }
 

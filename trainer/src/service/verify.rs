@@ -9,8 +9,10 @@ use omnilabel_coco::Dataset;
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::wire::{LabelMsg, Message};
+use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use std::path::Path;
 
 /// Findings of a kind that are listed; all are counted.
 const LISTED: usize = 100;
@@ -37,7 +39,7 @@ pub struct Verified {
     pub problems: Vec<String>,
     /// Held-out pictures that cannot be read, and so were compared with nothing.
     pub heldout_unread: u64,
-    /// Generated pictures that nearly show what a held-out one shows: what is judged on them was trained on them.
+    /// Pictures of cameras and of the manual set that nearly show what a held-out one shows: what is judged on them was trained on them.
     pub leaks: u64,
     /// The first of these: picture, held-out picture, bits that differ.
     pub leaked: Vec<(String, String, u32)>,
@@ -45,6 +47,22 @@ pub struct Verified {
     pub orphans: u64,
     /// The first of these, by their SHA-256.
     pub orphaned: Vec<String>,
+}
+
+impl Verified {
+    /// Whether nothing is wrong, and nothing held out is trained on. Orphans do no harm.
+    ///
+    /// # Errors
+    /// How many problems and leaks there are.
+    pub fn whole(&self) -> anyhow::Result<()> {
+        let problems = (self.wrong > 0).then(|| format!("{} problems", self.wrong));
+        let leaks = (self.leaks > 0).then(|| {
+            let what = "pictures nearly show a held-out one and are trained on: reject their labels, or hold out others";
+            format!("{} {what}", self.leaks)
+        });
+        let said: Vec<String> = problems.into_iter().chain(leaks).collect();
+        if said.is_empty() { Ok(()) } else { Err(anyhow::Error::msg(said.join("; "))) }
+    }
 }
 
 /// An object that nothing refers to is an orphan when it is older: its commit may be under way, or tried again. ms.
@@ -73,8 +91,7 @@ pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> any
                 // What is refused, by the centre or by a person, is not trained on.
                 let is_used = label.refused.is_none() && label.verdict.as_deref() != Some(Verdict::Rejected.name());
                 let hash = frame.filter(|_| is_used).and_then(|frame| difference_hash(&frame));
-                let nearest = hash.and_then(|hash| held.iter().map(|(of, image)| ((of ^ hash).count_ones(), *image)).min());
-                if let Some((bits, image)) = nearest.filter(|(bits, _)| *bits <= NEAR_BITS) {
+                if let Some((bits, image)) = hash.and_then(|hash| nearest(&held, hash)) {
                     verified.leaks += 1;
                     if verified.leaked.len() < LISTED {
                         verified.leaked.push((name, image.to_owned(), bits));
@@ -98,6 +115,30 @@ pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> any
     let pictures = store.compare_pictures(now_ms().saturating_sub(ORPHAN_MS), false).await?;
     (verified.orphans, verified.orphaned) = (pictures.orphans, pictures.orphan_names);
     Ok(verified)
+}
+
+/// Looks for held-out pictures among the manual ones, too. What cannot be read shows nothing.
+pub fn verify_manual(manual: &Dataset, heldout: &Dataset, verified: &mut Verified) {
+    let hash = |path: &Path| Frame::open(path).ok().and_then(|frame| difference_hash(&frame));
+    let held: Vec<(u64, &str)> =
+        heldout.images.par_iter().filter_map(|image| Some((hash(&heldout.image_path(image))?, image.file_name.as_str()))).collect();
+    let found: Vec<(String, String, u32)> = manual
+        .images
+        .par_iter()
+        .filter_map(|image| {
+            let (bits, of) = nearest(&held, hash(&manual.image_path(image))?)?;
+            Some((format!("manual picture {}", image.file_name), of.to_owned(), bits))
+        })
+        .collect();
+    verified.leaks += found.len() as u64;
+    let room = LISTED.saturating_sub(verified.leaked.len());
+    verified.leaked.extend(found.into_iter().take(room));
+}
+
+/// The held-out picture with the nearest hash and the bits that differ, if it is near.
+fn nearest<'h>(held: &[(u64, &'h str)], hash: u64) -> Option<(u32, &'h str)> {
+    let all = held.iter().map(|(of, image)| ((of ^ hash).count_ones(), *image));
+    all.min().filter(|(bits, _)| *bits <= NEAR_BITS)
 }
 
 /// The label's picture, where it is kept, if everything is as it came, and a verdict such as could be given.
@@ -243,6 +284,8 @@ mod tests {
         store.commit(&world.labels("cam-1", 3..=3, 0.0, 0), 1).await.unwrap();
         let found = verify(&store, &heldout, &|_| ()).await.unwrap();
         assert_eq!((found.leaks, found.leaked[0].1.as_str(), found.leaked[0].2), (1, "3.jpg", 0));
+        let said = found.whole().unwrap_err().to_string();
+        assert!(found.wrong == 0 && said.starts_with("1 pictures nearly show a held-out one"), "{said}");
         let rejected = Word { verdict: Some(Verdict::Rejected), people: None, role: "operator", peer: String::new() };
         store.say(1, 0, &rejected, 1).await.unwrap();
         assert_eq!(verify(&store, &heldout, &|_| ()).await.unwrap().leaks, 0, "what is rejected is not trained on");
@@ -251,7 +294,27 @@ mod tests {
         let found = verify(&store, &heldout, &|_| ()).await.unwrap();
         assert_eq!((found.leaks, found.heldout_unread), (0, 1), "what cannot be read is told");
         let nothing = Dataset { images: Vec::new(), ..heldout };
-        assert_eq!(verify(&store, &nothing, &|_| ()).await.unwrap().leaks, 0);
+        let found = verify(&store, &nothing, &|_| ()).await.unwrap();
+        assert!(found.leaks == 0 && found.whole().is_ok(), "{found:?}");
+        let wrong = Verified { wrong: 2, leaks: 3, orphans: 1, ..Verified::default() };
+        assert!(wrong.whole().unwrap_err().to_string().starts_with("2 problems; 3 pictures"));
+        assert!(Verified { leaks: 0, ..wrong }.whole().unwrap_err().to_string() == "2 problems", "told from each other");
+        assert!(Verified { orphans: 1, heldout_unread: 1, ..Verified::default() }.whole().is_ok());
+    }
+
+    #[test]
+    fn a_held_out_picture_of_the_manual_set_is_a_leak() {
+        // The six manual pictures of the test world are the first six of the eight that are held out.
+        let world = World::new();
+        let [manual, heldout] = [&world.config.data.manual, &world.config.data.heldout].map(|folder| Dataset::load(folder).unwrap());
+        let mut found = Verified { leaks: 1, leaked: vec![("cam-1".to_owned(), "3.jpg".to_owned(), 0)], ..Verified::default() };
+        verify_manual(&manual, &heldout, &mut found);
+        assert_eq!((found.leaks, found.leaked.len(), found.wrong), (7, 7, 0), "{:?}", found.leaked);
+        assert_eq!(found.leaked[1], ("manual picture 1.jpg".to_owned(), "1.jpg".to_owned(), 0));
+        assert!(found.whole().is_err());
+        let mut found = Verified::default();
+        verify_manual(&manual, &Dataset { images: Vec::new(), ..heldout }, &mut found);
+        assert_eq!(found, Verified::default());
     }
 
     #[test]

@@ -46,6 +46,12 @@ fn a_label_that_nobody_could_have_seen_is_kept_but_marked() {
         row.refused.unwrap_or_default()
     };
     assert_eq!(refused(&|_| {}), "");
+    for captured_ms in [0, 42, 1_767_225_600_000, LAST_MS] {
+        assert_eq!(refused(&|label| label.captured_ms = captured_ms), "", "without a clock, before it was set, and with one");
+    }
+    // In quarantine it would never be acknowledged, and the device would send it for ever.
+    assert!(refused(&|label| label.captured_ms = LAST_MS + 1).contains("after the year 9999"));
+    assert!(refused(&|label| label.captured_ms = u64::MAX).contains("after the year 9999"));
     assert!(refused(&|label| label.width = 0).contains("0 × "));
     assert!(refused(&|label| label.height = 1_000_000).contains("1000000 pixels"));
     assert!(refused(&|label| label.instances[0].rect.swap(0, 2)).contains("instance 0"));

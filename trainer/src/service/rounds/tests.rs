@@ -9,6 +9,7 @@ use crate::service::rollout::Rollout;
 use crate::service::store::verdicts::{Said, Word};
 use crate::service::testing::{Home, MeanPose, STUDENT_PROBABILITY, STUDENT_SCORE, World, first_x, on_both};
 use omnilabel_keypoints::wire::{BlockRequest, LabelMsg, Message, ModelMsg, ReleaseMsg, StatusMsg};
+use serde_json::json;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -44,6 +45,10 @@ async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle(home: Home) 
     let state = rounds.store.rounds().await.unwrap().remove(0);
     assert!(state.ended && state.decision.as_ref().unwrap().released(), "{state:?}");
     assert_eq!(state.released, Some(1));
+    let (difference, reason) = (state.difference.unwrap(), state.decision.as_ref().unwrap().reason());
+    let [low, high] = difference.spread.interval;
+    assert!(low > 0.0 && (low - 1e-9..=high + 1e-9).contains(&difference.ap), "{difference:?}");
+    assert!(reason.contains(&format!(": {:+.4} (95 %: {low:+.4} to {high:+.4}), needed", difference.ap)), "{reason}");
     let (before, after) = (state.running_judged.unwrap().ap, state.candidate_judged.unwrap().ap);
     assert!(after > before + 0.1, "{before} -> {after}");
 
@@ -245,6 +250,47 @@ async fn a_kill_between_any_two_steps_changes_nothing() {
     assert_eq!(a.len(), 1);
     assert_eq!(a[0].dataset_sha256, b[0].dataset_sha256);
     assert_eq!((&a[0].thresholds, &a[0].decision, a[0].released), (&b[0].thresholds, &b[0].decision, b[0].released));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_keeps_what_it_began_with() {
+    let mut world = World::new();
+    world.config.gate.margin = 0.25;
+    world.config.round.train.seed = 7;
+    let first = rounds(&world, MeanPose::default()).await;
+    first.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    assert_eq!(first.step().await.unwrap(), Stepped::Done);
+    let begun = first.store.rounds().await.unwrap().remove(0).begun.unwrap();
+    let hash = |folder: &Path| begun::folder_sha256(folder).unwrap();
+    let (manual, heldout) = (world.config.data.manual.clone(), world.config.data.heldout.clone());
+    assert_eq!((begun.seed, &begun.manual_sha256, &begun.heldout_sha256), (world.config.model.seed, &hash(&manual), &hash(&heldout)));
+    assert_ne!(begun.manual_sha256, begun.heldout_sha256);
+    let settings = &begun.settings;
+    assert_eq!((&settings["gate"]["margin"], &settings["round"]["train"]["seed"]), (&json!(0.25), &json!(7)));
+    assert_eq!((&settings["calibration"]["mode"], &settings["calibration"]["precision"]), (&json!("fleet"), &json!(0.9)));
+    drop(first);
+
+    // It goes on after a restart with another file and another manual picture.
+    world.config.gate.margin = 0.5;
+    world.config.model.seed = 9;
+    std::fs::write(manual.join("images/1.jpg"), std::fs::read(manual.join("images/2.jpg")).unwrap()).unwrap();
+    let second = rounds(&world, MeanPose::default()).await;
+    to_the_end(&second).await;
+    let state = second.store.rounds().await.unwrap().remove(0);
+    assert!(state.ended && state.begun.as_ref() == Some(&begun), "{state:?}");
+    assert_eq!(state.decided_with.unwrap()["gate"]["margin"], 0.5, "what the gate went by is told, too");
+    assert_ne!(hash(&manual), begun.manual_sha256);
+    assert_eq!(Some(hash(&world.config.state_dir.join("rounds/1/generated"))), state.dataset_sha256, "one hash for all data sets");
+    // What cannot be read is a hash, too, and another one.
+    let whole = hash(&heldout);
+    std::fs::remove_file(heldout.join("images/8.jpg")).unwrap();
+    assert_ne!(hash(&heldout), whole);
+
+    let undisturbed = World::new();
+    let rounds = rounds(&undisturbed, MeanPose::default()).await;
+    rounds.store.commit(&undisturbed.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    assert_eq!(rounds.store.rounds().await.unwrap()[0].decided_with, None, "nobody changed anything");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,10 @@
 use super::sql::Flag;
 use super::{Place, Store, StoreError};
 use serde::{Deserialize, Serialize};
+use sqlx::AssertSqlSafe;
+
+/// Devices that one statement asks for.
+const DEVICES: usize = 500;
 
 /// One device's account, over all its outbox epochs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +149,40 @@ impl Store {
         .await
         .map_err(self.sql("count"))?;
         Ok((stored.cast_unsigned(), duplicates.cast_unsigned()))
+    }
+
+    /// Stored labels and repetitions of each of these devices, by name; none of those of which nothing was stored.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn tallies(&self, devices: &[String]) -> Result<Vec<(String, u64, u64)>, StoreError> {
+        let mut tallies = Vec::with_capacity(devices.len());
+        for chunk in devices.chunks(DEVICES) {
+            let sql = format!(
+                "SELECT device, CAST(sum(stored) AS BIGINT), CAST(sum(duplicates) AS BIGINT) FROM epochs WHERE device IN {} \
+                 GROUP BY device ORDER BY device",
+                self.values(1, chunk.len())
+            );
+            let mut query = sqlx::query_as(AssertSqlSafe(sql));
+            for device in chunk {
+                query = query.bind(device.as_str());
+            }
+            let found: Vec<(String, i64, i64)> = query.persistent(false).fetch_all(&self.pool).await.map_err(self.sql("count"))?;
+            tallies.extend(found.into_iter().map(|(device, stored, again)| (device, stored.cast_unsigned(), again.cast_unsigned())));
+        }
+        Ok(tallies)
+    }
+
+    /// Labels stored since the store was created, of all devices.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn stored(&self) -> Result<u64, StoreError> {
+        let stored: i64 = sqlx::query_scalar("SELECT CAST(coalesce(sum(stored), 0) AS BIGINT) FROM epochs")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(self.sql("count"))?;
+        Ok(stored.cast_unsigned())
     }
 
     /// The names of all known devices.

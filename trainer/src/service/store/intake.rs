@@ -9,6 +9,7 @@ use omnilabel_keypoints::wire::{AckMsg, HistogramMsg, LabelKey, ModelMsg, Status
 use sha2::{Digest, Sha256};
 use sqlx::AnyConnection;
 use sqlx::AssertSqlSafe;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the store keeps of a label beside its bytes.
@@ -34,6 +35,28 @@ pub struct LabelRow {
     pub refused: Option<String>,
     /// The message as it came.
     pub payload: Vec<u8>,
+}
+
+/// How far a device's clock may be ahead of the centre's, ms: a day, so that local time that was taken for UTC (14 h at most) is let pass.
+const AHEAD_MS: i64 = 86_400_000;
+/// A centre's clock that is earlier is not set, and nobody is judged by it: 2026-01-01, before which no centre had this rule. Unix ms.
+const SET_MS: i64 = 1_767_225_600_000;
+
+impl LabelRow {
+    /// Why it is kept but not trained on when it is stored at `now_ms`: what is wrong with it whatever the time, or a capture in the future.
+    /// One in the past is none: a device without a clock says 0, one whose clock is not set yet counts from 1970 or from where it was
+    /// switched off, and an outbox may have waited for long.
+    pub(super) fn refusal(&self, now_ms: i64) -> Option<Cow<'_, str>> {
+        self.refused.as_deref().map(Cow::Borrowed).or_else(|| of_the_future(self.captured_ms, now_ms).map(Cow::Owned))
+    }
+}
+
+fn of_the_future(captured_ms: u64, now_ms: i64) -> Option<String> {
+    let ahead_ms = i64::try_from(captured_ms).unwrap_or(i64::MAX).saturating_sub(now_ms);
+    (now_ms >= SET_MS && ahead_ms > AHEAD_MS).then(|| {
+        let hours = ahead_ms / 3_600_000;
+        format!("its frame was captured in the future: {captured_ms} ms since 1970, {hours} h ahead of the centre's clock")
+    })
 }
 
 /// One incoming message that is worth storing.
@@ -73,8 +96,10 @@ pub struct Committed {
     pub repeated: u64,
     /// Labels that came again with other bytes, by device and key; the first stays.
     pub conflicts: Vec<(String, LabelKey)>,
-    /// Frames that were settled now without being kept.
+    /// Frames that were settled now without being kept, and those that are kept no more because their label names another frame.
     pub refused: Vec<RefusedFrame>,
+    /// Names of pictures in the object store whose rows are gone now.
+    pub(super) orphans: Vec<Vec<u8>>,
 }
 
 /// Sequences of one outbox whose labels or frames have come.
@@ -121,6 +146,15 @@ impl Store {
         };
         self.pictures_committed();
         self.counted(commits)?;
+        if !done.orphans.is_empty() {
+            // Nobody is acknowledged later for it; what fails is found by `dataset orphans`.
+            let (store, orphans) = (self.clone(), done.orphans.clone());
+            tokio::spawn(async move {
+                if let Err(error) = store.delete_pictures(&orphans).await {
+                    tracing::warn!("pictures of other frames than their labels: {error}");
+                }
+            });
+        }
         Ok(done)
     }
 
@@ -156,7 +190,7 @@ impl Store {
             postgres::lock_devices(&mut tx, &devices).await.map_err(self.sql("lock devices"))?;
         }
         // A label and its frame may have come by different collectors: whoever has the device's lock later sees both.
-        self.settle(&mut tx, &waiting, &mut outboxes).await.map_err(self.sql("settle labels"))?;
+        self.settle(&mut tx, &waiting, &mut outboxes, &mut done).await.map_err(self.sql("settle labels"))?;
         self.seen(&mut tx, &stated_epochs(records), now).await.map_err(self.sql("store a device"))?;
         for (device, record) in records {
             match record {
@@ -338,7 +372,7 @@ impl<'a> Frame<'a> {
         // It came after all, from before it was evicted.
         if kept.is_some() {
             let updated = sqlx::query(
-                "UPDATE frames SET sha256 = $1, refused = NULL, jpeg = $2, outside = $7 \
+                "UPDATE frames SET sha256 = $1, refused = NULL, jpeg = $2, outside = $7, frame = $8 \
                  WHERE device = $3 AND epoch = $4 AND sequence = $5 AND refused = $6",
             )
             .bind(hash.as_slice())
@@ -348,8 +382,13 @@ impl<'a> Frame<'a> {
             .bind(sequence)
             .bind(EVICTED)
             .bind(outside)
+            .bind(frame.cast_signed())
             .execute(db)
             .await?;
+            if updated.rows_affected() > 0 {
+                // Its label is settled, but was compared with no picture.
+                waiting.insert((device, epoch, sequence));
+            }
             outbox.account.frames += updated.rows_affected().cast_signed();
             outbox.account.picture_bytes += updated.rows_affected().cast_signed() * jpeg.len() as i64;
         }

@@ -88,7 +88,7 @@ const MAX_COUNTER_LEAD: i64 = 1_000_000;
 
 const SELECT: &str = "FROM labels l JOIN frames f USING (device, epoch, sequence) \
                       WHERE l.model = $1 AND l.id > $2 AND l.id <= $3 AND l.refused IS NULL AND f.jpeg IS NOT NULL \
-                      AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.label = l.id AND v.verdict IS NOT NULL \
+                      AND f.frame = l.frame AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.label = l.id AND v.verdict IS NOT NULL \
                       AND v.id = (SELECT max(w.id) FROM verdicts w WHERE w.label = l.id AND w.id <= $4))";
 
 macro_rules! selection {

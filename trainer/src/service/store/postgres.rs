@@ -12,7 +12,9 @@
 //!
 //! A commit inserts labels and frames in the order of their keys before it takes the devices' locks, and everything else after it. So every
 //! wait is for somebody further on: there are no deadlocks. Retention keeps to that order: it drops labels, which are settled and which no
-//! commit changes any more, then frames in the order of their keys, and takes the devices' locks before it counts.
+//! commit changes any more, then frames in the order of their keys, and takes the devices' locks before it counts. One exception: a commit
+//! that has a device's lock refuses a picture that came before its label and is of another frame; where retention drops that picture at this
+//! moment, the server ends one of the two, and it is tried again.
 
 use super::{Store, StoreError};
 use crate::service::config::StoreConfig;

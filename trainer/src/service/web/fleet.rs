@@ -147,7 +147,7 @@ fn round(round: &RoundState) -> Value {
         "thresholds": round.thresholds.as_ref().map(thresholds),
         "trained": round.trained,
         "decision": decision.map(|decision| if decision.released() { "release" } else { "refuse" }),
-        "reason": decision.map(|decision| decision.reason()),
+        "difference": round.difference, "reason": decision.map(|decision| decision.reason()),
         "released": round.released, "ended": round.ended, "failures": round.failures, "failed": round.failed,
     })
 }
@@ -160,4 +160,18 @@ pub(super) async fn skeleton(Shared(site): Shared<Arc<Site>>, uri: Uri) -> Resul
         "names": skeleton.names().collect::<Vec<_>>(), "edges": skeleton.edges(),
         "sides": (0..skeleton.len()).map(|index| skeleton.side(index).name()).collect::<Vec<_>>(),
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_says_how_sure_its_difference_is() {
+        let told = |state: &Value| round(&serde_json::from_value(state.clone()).unwrap())["difference"].clone();
+        let mut state = json!({ "round": 1, "teacher": 0, "running": "/nowhere", "after": 0, "up_to": 8 });
+        assert_eq!(told(&state), Value::Null, "an earlier version wrote it");
+        state["difference"] = json!({ "ap": 0.019, "standard_error": 0.01, "interval": [0.004, 0.035], "not_better": 0.01 });
+        assert_eq!(told(&state), state["difference"]);
+    }
 }

@@ -2,6 +2,8 @@
 
 const SPAN_MS = 600000;
 const BIN_MS = 5000;
+// What the fleet brought is told so much later at the most.
+const LATE_MS = 6000;
 
 const model = (counter) => (counter > 0 ? `release ${counter}` : "first model");
 
@@ -73,31 +75,45 @@ function deviceRow(device) {
     number("Again", device.duplicates), driftCell(device));
 }
 
-/** From the log's totals: how many labels each span of BIN_MS brought, per second. */
+/** The last span of BIN_MS of which all is told by now. */
+const lastBin = () => Math.floor((fleet.at_ms - LATE_MS) / BIN_MS);
+
+/** From the log: how many labels each span of BIN_MS brought, per second. */
 function pace() {
-  const to_bin = Math.floor(fleet.at_ms / BIN_MS);
+  const to_bin = lastBin();
   const from_bin = to_bin - SPAN_MS / BIN_MS;
   const bins = new Map();
+  const add = (bin, labels) => {
+    if (bin >= from_bin) bins.set(bin, (bins.get(bin) ?? 0) + labels);
+  };
+  let before;
+  for (const { at_ms, stored, new: own, seconds } of log.fleet) {
+    // Of other collectors' labels, and of those that a line would have told that never came, the total tells.
+    const labels = before === undefined ? own : Math.max(own, stored - before);
+    before = stored;
+    const [begun, span] = [at_ms - 1000 * seconds, Math.max(1, 1000 * seconds)];
+    for (let bin = Math.max(from_bin, Math.floor(begun / BIN_MS)); bin * BIN_MS <= at_ms; bin += 1) {
+      const part = Math.min(begun + span, (bin + 1) * BIN_MS) - Math.max(begun, bin * BIN_MS);
+      add(bin, (labels * Math.max(0, part)) / span);
+    }
+  }
+  // What was written by a centre that did not tell of the fleet: from the totals of each device. What came before its first is not known.
+  const since_ms = log.fleet.length > 0 ? log.fleet[0].at_ms - 1000 * log.fleet[0].seconds : Infinity;
   const totals = new Map();
-  let first = to_bin;
   for (const { event, at_ms, device, stored } of log.events) {
-    if (event !== "labels") continue;
+    if (event !== "labels" || at_ms > since_ms) continue;
     const before = totals.get(device);
     totals.set(device, stored);
-    const bin = Math.floor(at_ms / BIN_MS);
-    // What came before the first line of a device is not known.
-    if (before === undefined || bin < from_bin) continue;
-    first = Math.min(first, bin);
-    bins.set(bin, (bins.get(bin) ?? 0) + Math.max(0, stored - before));
+    if (before !== undefined) add(Math.floor(at_ms / BIN_MS), Math.max(0, stored - before));
   }
-  const known_from = Math.max(from_bin, log.events.length > 0 ? Math.floor(log.events[0].at_ms / BIN_MS) : to_bin);
-  const from = Math.min(first, known_from);
+  const oldest_ms = Math.min(since_ms, log.events.length > 0 ? log.events[0].at_ms : to_bin * BIN_MS);
+  const from = Math.max(from_bin, Math.floor(oldest_ms / BIN_MS));
   const length = Math.max(0, to_bin - from);
   return Array.from({ length }, (_, i) => [(from + i + 0.5) * BIN_MS, ((bins.get(from + i) ?? 0) * 1000) / BIN_MS]);
 }
 
 function renderPace() {
-  const to_ms = Math.floor(fleet.at_ms / BIN_MS) * BIN_MS;
+  const to_ms = lastBin() * BIN_MS;
   const values = pace();
   fill("pace", [values, to_ms, chartWidth()], () => [paceChart(values, to_ms - SPAN_MS, to_ms)]);
   const latest = values.slice(-6);

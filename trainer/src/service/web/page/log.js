@@ -3,13 +3,24 @@
 const LEVELS = { error: "bad", refused: "warn", frame_refused: "warn", conflict: "warn", rejected: "warn", drift: "warn", released: "good" };
 const LINES = 400;
 // Many, and each worth little.
-const COUNTS = ["labels", "train"];
-const log = { events: [], next: null };
+const COUNTS = ["labels", "fleet", "train"];
+// Of pieces that are at least so large there are more.
+const MORE_BYTES = 200000;
+const PIECES = 16;
+/** The newest events, and of those that tell of the whole fleet's labels as many as the chart needs. */
+const log = { events: [], fleet: [], next: null };
 
 async function followLog() {
-  const { events, next } = await get(log.next === null ? "events" : `events?after=${log.next}`);
-  log.next = next;
-  log.events = log.events.concat(events).slice(-4000);
+  for (let piece = 0; piece < PIECES; piece += 1) {
+    const { events, next } = await get(log.next === null ? "events" : `events?after=${log.next}`);
+    const bytes = log.next === null ? 0 : next - log.next;
+    // Another log, or one that lost its end: what comes is all that there is.
+    if (bytes < 0) [log.events, log.fleet] = [[], []];
+    log.next = next;
+    log.events = log.events.concat(events).slice(-4000);
+    log.fleet = log.fleet.concat(events.filter(({ event }) => event === "fleet")).slice(-300);
+    if (bytes < MORE_BYTES) return;
+  }
 }
 
 function level(event) {

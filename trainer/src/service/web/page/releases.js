@@ -59,13 +59,21 @@ function verdict(round) {
   return ["wait", round.trained ? "being judged" : "under way"];
 }
 
+/** By how many points of AP the student is above the running model, and the 95 % interval of that. */
+function difference(round) {
+  if (round.difference == null) return [];
+  const points = (value) => `${value < 0 ? "−" : "+"}${Math.abs(percent(value)).toFixed(1)}`;
+  const { ap, interval: [low, high] } = round.difference;
+  return [make("small", {}, `AP ${points(ap)} (95 %: ${points(low)} to ${points(high)})`)];
+}
+
 function roundRow(round) {
   const [level, words] = verdict(round);
   const ap = (value) => (value == null ? "–" : percent(value).toFixed(1));
   const tau = (value) => (value == null ? "–" : value.toFixed(2));
   return make("tr", {},
     make("th", { scope: "row" }, `${round.round} `, make("small", {}, `labels of ${model(round.teacher)}`)),
-    cell("Verdict", "", toned(make("span", { className: "toned" }, words), level)),
+    cell("Verdict", "", toned(make("span", { className: "toned" }, words), level), ...difference(round)),
     cell("Running", "number", ap(round.running_ap)), cell("Student", "number", ap(round.candidate_ap)),
     cell("τ", "number", tau(round.thresholds?.instance)), cell("τk", "number", tau(round.thresholds?.keypoint)),
     cell("Why", "wide", round.failed ?? round.reason ?? ""));

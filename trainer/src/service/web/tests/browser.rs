@@ -2,7 +2,10 @@
 
 use super::devtools::Browser;
 use super::*;
+use crate::service::steer::Steering;
+use omnilabel_bundle::{Bundle, GoldenFrame, seal};
 use std::process::Command;
+use tokio::runtime::Handle;
 
 /// What the page holds after some seconds; `None`, with a message, where chromium is not installed.
 fn browsed(url: &str, width: u32) -> Option<String> {
@@ -201,5 +204,119 @@ async fn a_person_puts_labels_right_by_mouse_finger_and_keyboard() {
         }
     };
     tokio::task::spawn_blocking(reviewed).await.unwrap();
+    page.close().await;
+}
+
+/// A page that steers its centre's releases in earnest: release 2 goes out by waves, and release 1 has a bundle to go back to.
+async fn in_earnest() -> (Page, Store) {
+    let mut world = World::new();
+    let folder = world.dir.path().to_owned();
+    let web = &mut world.config.web;
+    web.bind = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    web.connections = PLACES;
+    web.viewer_token_file = token_file(&folder, "viewer.token", VIEWER);
+    web.operator_token_file = token_file(&folder, "operator.token", OPERATOR);
+    let now = crate::service::events::now_ms();
+    let store = populate(&world, now).await;
+    let bundle = world.config.model.running.clone();
+    let mut manifest = Bundle::open(&bundle).unwrap().manifest().clone();
+    std::fs::create_dir(bundle.join("golden")).unwrap();
+    let golden = |end: &str| format!("golden/one.{end}");
+    for end in ["png", "json"] {
+        std::fs::write(bundle.join(golden(end)), []).unwrap();
+    }
+    manifest.golden.push(GoldenFrame { image: golden("png"), detections: golden("json") });
+    seal(&bundle, manifest).unwrap();
+    let change = sqlx::query("UPDATE releases SET bundle = $1 WHERE counter = 1").bind(bundle.to_str().unwrap());
+    change.execute(store.pool()).await.unwrap();
+
+    let events = Arc::new(EventLog::open(&world.config.state_dir).unwrap());
+    let control = Arc::new(Steering { config: world.config.clone(), store: store.clone(), events });
+    let server = crate::service::web::open(&world.config).await.unwrap().unwrap();
+    let (address, health) = (server.address(), Arc::new(Health::default()));
+    let (stop, stopping) = watch::channel(false);
+    let (writer, health_of) = (store.clone(), Arc::clone(&health));
+    let centre = Centre { store: store.clone(), writer, skeleton: skeleton(), keypoint_threshold: 0.2, health: health_of, control };
+    let served = tokio::spawn(server.serve(centre, stopping));
+    (Page { world, now, address, health, wishes: Arc::default(), stop, served }, store)
+}
+
+/// Clicks a button of the newest release.
+fn press(browser: &mut Browser, words: &str) {
+    let buttons = "[...document.querySelectorAll('#releases tr:first-child .acts button')]";
+    browser.until(&format!("{buttons}.some((button) => button.textContent === '{words}')"));
+    browser.value(&format!("{buttons}.find((button) => button.textContent === '{words}').id = 'pressed'; 0"));
+    let middle = browser.middle("#pressed");
+    browser.click(middle);
+}
+
+/// Halts a release that goes out by waves, and so on, as an operator would, and looks at the page and into the store after each.
+fn order(mut browser: Browser, url: &str, store: &Store, handle: &Handle) {
+    let browser = &mut browser;
+    let newest = || {
+        let release = handle.block_on(store.latest_release()).unwrap().unwrap();
+        (release.counter(), release.waves().unwrap())
+    };
+    browser.go(url);
+    browser.until("!document.getElementById('login').hidden");
+    browser.value(&format!("document.getElementById('token').value = '{OPERATOR}'; document.getElementById('login').requestSubmit()"));
+    browser.until("document.querySelectorAll('#releases .acts button').length === 3");
+    browser.until("document.querySelector('#releases tr:first-child').textContent.includes('wave 1 of 2, 25 % of the fleet')");
+    // The browser's own dialog would hold up the page, and who drives it: the answer is given in its place.
+    browser.value("window.testAnswer = false; window.testAsked = []; 0");
+    browser.value("window.confirm = (question) => { testAsked.push(question); return testAnswer; }; 0");
+    press(browser, "Halt");
+    browser.until("testAsked.length === 1");
+    let (counter, before) = newest();
+    assert_eq!((counter, before.halted, before.wave), (2, None, 0), "who says no changes nothing");
+    assert_eq!(browser.value("document.getElementById('told').hidden"), true);
+    browser.value("testAnswer = true");
+
+    let by = Some("by an operator");
+    for (words, action, question, shown, halted, wave) in [
+        ("Halt", "halt", "Offer release 2 to no further device?", "halted: by an operator", by, 0),
+        ("Resume", "resume", "Offer release 2 to the devices again?", "wave 1 of 2, 25 % of the fleet", None, 0),
+        ("Promote", "promote", "Offer release 2 to the next wave without proof of this one?", "wave 2 of 2, 100 % of the fleet", None, 1),
+    ] {
+        press(browser, words);
+        browser.until(&format!("document.getElementById('told').textContent === 'Done: POST /api/v1/releases/2/{action}'"));
+        browser.until(&format!("document.querySelector('#releases tr:first-child').textContent.includes('{shown}')"));
+        assert_eq!(browser.value("testAsked.at(-1)"), question);
+        let (counter, waves) = newest();
+        assert_eq!((counter, waves.halted.as_deref(), waves.wave, waves.complete), (2, halted, wave, false), "{words}");
+        browser.shot(&format!("release-{action}"));
+    }
+
+    press(browser, "Recall");
+    browser.until("document.getElementById('told').textContent === 'Done: POST /api/v1/releases/2/recall'");
+    browser.until("document.querySelector('#releases tr:first-child').textContent.includes('recall of 2: round-1')");
+    browser.until("document.querySelector('#releases tr:nth-child(2)').textContent.includes('halted: recalled by an operator')");
+    assert!(browser.value("testAsked.at(-1)").as_str().unwrap().starts_with("Recall release 2?"));
+    let (counter, waves) = newest();
+    assert_eq!((counter, waves.halted, waves.complete), (3, None, true), "for all at once");
+    let notes = handle.block_on(store.releases(2)).unwrap();
+    assert_eq!((notes[0].name.as_str(), notes[1].counter), ("recall of 2: round-1", 2));
+    assert_eq!(notes[1].waves().halted.as_deref(), Some("recalled by an operator"));
+    let buttons = "[...document.querySelectorAll('#releases .acts button')].map((button) => button.textContent)";
+    assert_eq!(browser.value(buttons), json!(["Halt", "Recall"]), "of the newest alone, which is out");
+    browser.shot("release-recall");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_halts_resumes_promotes_and_recalls_a_release() {
+    let (page, store) = in_earnest().await;
+    let url = format!("http://{}/#releases", page.address);
+    let handle = Handle::current();
+    let ordered = move || {
+        let Some(browser) = Browser::open(1400, 900) else { return false };
+        order(browser, &url, &store, &handle);
+        true
+    };
+    if tokio::task::spawn_blocking(ordered).await.unwrap() {
+        let audit = page.audit();
+        let done = audit.iter().filter(|line| line["outcome"] == "done" && line["role"] == "operator");
+        let done: Vec<&str> = done.filter_map(|line| line["request"].as_str()?.strip_prefix("POST /api/v1/releases/")).collect();
+        assert_eq!(done, ["2/halt", "2/resume", "2/promote", "2/recall"]);
+    }
     page.close().await;
 }

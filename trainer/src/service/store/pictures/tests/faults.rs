@@ -234,6 +234,27 @@ async fn nothing_is_dropped_whose_picture_nobody_could_delete() {
     assert_eq!(store.compare_pictures(LATER, false).await.unwrap().orphans, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_picture_of_another_frame_leaves_the_object_store() {
+    let home = Home::sqlite();
+    let (world, store, _faulty) = faulty(&home).await;
+    let mut batch = world.labels("cam-1", 1..=2, 0.0, 0);
+    if let Some((_, Record::Frame { frame, .. })) = batch.iter_mut().find(|(_, record)| matches!(record, Record::Frame { .. })) {
+        *frame += 7;
+    }
+    let done = store.commit(&batch, 1).await.unwrap();
+    assert_eq!(done.refused.len(), 1);
+    for _ in 0..400 {
+        let found = store.compare_pictures(LATER, false).await.unwrap();
+        if found.orphans == 0 {
+            assert_eq!((found.referred, found.missing), (1, 0));
+            return;
+        }
+        sleep(Duration::from_millis(25)).await;
+    }
+    panic!("it is still there");
+}
+
 #[test]
 fn what_a_store_says_is_one_line_without_the_request() {
     let text = "Server returned 403 Forbidden: <?xml version=\"1.0\"?><Error><Code>InvalidAccessKeyId</Code>\
