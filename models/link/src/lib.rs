@@ -148,6 +148,8 @@ impl LinkConfig {
     }
 }
 
+/// Messages of QoS 1 that are sent ahead of the broker's acknowledgement, at most; a broker that takes fewer says so.
+const IN_FLIGHT: u16 = 1024;
 /// How many messages wait between the socket and the owner. Acknowledgements to the broker are sent when the owner takes a message,
 /// and the broker sends no more than this many unacknowledged ones, so that a slow owner holds back the broker and not the polling.
 pub const RECEIVE_QUEUE: usize = 64;
@@ -212,6 +214,8 @@ impl Link {
             .set_max_packet_size(Some(MAX_PACKET as u32))
             .set_incoming_packet_size_limit(rumqttc::IncomingPacketSizeLimit::Bytes(MAX_PACKET as u32))
             .set_receive_maximum(Some(ahead as u16))
+            // Its table has a place for each from the start, of 250 bytes: 16 MiB for the 65,535 that the protocol allows.
+            .set_outgoing_inflight_upper_limit(IN_FLIGHT)
             .set_ack_mode(rumqttc::AckMode::Manual);
         if let Some(tls) = &config.tls {
             options.set_transport(rumqttc::Transport::tls_with_config(tls::configuration(tls)?));
