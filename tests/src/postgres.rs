@@ -107,6 +107,12 @@ impl Postgres {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
+    /// The folder of its programs.
+    #[allow(dead_code, reason = "whoever runs one asks for it")]
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// What it wrote to its log.
     pub fn said(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()

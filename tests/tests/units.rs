@@ -2,7 +2,7 @@
 
 use omnilabel_tests::compose::database;
 use omnilabel_tests::fleet::{Site, Student};
-use omnilabel_tests::peers::{command, has, program, root, until};
+use omnilabel_tests::peers::{Process, command, has, program, root, until};
 use omnilabel_tests::postgres::Postgres;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -199,7 +199,7 @@ fn the_backup_of_a_centre_that_runs_can_be_restored() {
 }
 
 #[test]
-fn the_backup_of_a_centre_on_postgres_can_be_restored() {
+fn the_nightly_backup_of_a_centre_on_postgres_is_whole_and_its_centre_starts_again() {
     let Some(postgres) = Postgres::start() else { return };
     let Some(site) = Site::new() else { return };
     // The password has what a file for libpq writes otherwise.
@@ -211,7 +211,7 @@ fn the_backup_of_a_centre_on_postgres_can_be_restored() {
     let config = site.path("trainer.toml");
     let text = read(&config) + &format!("[store]\nurl = {url:?}\npassword_file = \"password\"\n");
     fs::write(&config, &text).expect("writable");
-    let _centre = site.centre();
+    let centre = site.centre();
     let there = |file: &str| site.path("centre").join(file).exists();
     until("a store", || (there("shared.marker") && there("events.jsonl")).then_some(()));
     // Of the state folder what cannot be made again: nothing that is being written, and of a round under way nothing.
@@ -252,7 +252,17 @@ fn the_backup_of_a_centre_on_postgres_can_be_restored() {
         assert!(!here.is_empty() && there == here, "{sql}: {there}");
     }
     let elsewhere = site.path("elsewhere.toml");
-    fs::write(&elsewhere, text.replace("/omnilabel?", "/elsewhere?")).expect("writable");
+    let text = text.replace("/omnilabel?", "/elsewhere?").replace("state_dir = \"centre\"", "state_dir = \"back\"");
+    fs::write(&elsewhere, text).expect("writable");
+    command(Command::new("cp").arg("--recursive").arg(made.join("state")).arg(site.path("back")));
+    let started = || read(&site.path("back/events.jsonl")).matches("\"event\":\"started\"").count();
+    assert_eq!(started(), 1, "its log came along");
+    // One client id is one centre.
+    drop(centre);
+    let args = ["run".as_ref(), "--config".as_ref(), elsewhere.as_os_str(), "--new-collector-epoch".as_ref()];
+    let again = Process::start("omnilabel-trainer", args, &site.log("again"));
+    until("the restored centre starts", || (started() == 2).then_some(()));
+    drop(again);
     command(Command::new(&trainer).args(["dataset", "verify", "--config"]).arg(&elsewhere));
 
     // Without its password there is none, and no half of one is taken for whole.

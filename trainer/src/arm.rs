@@ -222,6 +222,16 @@ pub(crate) fn begun(out: &Path) -> bool {
     logged || out.join("checkpoint").exists() || out.join("bundle").exists()
 }
 
+/// Removes what a training has left there: one on other data must not go on with it.
+pub(crate) fn forget(out: &Path) -> Result<(), ArmError> {
+    let gone = |path: &Path, remove: fn(&Path) -> std::io::Result<()>| match remove(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ArmError::io(path)(error)),
+        _ => Ok(()),
+    };
+    ["arm.json", "progress.jsonl"].iter().try_for_each(|name| gone(&out.join(name), |path| std::fs::remove_file(path)))?;
+    ["checkpoint", "bundle"].iter().try_for_each(|name| gone(&out.join(name), |path| std::fs::remove_dir_all(path)))
+}
+
 /// Writes `arm.json`, or checks that it names the same arm.
 fn claim(arm: &ArmConfig, digest: &str) -> Result<(), ArmError> {
     let path = arm.out.join("arm.json");

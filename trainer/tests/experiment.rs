@@ -356,6 +356,8 @@ fn the_truth_of_unlabelled_images_decides_nothing() {
     let quality =
         |summary: &Summary| summary.records.iter().filter_map(|record| record.labels.as_ref()?.quality).map(|q| q.single_ap).sum::<f64>();
     assert!(quality(&first) > 0.0 && quality(&second) == 0.0, "{} {}", quality(&first), quality(&second));
+    let by_size = first.records.iter().filter_map(|record| record.labels.as_ref()?.quality);
+    assert!(by_size.clone().count() > 0 && by_size.into_iter().all(|q| q.single_terciles.is_some() && q.ensemble_terciles.is_some()));
 }
 
 #[test]

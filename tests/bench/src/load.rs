@@ -40,7 +40,7 @@ fn busy() -> f64 {
 }
 
 /// Seconds that a process was running.
-fn spent(process: u32) -> f64 {
+pub(crate) fn spent(process: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     // The name, which may hold spaces, ends with the last parenthesis; utime and stime are the 14th and 15th field.
     let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);

@@ -18,7 +18,7 @@ use crate::service::config::ServiceConfig;
 use crate::service::hand::Verdict;
 use crate::service::store::Store;
 use crate::service::store::audit::{StoredLabel, Which};
-use crate::service::verify::{Verified, verify, verify_manual};
+use crate::service::verify::{Verified, verify};
 use anyhow::Context;
 use omnilabel_coco::Dataset;
 use omnilabel_console::say;
@@ -162,19 +162,21 @@ fn run_verify(args: &Common) -> anyhow::Result<()> {
     let heldout = Dataset::load(&config.data.heldout).context("`data.heldout`")?;
     let bar = indicatif::ProgressBar::new_spinner().with_message("labels read");
     let manual = Dataset::load(&config.data.manual).context("`data.manual`")?;
-    let mut found = runtime()?.block_on(async {
+    let found = runtime()?.block_on(async {
         let store = open(&config).await?;
-        verify(&store, &heldout, &|labels| bar.set_position(labels)).await
+        verify(&store, &manual, &heldout, &|labels| bar.set_position(labels)).await
     })?;
-    verify_manual(&manual, &heldout, &mut found);
     bar.finish_and_clear();
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found)?);
     } else {
-        let Verified { labels, pictures, verdicts, wrong, problems, heldout_unread, leaks, leaked, .. } = &found;
+        let Verified { labels, pictures, verdicts, wrong, problems, heldout_unread, manual_unread, leaks, leaked, .. } = &found;
         say!("{labels} labels, {pictures} pictures, {verdicts} verdicts by hand: {wrong} problems; {leaks} nearly show a held-out picture");
         if *heldout_unread > 0 {
             say!("{heldout_unread} held-out pictures cannot be read, and were compared with nothing");
+        }
+        if *manual_unread > 0 {
+            say!("{manual_unread} manual pictures cannot be read, and were compared with nothing");
         }
         problems.iter().for_each(|problem| say!("{problem}"));
         leaked.iter().for_each(|(name, image, bits)| say!("{name}: like {image} of the held-out set, {bits} of 64 bits differ"));

@@ -5,6 +5,7 @@ use crate::service::config::ServiceConfig;
 use crate::service::store::Store;
 use crate::service::store::quarantine::{MAX_MESSAGES, QuarantineRow};
 use anyhow::Context;
+use chrono::DateTime;
 use omnilabel_console::say;
 use omnilabel_keypoints::wire::topic;
 use serde::Serialize;
@@ -108,7 +109,10 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
         let (device, kind) = (device.as_deref().unwrap_or("–"), kind.unwrap_or("–"));
         // A topic of anybody's may have what a terminal obeys.
         let elsewhere = if kind == "–" { format!(": {topic:?}") } else { String::new() };
-        say!("{id:>10}  {}  {device:<20} {kind:<10} {bytes:>8}  {reason}{elsewhere}", clock(*received_ms));
+        say!(
+            "{id:>10}  {}  {device:<20} {kind:<10} {bytes:>8}  {reason}{elsewhere}",
+            DateTime::from_timestamp_millis(*received_ms).unwrap_or_default().format("%F %T")
+        );
     }
     Ok(())
 }
@@ -116,11 +120,7 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
 fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let config = ServiceConfig::load(&args.config)?;
     let id = args.id;
-    let found = runtime()?.block_on(async {
-        let store = Store::attach(&config).await?;
-        let row = store.quarantined(ALL).await?.into_iter().find(|row| row.id == id);
-        anyhow::Ok(row.zip(store.quarantined_payload(id).await?))
-    })?;
+    let found = runtime()?.block_on(async { anyhow::Ok(Store::attach(&config).await?.quarantined_one(id).await?) })?;
     let (row, payload) = found.with_context(|| format!("no message {id} is in quarantine: `quarantine list` says which are"))?;
     let said = format!("{} of {} bytes of message {id}: {}", payload.len(), row.bytes, row.reason);
     if args.out == Path::new("-") {
@@ -138,37 +138,4 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         say!("{}: {said}", args.out.display());
     }
     Ok(())
-}
-
-/// A time for people, UTC; its date by `civil_from_days` of Hinnant, "chrono-Compatible Low-Level Date Algorithms". Years begin in March.
-fn clock(unix_ms: i64) -> String {
-    let (days, secs) = (unix_ms.div_euclid(86_400_000) + 719_468, unix_ms.rem_euclid(86_400_000) / 1000);
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = 400 * era + year_of_era + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", secs / 3600, secs / 60 % 60, secs % 60)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By `date --utc --date=@SECONDS '+%F %T'`.
-    #[test]
-    fn a_time_is_told_as_the_system_tells_it() {
-        for (seconds, expect) in [
-            (0, "1970-01-01 00:00:00"),
-            (951_782_399, "2000-02-28 23:59:59"),
-            (951_782_400, "2000-02-29 00:00:00"),
-            (1_767_225_600, "2026-01-01 00:00:00"),
-            (4_107_542_400, "2100-03-01 00:00:00"),
-            (-1, "1969-12-31 23:59:59"),
-        ] {
-            assert_eq!(clock(1000 * seconds), expect);
-        }
-    }
 }

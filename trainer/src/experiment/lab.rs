@@ -506,11 +506,14 @@ impl<'l> Lab<'l> {
             let Some(single) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
             let truth = GroundTruth::from_dataset(&used)?;
             let ap = |detections: &Detections| score(&truth, &detections.results(&used)).map(|scores| scores.ap);
+            let by_size = |detections: &Detections| terciles(&truth, &detections.results(&used)).map(Some);
             quality = Some(Quality {
                 single_ap: ap(&single)?,
                 ensemble_ap: ap(&detections)?,
                 single_pck: pck(&used, &single),
                 ensemble_pck: pck(&used, &detections),
+                single_terciles: by_size(&single)?,
+                ensemble_terciles: by_size(&detections)?,
             });
         }
         let manual = case.arm.wanted(ManualStats::of(&self.labelled_images(case.seed)));

@@ -99,6 +99,12 @@ pub struct Quality {
     pub single_pck: Option<f64>,
     /// PCK of all views.
     pub ensemble_pck: Option<f64>,
+    /// OKS-AP of one view for the smaller, middle and larger third of the people, by area; none in records of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub single_terciles: Option<[f64; 3]>,
+    /// The same of all views.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ensemble_terciles: Option<[f64; 3]>,
 }
 
 /// Means over the steps since the point before.

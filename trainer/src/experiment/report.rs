@@ -1,10 +1,11 @@
 //! The report's files: tables as Markdown, everything as JSON, curves as SVG.
 
 use super::plan::{Drawn, Plan};
-use super::record::{LabelRecord, Record};
+use super::record::{LabelRecord, Quality, Record};
 use super::summary::{GAP_ERRORS, Gain, Row, Summary};
 use super::{ArmError, ExperimentError};
 use crate::arm::write_atomically;
+use crate::calibrate::Calibration;
 use crate::evaluate::Bin;
 use plotters::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,11 +108,52 @@ fn labels(rows: &[Row]) -> Option<String> {
     Some(text)
 }
 
+/// The records behind a row.
+fn records_of<'s>(summary: &'s Summary, row: &'s Row) -> impl Iterator<Item = &'s Record> {
+    summary.records.iter().filter(|record| record.arm == row.arm && record.steps == row.steps)
+}
+
+/// How many labels there are and what they are like by size: what the thresholds were matched to, and what came of it.
+fn counts(summary: &Summary) -> String {
+    let mut text = String::new();
+    for row in &summary.equal {
+        let found: Vec<&LabelRecord> = records_of(summary, row).filter_map(|record| record.labels.as_ref()).collect();
+        if found.is_empty() {
+            continue;
+        }
+        let mean =
+            |value: &dyn Fn(&Calibration) -> f64| found.iter().map(|labels| value(&labels.calibration)).sum::<f64>() / found.len() as f64;
+        let thirds = |of: fn(&Quality) -> Option<[f64; 3]>| {
+            row.labels.as_ref().and_then(of).map_or_else(|| "–".to_owned(), |thirds| thirds.map(percent).join(" / "))
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {:.2} → {:.2} | {:.2} → {:.2} | {:.3} | {} | {} |",
+            row.arm,
+            mean(&|c| c.instance.wanted_mean),
+            mean(&|c| c.instance.realised_mean),
+            mean(&|c| c.keypoint.wanted_mean),
+            mean(&|c| c.keypoint.realised_mean),
+            mean(&|c| f64::from(c.thresholds.instance)),
+            thirds(|quality| quality.single_terciles),
+            thirds(|quality| quality.ensemble_terciles),
+        );
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!(
+        "\nHow many labels: the mean that a threshold was to match, and what it gave; and the AP of detections by thirds of the people's areas, \
+         small to large, where the truth is known:\n\n\
+         | arm | people a picture | keypoints a person | τ | AP by size, one view | AP by size, all views |\n|---|---|---|---|---|---|\n{text}"
+    )
+}
+
 /// Means over the records of an arm, part by part.
 fn parts(summary: &Summary, of: fn(&LabelRecord) -> &[Bin]) -> Vec<(&str, Vec<Bin>)> {
     let rows = summary.equal.iter().map(|row| {
-        let records = summary.records.iter().filter(|record| record.arm == row.arm && record.steps == row.steps);
-        let found: Vec<&[Bin]> = records.filter_map(|record| record.labels.as_ref()).map(of).filter(|bins| !bins.is_empty()).collect();
+        let found: Vec<&[Bin]> =
+            records_of(summary, row).filter_map(|record| record.labels.as_ref()).map(of).filter(|bins| !bins.is_empty()).collect();
         let length = found.iter().map(|bins| bins.len()).min().unwrap_or(0);
         let mean = |value: &dyn Fn(&Bin) -> f64, part: usize| found.iter().map(|bins| value(&bins[part])).sum::<f64>() / found.len() as f64;
         let bin = |part: usize| Bin {
@@ -164,7 +206,7 @@ fn calibrations(summary: &Summary) -> String {
 }
 
 fn markdown(plan: &Plan, summary: &Summary) -> Result<String, ExperimentError> {
-    let mut text = format!("# {}\n\n{}{}", summary.name, summary.tables(), calibrations(summary));
+    let mut text = format!("# {}\n\n{}{}", summary.name, summary.tables(), counts(summary) + &calibrations(summary));
     let _ = write!(
         text,
         "\nAP and PCK in %, means over the seeds ± their standard deviation; {}. Gain: AP less that of `{}`; its standard error joins the test \
@@ -327,13 +369,13 @@ fn calibration(summary: &Summary) -> Picture {
 mod tests {
     use super::super::summary::tests::{plan, record};
     use super::*;
-    use crate::calibrate::{Calibration, ManualStats, Matched, Mode};
+    use crate::calibrate::{ManualStats, Matched, Mode};
     use crate::distill::LabelCount;
     use crate::experiment::Point;
     use omnilabel_keypoints::label::Thresholds;
 
     fn labels(seed: u64) -> LabelRecord {
-        let matched = Matched { threshold: 0.5, wanted_mean: 1.0, realised_mean: 1.0 };
+        let matched = Matched { threshold: 0.5, wanted_mean: 1.0, realised_mean: 1.25 };
         let calibration = Calibration {
             mode: Mode::Paper,
             manual: ManualStats { images: 1, people: 1, keypoints: 1 },
@@ -346,7 +388,14 @@ mod tests {
         LabelRecord {
             calibration,
             count: LabelCount::default(),
-            quality: None,
+            quality: (seed == 1).then_some(Quality {
+                single_ap: 0.1,
+                ensemble_ap: 0.2,
+                single_pck: None,
+                ensemble_pck: None,
+                single_terciles: Some([-1.0, 0.1, 0.2]),
+                ensemble_terciles: None,
+            }),
             pck_by_agreement: vec![bin(0.2), bin(0.4)],
             oks_by_score: Vec::new(),
         }
@@ -373,6 +422,7 @@ mod tests {
             text.contains("| distilled | 100 | 10 + 0 | 2 | 25.1 ± 0.1 | 25.1 | 25.1 | 25.1 | – | – | +5.0 ± 0.0 | 50 % (50 to 50) |"),
             "{text}"
         );
+        assert!(text.contains("| distilled | 1.00 → 1.25 | 1.00 → 1.25 | 0.500 | – / 10.0 / 20.0 | – |\n"), "{text}");
         assert!(text.contains("Not run: lower-50-seed1") && text.contains("[[arms]]"), "{text}");
         assert!(
             text.contains("| distilled | 35.0 (0.25 to 0.50) | 55.0 (0.25 to 0.50) |\n") && !text.contains("OKS of the teachers"),

@@ -195,12 +195,18 @@ fn rows(plan: &Plan, records: &[Record], steps: impl Fn(&str) -> u64) -> Vec<Row
             let values: Vec<f64> = found.iter().filter_map(|record| value(record)).collect();
             (!values.is_empty()).then(|| mean(&values))
         };
+        let thirds = |value: &dyn Fn(&Record) -> Option<[f64; 3]>| {
+            let third = |third: usize| some(&|record| value(record).map(|thirds| thirds[third]));
+            Some([third(0)?, third(1)?, third(2)?])
+        };
         let quality = |record: &Record| record.labels.as_ref().and_then(|labels| labels.quality);
         let labels = found.iter().any(|record| quality(record).is_some()).then(|| Quality {
             single_ap: some(&|record| Some(quality(record)?.single_ap)).unwrap_or(-1.0),
             ensemble_ap: some(&|record| Some(quality(record)?.ensemble_ap)).unwrap_or(-1.0),
             single_pck: some(&|record| quality(record)?.single_pck),
             ensemble_pck: some(&|record| quality(record)?.ensemble_pck),
+            single_terciles: thirds(&|record| quality(record)?.single_terciles),
+            ensemble_terciles: thirds(&|record| quality(record)?.ensemble_terciles),
         });
         let aps: Vec<f64> = found.iter().map(|record| record.test.scores.ap).collect();
         Some(Row {

@@ -299,7 +299,8 @@ pub struct RolloutConfig {
     pub waves: Vec<f64>,
     /// Of the devices that are there and did not refuse it, the share that has to confirm before the next wave.
     pub confirmed: f64,
-    /// Of the devices that are there, the share that may refuse it; more halt the release.
+    /// Of the devices that are there, the share that may refuse it; more halt the release, a single one only where one or two are there, or where this
+    /// is 0.
     pub max_refused: f64,
     /// Seconds that a wave takes at least.
     pub settle_seconds: u32,

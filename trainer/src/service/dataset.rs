@@ -19,7 +19,7 @@ pub struct Exporter {
     category_id: u64,
     thresholds: Thresholds,
     ignore_from: f32,
-    hash: Sha256,
+    hash: Hash,
     skipped: u64,
 }
 
@@ -52,7 +52,7 @@ impl Exporter {
         std::fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
         let dataset = Dataset { root: root.to_owned(), skeleton: manual.skeleton.clone(), images: Vec::new(), annotations: Vec::new() };
         let (root, category_id) = (root.to_owned(), manual.category_id());
-        Ok(Self { root, dataset, category_id, thresholds, ignore_from, hash: Sha256::new(), skipped: 0 })
+        Ok(Self { root, dataset, category_id, thresholds, ignore_from, hash: Hash::default(), skipped: 0 })
     }
 
     /// The same for what people say, which no threshold is put to.
@@ -104,7 +104,7 @@ impl Exporter {
         let file_name = format!("{name}.jpg");
         let path = self.root.join("images").join(&file_name);
         std::fs::write(&path, jpeg).with_context(|| path.display().to_string())?;
-        self.hash.update(Sha256::digest(jpeg));
+        self.hash.picture(jpeg);
         let id = self.dataset.images.len() as u64 + 1;
         self.dataset.images.push(ImageRecord { id, file_name, width: size.width, height: size.height });
         Ok(Some(id))
@@ -134,17 +134,14 @@ impl Exporter {
     ///
     /// # Errors
     /// What the system says.
-    pub fn finish(mut self) -> anyhow::Result<Exported> {
+    pub fn finish(self) -> anyhow::Result<Exported> {
         self.dataset.write(&self.root)?;
-        let path = self.root.join("annotations.json");
-        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        self.hash.update(&bytes);
         Ok(Exported {
             images: self.dataset.images.len() as u64,
             instances: self.dataset.annotations.iter().filter(|a| a.iscrowd == 0).count() as u64,
             keypoints: self.dataset.annotations.iter().map(|a| u64::from(a.num_keypoints)).sum(),
             skipped: self.skipped,
-            sha256: omnilabel_bundle::hex(&self.hash.finalize()),
+            sha256: self.hash.finish(&self.root)?,
         })
     }
 }
@@ -201,6 +198,38 @@ pub(crate) fn sync_tree(root: &Path) -> anyhow::Result<()> {
         if path.is_dir() { sync_tree(&path)? } else { sync_dir(&path)? }
     }
     sync_dir(root)
+}
+
+/// SHA-256 of a data set: over that of every picture, by ascending id, and `annotations.json`.
+#[derive(Default)]
+struct Hash(Sha256);
+
+impl Hash {
+    fn picture(&mut self, jpeg: &[u8]) {
+        self.0.update(Sha256::digest(jpeg));
+    }
+
+    fn finish(mut self, root: &Path) -> anyhow::Result<String> {
+        let path = root.join("annotations.json");
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        self.0.update(&bytes);
+        Ok(omnilabel_bundle::hex(&self.0.finalize()))
+    }
+}
+
+/// What an export says of the folder that it wrote, of any folder. A picture that cannot be read, which an evaluation leaves out, counts as
+/// an empty one.
+pub(crate) fn folder_sha256(root: &Path) -> anyhow::Result<String> {
+    let dataset = Dataset::load(root)?;
+    let mut hash = Hash::default();
+    for image in &dataset.images {
+        let path = dataset.image_path(image);
+        hash.picture(&std::fs::read(&path).unwrap_or_else(|error| {
+            tracing::warn!("{}: {error}; the hash of its data set does without it", path.display());
+            Vec::new()
+        }));
+    }
+    hash.finish(root)
 }
 
 #[cfg(test)]

@@ -224,8 +224,8 @@ impl Rounds {
     pub async fn step(&self) -> anyhow::Result<Stepped> {
         let rounds = self.store.rounds().await?;
         let Some(mut state) = rounds.last().filter(|r| !r.ended).cloned() else { return self.begin(&rounds).await };
-        if state.failed.is_some() && !self.is_exported(&state) && !state.trained {
-            // Nothing is left of the snapshot, or nothing was made of it yet: it takes in what has come since.
+        if (state.failed.is_some() || state.dataset_sha256.is_some()) && !self.is_exported(&state) && !state.trained {
+            // Nothing is left of the snapshot (it is in no backup), or nothing was made of it yet: it takes in what has come since.
             (state.up_to, state.verdicts) = (self.store.closed_label().await?, self.store.last_word().await?);
             (state.thresholds, state.dataset_sha256, state.hand_sha256) = (None, None, None);
         }
@@ -331,12 +331,7 @@ impl Rounds {
             state.thresholds = Some(self.calibrate(state).await?);
         } else if state.dataset_sha256.is_none() {
             // Whatever was trained here was trained on another snapshot: of a database that was put back, or lost.
-            for name in ["arm.json", "progress.jsonl"] {
-                gone(std::fs::remove_file(folder.join(name)), &folder)?;
-            }
-            for name in ["checkpoint", "bundle"] {
-                gone(std::fs::remove_dir_all(folder.join(name)), &folder)?;
-            }
+            crate::arm::forget(&folder)?;
             let (generated, by_hand) = self.export(state).await?;
             (state.dataset_sha256, state.hand_sha256) = (Some(generated.sha256), by_hand.map(|exported| exported.sha256));
         } else if !state.trained {
@@ -526,13 +521,6 @@ mod drift;
 mod evidence;
 mod snapshot;
 mod tau;
-/// What was removed, or was not there.
-fn gone(removed: std::io::Result<()>, folder: &Path) -> anyhow::Result<()> {
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| folder.display().to_string()),
-        _ => Ok(()),
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,8 @@
 //!
 //! And, where `[retention]` asks for it, one that drops what is due.
 
+mod telling;
+
 use crate::service::acks::AckQueue;
 use crate::service::answers::Answers;
 use crate::service::arm::TrainArm;
@@ -37,6 +39,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use telling::{Brought, Telling};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Block requests that wait for the sender; more are dropped.
@@ -45,10 +48,6 @@ const OUT_QUEUE: usize = 1024;
 pub(super) const AHEAD: usize = 128;
 /// How often it is looked whether `labels` events are due, releases are looked for, and rounds considered.
 const TICK: Duration = Duration::from_millis(500);
-/// A device's labels are told at most so often, and the fleet's.
-const TOLD_EVERY: Duration = Duration::from_secs(5);
-/// Devices whose labels are told at a tick: of a large fleet each is told more seldom, in turn.
-const TOLD_PER_TICK: usize = 25;
 /// Messages that go into quarantine between two ticks; more are counted and not kept, or one broken device would keep the disk busy.
 const KEPT_PER_TICK: usize = 64;
 /// Every so many ticks the wave of the release under way is judged.
@@ -442,68 +441,6 @@ impl Collector {
                 }
             }
         }
-    }
-}
-
-/// Whose labels are told when: a device that was quiet at once, one that goes on every [`TOLD_EVERY`], at most [`TOLD_PER_TICK`] at a time.
-/// What is not told in time is told in turn, so the last of a device is told, too.
-#[derive(Debug, Default)]
-struct Telling {
-    /// Of whom something is not told yet, and from when on it may be.
-    waiting: BTreeMap<String, Instant>,
-    /// Who was told of less than [`TOLD_EVERY`] ago, and when.
-    told: BTreeMap<String, Instant>,
-}
-
-impl Telling {
-    /// Something of a device was stored.
-    fn changed(&mut self, device: &str, now: Instant) {
-        if !self.waiting.contains_key(device) {
-            let from = self.told.get(device).map_or(now, |told| now.max(*told + TOLD_EVERY));
-            self.waiting.insert(device.to_owned(), from);
-        }
-    }
-
-    /// Who is told of at a tick: those that wait longest.
-    fn due(&mut self, now: Instant) -> Vec<String> {
-        self.told.retain(|_, told| now.saturating_duration_since(*told) < TOLD_EVERY);
-        let mut due: Vec<(Instant, &String)> =
-            self.waiting.iter().filter(|(_, from)| **from <= now).map(|(device, from)| (*from, device)).collect();
-        due.sort_unstable();
-        due.truncate(TOLD_PER_TICK);
-        let due: Vec<String> = due.into_iter().map(|(_, device)| device.clone()).collect();
-        for device in &due {
-            self.waiting.remove(device);
-            self.told.insert(device.clone(), now);
-        }
-        due
-    }
-
-    /// All who wait.
-    fn rest(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.waiting).into_keys().collect()
-    }
-}
-
-/// What the fleet brought since it was told last.
-#[derive(Debug)]
-struct Brought {
-    /// Since when, or where nothing came: since the last tick before something did.
-    since: Instant,
-    /// Labels stored.
-    new: u64,
-}
-
-impl Brought {
-    /// At a tick: labels, and the seconds in which they came, where that is due.
-    fn due(&mut self, now: Instant, is_end: bool) -> Option<(u64, f64)> {
-        let passed = now.saturating_duration_since(self.since);
-        if self.new > 0 && passed < TOLD_EVERY && !is_end {
-            return None;
-        }
-        let new = std::mem::take(&mut self.new);
-        self.since = now;
-        (new > 0).then_some((new, passed.as_secs_f64()))
     }
 }
 

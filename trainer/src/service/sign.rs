@@ -352,6 +352,12 @@ pub fn verify(key: &VerifyingKey, message: &ReleaseMsg) -> Result<ReleaseManifes
     serde_json::from_slice(&message.manifest).map_err(SignError::Manifest)
 }
 
+/// First 8 bytes of the SHA-256 of the manifest of a release's bundle, as labels name it.
+pub fn model_hash(manifest: &ReleaseManifest) -> Option<u64> {
+    let file = manifest.files.iter().find(|file| file.path == "manifest.json")?;
+    Some(u64::from_be_bytes(*omnilabel_bundle::unhex(&file.sha256)?.first_chunk()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

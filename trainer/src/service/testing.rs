@@ -388,3 +388,8 @@ pub(crate) fn first_x(sequence: u64) -> f64 {
     let rect = person(sequence);
     from_continuous(rect.x1 + POSE[0].0 as f32 * rect.width())
 }
+
+/// Stored labels and repetitions of one device.
+pub(crate) async fn tally(store: &crate::service::store::Store, device: &str) -> (u64, u64) {
+    store.tallies(&[device.to_owned()]).await.unwrap().first().map_or((0, 0), |(_, stored, again)| (*stored, *again))
+}

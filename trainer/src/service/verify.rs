@@ -39,6 +39,8 @@ pub struct Verified {
     pub problems: Vec<String>,
     /// Held-out pictures that cannot be read, and so were compared with nothing.
     pub heldout_unread: u64,
+    /// Manual pictures that cannot be read: nothing is compared with them.
+    pub manual_unread: u64,
     /// Pictures of cameras and of the manual set that nearly show what a held-out one shows: what is judged on them was trained on them.
     pub leaks: u64,
     /// The first of these: picture, held-out picture, bits that differ.
@@ -55,11 +57,9 @@ impl Verified {
     /// # Errors
     /// How many problems and leaks there are.
     pub fn whole(&self) -> anyhow::Result<()> {
-        let problems = (self.wrong > 0).then(|| format!("{} problems", self.wrong));
-        let leaks = (self.leaks > 0).then(|| {
-            let what = "pictures nearly show a held-out one and are trained on: reject their labels, or hold out others";
-            format!("{} {what}", self.leaks)
-        });
+        let problems = (self.wrong > 0).then(|| format!("problems: {}", self.wrong));
+        let what = "pictures that nearly show a held-out one and are trained on (reject their labels, or hold out others)";
+        let leaks = (self.leaks > 0).then(|| format!("{what}: {}", self.leaks));
         let said: Vec<String> = problems.into_iter().chain(leaks).collect();
         if said.is_empty() { Ok(()) } else { Err(anyhow::Error::msg(said.join("; "))) }
     }
@@ -72,15 +72,11 @@ pub const ORPHAN_MS: u64 = 3_600_000;
 ///
 /// # Errors
 /// A store or a held-out set that cannot be read.
-pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> anyhow::Result<Verified> {
+pub async fn verify(store: &Store, manual: &Dataset, heldout: &Dataset, done: &dyn Fn(u64)) -> anyhow::Result<Verified> {
     let mut verified = Verified::default();
-    let mut held: Vec<(u64, &str)> = Vec::new();
-    for image in &heldout.images {
-        match Frame::open(&heldout.image_path(image)) {
-            Ok(frame) => held.extend(difference_hash(&frame).map(|hash| (hash, image.file_name.as_str()))),
-            Err(_) => verified.heldout_unread += 1,
-        }
-    }
+    let hashes = hashes(heldout);
+    verified.heldout_unread = hashes.iter().filter(|(hash, _)| hash.is_none()).count() as u64;
+    let held: Vec<(u64, &str)> = hashes.into_iter().filter_map(|(hash, name)| Some((hash??, name))).collect();
     let look = |label: StoredLabel| {
         verified.labels += 1;
         verified.pictures += u64::from(label.jpeg.is_some());
@@ -114,25 +110,29 @@ pub async fn verify(store: &Store, heldout: &Dataset, done: &dyn Fn(u64)) -> any
     verified.problems.extend(accounts.into_iter().take(LISTED));
     let pictures = store.compare_pictures(now_ms().saturating_sub(ORPHAN_MS), false).await?;
     (verified.orphans, verified.orphaned) = (pictures.orphans, pictures.orphan_names);
+    verify_manual(manual, &held, &mut verified);
     Ok(verified)
 }
 
-/// Looks for held-out pictures among the manual ones, too. What cannot be read shows nothing.
-pub fn verify_manual(manual: &Dataset, heldout: &Dataset, verified: &mut Verified) {
-    let hash = |path: &Path| Frame::open(path).ok().and_then(|frame| difference_hash(&frame));
-    let held: Vec<(u64, &str)> =
-        heldout.images.par_iter().filter_map(|image| Some((hash(&heldout.image_path(image))?, image.file_name.as_str()))).collect();
-    let found: Vec<(String, String, u32)> = manual
-        .images
-        .par_iter()
-        .filter_map(|image| {
-            let (bits, of) = nearest(&held, hash(&manual.image_path(image))?)?;
-            Some((format!("manual picture {}", image.file_name), of.to_owned(), bits))
-        })
-        .collect();
-    verified.leaks += found.len() as u64;
-    let room = LISTED.saturating_sub(verified.leaked.len());
-    verified.leaked.extend(found.into_iter().take(room));
+/// The pictures of a set by their file names: `None` of one that cannot be read, and nothing of one that shows nothing.
+fn hashes(dataset: &Dataset) -> Vec<(Option<Option<u64>>, &str)> {
+    let hash = |path: &Path| Frame::open(path).ok().map(|frame| difference_hash(&frame));
+    dataset.images.par_iter().map(|image| (hash(&dataset.image_path(image)), image.file_name.as_str())).collect()
+}
+
+/// Looks for held-out pictures among the manual ones, too.
+fn verify_manual(manual: &Dataset, held: &[(u64, &str)], verified: &mut Verified) {
+    for (hash, name) in hashes(manual) {
+        let Some(hash) = hash else {
+            verified.manual_unread += 1;
+            continue;
+        };
+        let Some((bits, of)) = hash.and_then(|hash| nearest(held, hash)) else { continue };
+        verified.leaks += 1;
+        if verified.leaked.len() < LISTED {
+            verified.leaked.push((format!("manual picture {name}"), of.to_owned(), bits));
+        }
+    }
 }
 
 /// The held-out picture with the nearest hash and the bits that differ, if it is near.
@@ -196,6 +196,12 @@ pub fn difference_hash(frame: &Frame) -> Option<u64> {
     (most - least >= CONTRAST).then_some(bits)
 }
 
+/// Without manual pictures.
+#[cfg(test)]
+pub(crate) async fn of_store(store: &Store, heldout: &Dataset) -> anyhow::Result<Verified> {
+    verify(store, &Dataset { images: Vec::new(), ..heldout.clone() }, heldout, &|_| ()).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,7 +218,7 @@ mod tests {
         let store = Store::open(&world.config, false).await.unwrap();
         store.commit(&world.labels("cam-1", 101..=106, 0.0, 0), 1).await.unwrap();
         let heldout = Dataset::load(&world.config.data.heldout).unwrap();
-        let whole = verify(&store, &heldout, &|_| ()).await.unwrap();
+        let whole = of_store(&store, &heldout).await.unwrap();
         assert_eq!((whole.labels, whole.pictures, whole.wrong, &whole.problems[..]), (6, 6, 0, &[][..]));
 
         let change = async |sql: &'static str| sqlx::query(sql).execute(store.pool()).await.unwrap();
@@ -225,7 +231,7 @@ mod tests {
         change("UPDATE labels SET model = 5 WHERE sequence = 105").await;
         change("UPDATE epochs SET stored = stored + 1").await;
         change("UPDATE runs SET last = last + 2").await;
-        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        let found = of_store(&store, &heldout).await.unwrap();
         assert_eq!(found.wrong, 8, "{:?}", found.problems);
         for (said, of) in [
             ("label 102: its message has 1 instances, its row 9", 0),
@@ -254,7 +260,7 @@ mod tests {
         };
         say(1, Verdict::Corrected, Some(vec![person.clone()])).await;
         say(2, Verdict::Rejected, None).await;
-        let whole = verify(&store, &heldout, &|_| ()).await.unwrap();
+        let whole = of_store(&store, &heldout).await.unwrap();
         assert_eq!((whole.verdicts, whole.wrong), (2, 0), "{:?}", whole.problems);
         say(3, Verdict::Accepted, None).await;
         say(4, Verdict::Corrected, Some(vec![person.clone(), short])).await;
@@ -263,7 +269,7 @@ mod tests {
         change("UPDATE frames SET jpeg = NULL, refused = 'gone' WHERE sequence = 105").await;
         change("UPDATE epochs SET frames = 5, picture_bytes = (SELECT sum(length(f.jpeg)) FROM frames f)").await;
         change("UPDATE verdicts SET verdict = 'maybe' WHERE label = 2").await;
-        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        let found = of_store(&store, &heldout).await.unwrap();
         assert_eq!((found.verdicts, found.wrong), (5, 4), "{:?}", found.problems);
         for (said, of) in [
             ("label 102: `maybe` is no verdict", 0),
@@ -282,23 +288,23 @@ mod tests {
         // The test world's pictures are noise with a phase: those of other numbers are other noise.
         let heldout = Dataset::load(&world.config.data.heldout).unwrap();
         store.commit(&world.labels("cam-1", 3..=3, 0.0, 0), 1).await.unwrap();
-        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        let found = of_store(&store, &heldout).await.unwrap();
         assert_eq!((found.leaks, found.leaked[0].1.as_str(), found.leaked[0].2), (1, "3.jpg", 0));
         let said = found.whole().unwrap_err().to_string();
-        assert!(found.wrong == 0 && said.starts_with("1 pictures nearly show a held-out one"), "{said}");
+        assert!(found.wrong == 0 && said.starts_with("pictures that nearly show a held-out one") && said.ends_with(": 1"), "{said}");
         let rejected = Word { verdict: Some(Verdict::Rejected), people: None, role: "operator", peer: String::new() };
         store.say(1, 0, &rejected, 1).await.unwrap();
-        assert_eq!(verify(&store, &heldout, &|_| ()).await.unwrap().leaks, 0, "what is rejected is not trained on");
+        assert_eq!(of_store(&store, &heldout).await.unwrap().leaks, 0, "what is rejected is not trained on");
         store.say(1, 1, &Word { verdict: None, ..rejected }, 1).await.unwrap();
         std::fs::write(world.config.data.heldout.join("images/3.jpg"), "no picture").unwrap();
-        let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+        let found = of_store(&store, &heldout).await.unwrap();
         assert_eq!((found.leaks, found.heldout_unread), (0, 1), "what cannot be read is told");
         let nothing = Dataset { images: Vec::new(), ..heldout };
-        let found = verify(&store, &nothing, &|_| ()).await.unwrap();
+        let found = of_store(&store, &nothing).await.unwrap();
         assert!(found.leaks == 0 && found.whole().is_ok(), "{found:?}");
         let wrong = Verified { wrong: 2, leaks: 3, orphans: 1, ..Verified::default() };
-        assert!(wrong.whole().unwrap_err().to_string().starts_with("2 problems; 3 pictures"));
-        assert!(Verified { leaks: 0, ..wrong }.whole().unwrap_err().to_string() == "2 problems", "told from each other");
+        assert!(wrong.whole().unwrap_err().to_string().starts_with("problems: 2; pictures that nearly"));
+        assert!(Verified { leaks: 0, ..wrong }.whole().unwrap_err().to_string() == "problems: 2", "told from each other");
         assert!(Verified { orphans: 1, heldout_unread: 1, ..Verified::default() }.whole().is_ok());
     }
 
@@ -307,13 +313,14 @@ mod tests {
         // The six manual pictures of the test world are the first six of the eight that are held out.
         let world = World::new();
         let [manual, heldout] = [&world.config.data.manual, &world.config.data.heldout].map(|folder| Dataset::load(folder).unwrap());
+        let held: Vec<(u64, &str)> = hashes(&heldout).into_iter().map(|(hash, name)| (hash.unwrap().unwrap(), name)).collect();
         let mut found = Verified { leaks: 1, leaked: vec![("cam-1".to_owned(), "3.jpg".to_owned(), 0)], ..Verified::default() };
-        verify_manual(&manual, &heldout, &mut found);
+        verify_manual(&manual, &held, &mut found);
         assert_eq!((found.leaks, found.leaked.len(), found.wrong), (7, 7, 0), "{:?}", found.leaked);
         assert_eq!(found.leaked[1], ("manual picture 1.jpg".to_owned(), "1.jpg".to_owned(), 0));
         assert!(found.whole().is_err());
         let mut found = Verified::default();
-        verify_manual(&manual, &Dataset { images: Vec::new(), ..heldout }, &mut found);
+        verify_manual(&manual, &[], &mut found);
         assert_eq!(found, Verified::default());
     }
 

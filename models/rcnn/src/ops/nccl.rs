@@ -105,10 +105,12 @@ mod tests {
     #[test]
     fn a_sum_over_one_gpu_is_what_it_was() {
         if std::env::var_os("OMNILABEL_GPU").is_none() {
-            let error = check().and_then(|()| Compute { device: TrainDevice::Cuda, gpus: 2, ..Compute::default() }.open().map(drop));
-            let error = error.unwrap_err().to_string();
-            assert!(error.starts_with("training device: "), "{error}");
-            println!("skipped: OMNILABEL_GPU is not set; {error}");
+            let opened = check().and_then(|()| Compute { device: TrainDevice::Cuda, gpus: 2, ..Compute::default() }.open().map(drop));
+            if let Err(error) = opened {
+                assert!(error.to_string().starts_with("training device: "), "{error}");
+                println!("{error}");
+            }
+            println!("skipped: OMNILABEL_GPU is not set");
             return;
         }
         check().unwrap();

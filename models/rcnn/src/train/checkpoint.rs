@@ -47,13 +47,16 @@ impl Run {
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, RcnnError> {
         let mut parts: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let compares = self.shared && !self.others.is_empty();
         let mut weights = Vec::new();
         for (name, var) in self.network.params().all() {
             let values = var.flatten_all()?.to_vec1::<f32>()?;
             parts.push((format!("{WEIGHT}{name}"), var.dims().to_vec(), bytes(&values)));
-            weights.push((name.to_owned(), values));
+            if compares {
+                weights.push((name.to_owned(), values));
+            }
         }
-        if self.shared {
+        if compares {
             let weights = Arc::new(weights);
             let compared: Vec<_> = self.others.iter().map(|other| other.compare(weights.clone())).collect();
             compared.into_iter().try_for_each(Answer::get)?;

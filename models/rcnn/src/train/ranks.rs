@@ -99,9 +99,9 @@ impl Seat {
         if self.ranks == 1 {
             return Ok(gradients);
         }
-        let parts = self.sums(gradients.iter().map(|gradient| f64::from(u8::from(gradient.is_some()))).collect())?;
         #[cfg(feature = "nccl")]
         if let Some(nccl) = &self.nccl {
+            let parts = self.sums(gradients.iter().map(|gradient| f64::from(u8::from(gradient.is_some()))).collect())?;
             let mut taken = Vec::new();
             for ((gradient, (_, var)), parts) in gradients.into_iter().zip(vars).zip(&parts) {
                 if *parts > 0.0 {
@@ -114,7 +114,6 @@ impl Seat {
             let mut sums = nccl.sum(&taken, room)?.into_iter();
             return Ok(parts.iter().map(|parts| if *parts > 0.0 { sums.next() } else { None }).collect());
         }
-        drop(parts);
         let on_host = |gradient: Option<Tensor>| gradient.map(|gradient| gradient.to_device(&Device::Cpu)).transpose();
         let mine = gradients.into_iter().map(on_host).collect::<Result<Vec<_>, _>>()?;
         let all = self.table.tensors.gather(self.rank, self.ranks, mine)?;

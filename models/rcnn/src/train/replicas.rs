@@ -10,7 +10,7 @@ use crate::network::Network;
 use crate::optim::Moments;
 use candle_core::{Device, Tensor, Var};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 /// What a thread owns.
@@ -33,13 +33,13 @@ type Order = Box<dyn FnOnce(&mut Replica) + Send>;
 pub(super) struct Worker {
     rank: usize,
     /// Taken when it is dropped: its thread ends.
-    orders: Option<Sender<Order>>,
+    orders: Option<SyncSender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// All that one rank has to have of another.
 pub(super) struct State {
-    tensors: Vec<(String, Tensor)>,
+    tensors: Vec<Tensor>,
     first: Vec<Vec<f32>>,
     second: Vec<Vec<f32>>,
 }
@@ -48,11 +48,13 @@ impl State {
     /// A rank's, on the host.
     pub(super) fn of(network: &Network, optim: &Optim) -> Result<Self, RcnnError> {
         let numbers = |moments: &[Moments]| moments.iter().map(Moments::to_vec).collect::<Result<Vec<_>, _>>();
-        Ok(Self { tensors: on_host(network)?, first: numbers(&optim.first)?, second: numbers(&optim.second)? })
+        let on_host = |(_, var): (&str, &Var)| Ok::<_, RcnnError>(var.as_detached_tensor().to_device(&Device::Cpu)?);
+        let tensors = network.params().all().map(on_host).collect::<Result<_, _>>()?;
+        Ok(Self { tensors, first: numbers(&optim.first)?, second: numbers(&optim.second)? })
     }
 
     fn give(&self, network: &Network, optim: &mut Optim) -> Result<(), RcnnError> {
-        for ((_, value), (_, var)) in self.tensors.iter().zip(network.params().all()) {
+        for (value, (_, var)) in self.tensors.iter().zip(network.params().all()) {
             var.set(&value.to_device(var.device())?)?;
         }
         let Optim { vars, first, second, .. } = optim;
@@ -63,10 +65,6 @@ impl State {
         }
         Ok(())
     }
-}
-
-fn on_host(network: &Network) -> Result<Vec<(String, Tensor)>, RcnnError> {
-    network.params().all().map(|(name, var)| Ok((name.to_owned(), var.as_detached_tensor().to_device(&Device::Cpu)?))).collect()
 }
 
 /// The trained parameters with their names, in the optimiser's order.
@@ -97,9 +95,10 @@ impl Worker {
     /// The device's, a thread that does not start.
     pub(super) fn start(config: Config, options: &TrainOptions, seat: Seat, place: Place) -> Result<Self, RcnnError> {
         let rank = seat.rank();
-        let (orders, taken) = channel::<Order>();
+        // One order at a time: each is waited for before the next.
+        let (orders, taken) = sync_channel::<Order>(1);
         let (kind, weight_decay, clip) = (options.optimizer, options.weight_decay, options.clip);
-        let (said, ready) = channel();
+        let (said, ready) = sync_channel(1);
         let work = move || {
             let made = Network::new_on(config, 0, &place).and_then(|network| {
                 let optim = Optim::new(kind, weight_decay, clip, vars(&network))?;
@@ -123,7 +122,7 @@ impl Worker {
     }
 
     fn ask<T: Send + 'static>(&self, work: impl FnOnce(&mut Replica) -> Result<T, RcnnError> + Send + 'static) -> Answer<T> {
-        let (say, from) = channel();
+        let (say, from) = sync_channel(1);
         // A thread that is gone drops `say`, which is what `get` says.
         let order: Order = Box::new(move |replica| drop(say.send(work(replica))));
         let _ = self.orders.as_ref().map(|orders| orders.send(order));

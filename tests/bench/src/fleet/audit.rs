@@ -349,7 +349,7 @@ mod tests {
             faulty: Latencies::default(),
             faults: Default::default(),
             again: 2,
-            began: None,
+            began_ms: None,
             blocks: 3,
             wrong: 0,
             failure: None,

@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::audit::{self, Labels, Release, Said};
-use super::canary::{Began, Canary, RELEASE};
+use super::canary::{Canary, RELEASE};
 use super::device::{Device, DeviceReport};
 use super::faults::{DeviceFault, Fault, Kind, plan};
 use super::latency::Latencies;
@@ -346,7 +346,7 @@ impl<'o> Conductor<'o> {
         report.release = Release::settle(&devices, &stored.counts, &self.said);
         if let (Some(release), Some((_, released_ms))) = (&mut report.release, self.said.released) {
             let books = self.runtime.block_on(audit::waves(&self.state))?;
-            let began: Vec<(&str, Option<Began>)> = devices.iter().map(|device| (device.name.as_str(), device.began)).collect();
+            let began: Vec<(&str, Option<u64>)> = devices.iter().map(|device| (device.name.as_str(), device.began_ms)).collect();
             let killed = report.marks.iter().filter(|mark| mark.kind == Kind::CentreKilled);
             let kills: Vec<u64> = killed.map(|mark| self.shared.unix(begin_ms) + (1e3 * mark.at) as u64).collect();
             release.canary = Canary::settle(self.options.shares(), &began, released_ms, &self.said.story, books, &kills);

@@ -3,7 +3,6 @@
 
 mod send;
 
-use super::canary::Began;
 use super::faults::{DeviceFault, DeviceFaults};
 use super::latency::Latencies;
 use super::outbox::{Entry, Outbox};
@@ -43,8 +42,8 @@ pub(crate) struct DeviceReport {
     pub(crate) faults: [u64; DeviceFault::ALL.len()],
     /// Labels that were sent once more.
     pub(crate) again: u64,
-    /// When it began with the release, and for whom that was then.
-    pub(crate) began: Option<Began>,
+    /// When it began with the release, Unix ms.
+    pub(crate) began_ms: Option<u64>,
     /// Blocks that were taken.
     pub(crate) blocks: u64,
     /// Blocks whose hash was not their name, releases that were not good.
@@ -134,7 +133,7 @@ impl Device {
             faulty: Latencies::default(),
             faults: [0; DeviceFault::ALL.len()],
             again: 0,
-            began: None,
+            began_ms: None,
             blocks: 0,
             wrong: 0,
             failure: None,
@@ -291,7 +290,7 @@ impl Device {
             Ok(offer) => {
                 if self.update.offered(&offer, &self.report.name) {
                     self.model_is_new = true;
-                    self.report.began = Some(Began { at_ms: self.shared.unix(self.shared.now()), share: offer.share() });
+                    self.report.began_ms = Some(self.shared.unix(self.shared.now()));
                 }
                 self.offer = Some(offer);
             }

@@ -37,6 +37,7 @@ mod yard;
 use anyhow::{Result, ensure};
 use clap::{ArgAction, Args};
 use omnilabel_console::say;
+use omnilabel_trainer::service::waves::thousandths;
 use std::path::PathBuf;
 
 /// What is simulated.
@@ -93,7 +94,7 @@ impl Options {
 
     /// Thousandths of the fleet in each wave.
     fn shares(&self) -> Vec<u16> {
-        self.waves.iter().map(|percent| (percent * 10.0).round() as u16).collect()
+        thousandths(&self.waves)
     }
 
     /// Who is what.

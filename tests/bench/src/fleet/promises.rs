@@ -128,12 +128,13 @@ mod tests {
         check("still try", |report| report.release.iter_mut().for_each(|release| release.hung = (1, 0)));
         check("not complete", |report| report.release.iter_mut().for_each(|release| release.canary.complete = false));
         check("opened [50]", |report| report.release.iter_mut().for_each(|release| drop(release.canary.opened.pop())));
+        check("had not confirmed it: [50]", |report| report.release.iter_mut().for_each(|release| release.canary.unproved.push(50)));
         check("before their turn: sim-1", |report| {
             report.release.iter_mut().for_each(|release| release.canary.early.push("sim-1".to_owned()))
         });
         check("grew", |report| report.memory.last_kib = 2e5);
         check("ended by itself", |report| report.incidents.push("the broker ended by itself".to_owned()));
-        assert_eq!(tried, 22);
+        assert_eq!(tried, 23);
         let without = Report { release: None, release_wanted: false, ..good() };
         assert_eq!(broken(&without), Vec::<String>::new());
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use ed25519_dalek::VerifyingKey;
-use omnilabel_bundle::{hex, unhex};
+use omnilabel_bundle::hex;
 use omnilabel_keypoints::release::ReleaseManifest;
 use omnilabel_keypoints::wire::{BlockRequest, Message, ModelMsg, ReleaseMsg, VERSION};
 use omnilabel_trainer::service::sign;
@@ -54,20 +54,13 @@ impl Offer {
         let signed = ReleaseMsg::decode(message).context("the release message")?;
         let manifest = sign::verify(key, &signed)?;
         manifest.check(site, channel, 0)?;
-        let file = manifest.files.iter().find(|file| file.path == "manifest.json").context("a release without a manifest of its model")?;
-        let hash = unhex(&file.sha256).context("the hash of a manifest")?;
-        let model_hash = u64::from_be_bytes(*hash.first_chunk().context("the hash of a manifest")?);
+        let model_hash = sign::model_hash(&manifest).context("a release without the hash of its model's manifest")?;
         Ok(Self { message: message.to_vec(), signed: Box::new(signed), manifest, model_hash })
     }
 
     /// First 8 bytes of the SHA-256 of its bundle's manifest, as labels name it.
     pub(crate) const fn model_hash(&self) -> u64 {
         self.model_hash
-    }
-
-    /// Thousandths of the fleet that it is for.
-    pub(crate) fn share(&self) -> u16 {
-        1000_u16.saturating_sub(self.signed.waiting)
     }
 
     fn is_turn_of(&self, device: &str) -> bool {
@@ -253,7 +246,6 @@ mod tests {
             let report = update.report();
             assert_eq!((report.confirmed, report.trial, update.fetches(), update.request(0)), (0, None, false, None));
             let its = held(999 - turn);
-            assert_eq!(its.share(), turn + 1);
             assert!(update.offered(&its, "a") && !update.offered(&all, "a"));
             assert!(!update.offered(&held(1000), "a") && update.fetches() == (persona == Persona::Good), "what is begun is ended");
         }

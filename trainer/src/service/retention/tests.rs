@@ -4,7 +4,7 @@ use super::*;
 use crate::service::store::intake::{Committed, Record};
 use crate::service::store::ledger::Selection;
 use crate::service::testing::{Home, World, on_both};
-use crate::service::verify::verify;
+use crate::service::verify::of_store;
 use omnilabel_coco::Dataset;
 
 const DAY: u64 = DAY_MS;
@@ -81,7 +81,7 @@ async fn a_dropped_label_is_acknowledged_and_never_stored_again(home: Home) {
     let fresh = store.commit(&world.labels("cam-1", 110..=111, 0.0, 0), 12 * DAY).await.unwrap();
     assert_eq!((fresh.stored, fresh.repeated), (2, 0));
     let heldout = Dataset::load(&world.config.data.heldout).unwrap();
-    let found = verify(&store, &heldout, &|_| ()).await.unwrap();
+    let found = of_store(&store, &heldout).await.unwrap();
     assert_eq!((found.labels, found.wrong, &found.problems[..]), (7, 0, &[][..]));
 }
 
@@ -99,7 +99,7 @@ async fn pictures_go_before_their_labels_and_do_not_come_back(home: Home) {
     let all = Selection { teacher: 0, after: 0, up_to: i64::MAX, verdicts: 0 };
     assert_eq!((store.selected(all).await.unwrap(), store.payloads(all).await.unwrap().len()), (2, 6), "labels alone still calibrate");
     let heldout = Dataset::load(&world.config.data.heldout).unwrap();
-    assert_eq!(verify(&store, &heldout, &|_| ()).await.unwrap().wrong, 0);
+    assert_eq!(of_store(&store, &heldout).await.unwrap().wrong, 0);
     // Their time comes, too; the picture that went before is not counted again.
     let dropped = drop_at(&store, &limits, 12 * DAY).await;
     assert_eq!((dropped.labels, dropped.pictures_of_labels, dropped.pictures_by_age), (4, 0, 2));

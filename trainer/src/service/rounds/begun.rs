@@ -2,12 +2,10 @@
 
 use super::Rounds;
 use crate::service::config::{CalibrationConfig, GateConfig, RoundConfig, ServiceConfig};
+use crate::service::dataset::folder_sha256;
 use anyhow::Context;
-use omnilabel_coco::Dataset;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
-use std::path::Path;
 
 /// Seed, data sets and settings of a round when it began. A restart does not change what is written here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,25 +47,4 @@ impl Rounds {
         let text = serde_json::to_string(&Settings { round, calibration, gate })?;
         Ok(serde_json::from_str(&text)?)
     }
-}
-
-/// SHA-256 over the SHA-256 of every picture, by ascending id, and `annotations.json`: what an export says of the folder that it wrote. A
-/// picture that cannot be read, which an evaluation leaves out, counts as 32 zero bytes.
-pub(super) fn folder_sha256(root: &Path) -> anyhow::Result<String> {
-    let dataset = Dataset::load(root)?;
-    let mut hash = Sha256::new();
-    for image in &dataset.images {
-        let path = dataset.image_path(image);
-        match std::fs::read(&path) {
-            Ok(bytes) => hash.update(Sha256::digest(&bytes)),
-            Err(error) => {
-                tracing::warn!("{}: {error}; the hash of its data set does without it", path.display());
-                hash.update([0_u8; 32]);
-            }
-        }
-    }
-    let path = root.join("annotations.json");
-    let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    hash.update(&bytes);
-    Ok(omnilabel_bundle::hex(&hash.finalize()))
 }

@@ -40,7 +40,14 @@ async fn a_good_round_is_released_and_its_blocks_rebuild_the_bundle(home: Home) 
     rounds.store.commit(&world.labels("cam-1", 1..=9, 0.0, 0), 1).await.unwrap();
     assert_eq!(rounds.step().await.unwrap(), Stepped::Idle, "nine labels are too few");
     rounds.store.commit(&world.labels("cam-2", 1..=9, 0.0, 0), 1).await.unwrap();
+    // Of another database, which had a round of this number.
+    let stale = world.config.state_dir.join("rounds/1");
+    for name in ["bundle/manifest.json", "checkpoint/weights", "arm.json", "progress.jsonl"] {
+        std::fs::create_dir_all(stale.join(name).parent().unwrap()).unwrap();
+        std::fs::write(stale.join(name), "of another training").unwrap();
+    }
     to_the_end(&rounds).await;
+    assert!(!stale.join("checkpoint").exists() && !stale.join("arm.json").exists(), "they would have been gone on with");
 
     let state = rounds.store.rounds().await.unwrap().remove(0);
     assert!(state.ended && state.decision.as_ref().unwrap().released(), "{state:?}");
@@ -261,7 +268,7 @@ async fn a_round_keeps_what_it_began_with() {
     first.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
     assert_eq!(first.step().await.unwrap(), Stepped::Done);
     let begun = first.store.rounds().await.unwrap().remove(0).begun.unwrap();
-    let hash = |folder: &Path| begun::folder_sha256(folder).unwrap();
+    let hash = |folder: &Path| crate::service::dataset::folder_sha256(folder).unwrap();
     let (manual, heldout) = (world.config.data.manual.clone(), world.config.data.heldout.clone());
     assert_eq!((begun.seed, &begun.manual_sha256, &begun.heldout_sha256), (world.config.model.seed, &hash(&manual), &hash(&heldout)));
     assert_ne!(begun.manual_sha256, begun.heldout_sha256);

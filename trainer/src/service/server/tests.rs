@@ -231,7 +231,7 @@ async fn what_is_not_kept_is_an_event() {
     assert!(collector.commit(&[(device, record)], &mut stopping).await);
     let kept = collector.store.quarantined(10).await.unwrap();
     assert!(kept.len() == 1 && kept[0].topic.contains("stranger") && kept[0].reason.contains("not a valid message"), "{kept:?}");
-    assert_eq!(collector.store.quarantined_payload(kept[0].id).await.unwrap().as_deref(), Some(&b"nonsense"[..]));
+    assert_eq!(collector.store.quarantined_one(kept[0].id).await.unwrap().unwrap().1, b"nonsense");
     assert_eq!(collector.store.devices().await.unwrap(), ["cam-1"]);
 
     // Who runs a release that nobody made here has it from somebody else.
@@ -249,64 +249,6 @@ async fn what_is_not_kept_is_an_event() {
     assert!(unknown.len() == 1 && unknown[0].starts_with("cam-2 confirmed release 7"), "{unknown:?}");
 }
 
-/// Ticks of [`TICK`], in which the devices that `sends` says send; with it come the devices that were told of, by tick.
-fn told(telling: &mut Telling, begun: Instant, ticks: std::ops::Range<u32>, sends: impl Fn(u32) -> Vec<String>) -> Vec<(u32, String)> {
-    let mut told = Vec::new();
-    for tick in ticks {
-        let now = begun + TICK * tick;
-        sends(tick).iter().for_each(|device| telling.changed(device, now));
-        told.extend(telling.due(now).into_iter().map(|device| (tick, device)));
-    }
-    told
-}
-
-#[test]
-fn a_device_is_told_of_at_once_and_then_seldom_and_its_last_is_told() {
-    let every = u32::try_from(TOLD_EVERY.as_millis() / TICK.as_millis()).unwrap();
-    let (mut telling, begun) = (Telling::default(), Instant::now());
-    let steady = |tick: u32| if (3..=4 * every).contains(&tick) { vec!["cam-1".to_owned()] } else { Vec::new() };
-    let ticks: Vec<_> = told(&mut telling, begun, 0..10 * every, steady).into_iter().map(|(tick, _)| tick).collect();
-    assert_eq!(ticks, [3, 3 + every, 3 + 2 * every, 3 + 3 * every, 3 + 4 * every], "the last of it, although it is quiet by then");
-    assert!(telling.told.is_empty() && telling.waiting.is_empty(), "{telling:?}");
-    // Quiet for a while, it is told of at once again; what waits at the end is told then.
-    let again = told(&mut telling, begun, 10 * every..10 * every + 2, |_| vec!["cam-1".to_owned()]);
-    assert_eq!(again, [(10 * every, "cam-1".to_owned())]);
-    assert_eq!(telling.rest(), ["cam-1"]);
-}
-
-#[test]
-fn of_a_large_fleet_all_are_told_of_in_turn_and_few_at_a_time() {
-    const DEVICES: usize = 1000;
-    let turn = u32::try_from(DEVICES / TOLD_PER_TICK).unwrap();
-    let mut telling = Telling::default();
-    let all: Vec<String> = (0..DEVICES).map(|n| format!("cam-{n:04}")).collect();
-    let told = told(&mut telling, Instant::now(), 0..5 * turn, |tick| if tick <= 4 * turn { all.clone() } else { Vec::new() });
-    for tick in 0..5 * turn {
-        assert_eq!(told.iter().filter(|(at, _)| *at == tick).count(), TOLD_PER_TICK, "tick {tick}");
-    }
-    for device in &all {
-        let at: Vec<_> = told.iter().filter(|(_, one)| one == device).map(|(tick, _)| *tick).collect();
-        assert!(at.len() == 5 && at.windows(2).all(|two| two[1] - two[0] == turn), "{device}: {at:?}");
-    }
-    assert!(telling.waiting.is_empty());
-}
-
-#[test]
-fn the_fleets_labels_are_told_with_the_time_in_which_they_came() {
-    let begun = Instant::now();
-    let after = |seconds: f64| begun + Duration::from_secs_f64(seconds);
-    let mut brought = Brought { since: begun, new: 0 };
-    assert_eq!(brought.due(after(60.0), false), None, "nothing came");
-    brought.new += 30;
-    assert_eq!(brought.due(after(60.5), false), None, "not yet");
-    brought.new += 70;
-    assert_eq!(brought.due(after(65.0), false), Some((100, 5.0)), "the quiet minute before does not count");
-    brought.new += 8;
-    assert_eq!(brought.due(after(67.0), false), None);
-    assert_eq!(brought.due(after(69.0), true), Some((8, 4.0)), "at the end all is told");
-    assert_eq!(brought.due(after(99.0), true), None);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_stored_is_counted_by_device_and_for_the_fleet() {
     let world = World::new();
@@ -320,6 +262,9 @@ async fn what_is_stored_is_counted_by_device_and_for_the_fleet() {
         assert!(collector.commit(&world.labels(device, 1..=last, 0.0, 0), &mut stopping).await);
         collector.report(&mut 0, false).await;
     }
+    let told = |event: &Event| matches!(event, Event::Labels { .. });
+    let before = EventReader::new(&world.config.state_dir).poll().unwrap().into_iter().filter(|s| told(&s.event)).count();
+    assert_eq!(before, 2, "the third is not due");
     collector.report(&mut 0, true).await;
     let said: Vec<_> = EventReader::new(&world.config.state_dir).poll().unwrap().into_iter().map(|s| s.event).collect();
     let labels: Vec<_> = said

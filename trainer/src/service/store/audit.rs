@@ -160,10 +160,10 @@ impl Store {
         .fetch_all(&mut *tx)
         .await
         .map_err(self.sql("count runs"))?;
-        // Of a database from before they were compared. One that came before a label that announced none is no label's: nobody uses it.
+        // Of a database from before they were compared.
         let others: Vec<(String, i64, i64)> = sqlx::query_as(
             "SELECT f.device, f.epoch, count(*) FROM frames f JOIN labels l USING (device, epoch, sequence) \
-             WHERE f.jpeg IS NOT NULL AND f.frame <> l.frame AND l.wants_frame <> 0 GROUP BY f.device, f.epoch ORDER BY f.device, f.epoch",
+             WHERE f.jpeg IS NOT NULL AND f.frame <> l.frame GROUP BY f.device, f.epoch ORDER BY f.device, f.epoch",
         )
         .fetch_all(&mut *tx)
         .await

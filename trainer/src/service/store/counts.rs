@@ -136,21 +136,6 @@ impl Store {
             .collect())
     }
 
-    /// Stored labels and repetitions of one device.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn tally(&self, device: &str) -> Result<(u64, u64), StoreError> {
-        let (stored, duplicates): (i64, i64) = sqlx::query_as(
-            "SELECT CAST(coalesce(sum(stored), 0) AS BIGINT), CAST(coalesce(sum(duplicates), 0) AS BIGINT) FROM epochs WHERE device = $1",
-        )
-        .bind(device)
-        .fetch_one(&self.pool)
-        .await
-        .map_err(self.sql("count"))?;
-        Ok((stored.cast_unsigned(), duplicates.cast_unsigned()))
-    }
-
     /// Stored labels and repetitions of each of these devices, by name; none of those of which nothing was stored.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! One commit: everything that waits in the queue, in one transaction with one fsync.
 
 use super::account::Account;
-use super::labels::Waiting;
+use super::labels::{Pending, Waiting};
 use super::quarantine::{self, Quarantined};
 use super::runs::is_settled;
 use super::{Store, StoreError, postgres, runs, sql};
@@ -179,18 +179,18 @@ impl Store {
             frames.sort_by_key(|frame| (frame.device, frame.key));
         }
         let mut done = Committed::default();
-        let (mut outboxes, mut waiting) = (Outboxes::new(), Waiting::new());
-        let stored = self.store_labels(&mut tx, &rows, now, &mut outboxes, &mut waiting, &mut done).await;
+        let (mut outboxes, mut pending) = (Outboxes::new(), Pending::default());
+        let stored = self.store_labels(&mut tx, &rows, now, &mut outboxes, &mut pending, &mut done).await;
         stored.map_err(self.sql("store labels"))?;
         for frame in frames {
-            frame.store(&mut tx, now, &mut outboxes, &mut waiting, &mut done).await.map_err(self.sql("store a frame"))?;
+            frame.store(&mut tx, now, &mut outboxes, &mut pending.waiting, &mut done).await.map_err(self.sql("store a frame"))?;
         }
         if self.is_shared() {
             let devices = records.iter().map(|(device, _)| device.as_str()).collect();
             postgres::lock_devices(&mut tx, &devices).await.map_err(self.sql("lock devices"))?;
         }
         // A label and its frame may have come by different collectors: whoever has the device's lock later sees both.
-        self.settle(&mut tx, &waiting, &mut outboxes, &mut done).await.map_err(self.sql("settle labels"))?;
+        self.settle(&mut tx, &pending, &mut outboxes, &mut done).await.map_err(self.sql("settle labels"))?;
         self.seen(&mut tx, &stated_epochs(records), now).await.map_err(self.sql("store a device"))?;
         for (device, record) in records {
             match record {

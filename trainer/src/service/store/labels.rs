@@ -11,6 +11,15 @@ use std::collections::{BTreeSet, HashMap};
 /// Labels that are settled as soon as their frame is here, and frames that may settle one: device, epoch, sequence.
 pub(super) type Waiting<'a> = BTreeSet<(&'a str, i64, i64)>;
 
+/// Of a batch, what has to be looked at once all of it is stored.
+#[derive(Default)]
+pub(super) struct Pending<'a> {
+    /// What its frame may settle.
+    pub(super) waiting: Waiting<'a>,
+    /// Labels that announce no picture: one may be here that is of another frame all the same.
+    pub(super) bare: Waiting<'a>,
+}
+
 impl Store {
     /// Stores each label under its key, the first of several; what was there already is counted, and compared.
     pub(super) async fn store_labels<'a>(
@@ -19,7 +28,7 @@ impl Store {
         rows: &[(&'a str, &LabelRow)],
         now: i64,
         outboxes: &mut Outboxes<'a>,
-        waiting: &mut Waiting<'a>,
+        pending: &mut Pending<'a>,
         done: &mut Committed,
     ) -> Result<(), sqlx::Error> {
         for chunk in rows.chunks(ROWS) {
@@ -34,8 +43,9 @@ impl Store {
                     outbox.account.stored += 1;
                     outbox.account.refused += i64::from(row.refusal(now).is_some());
                     if row.wants_frame {
-                        waiting.insert((device, key.0, key.1));
+                        pending.waiting.insert((device, key.0, key.1));
                     } else {
+                        pending.bare.insert((device, key.0, key.1));
                         outbox.settled.insert(key.1);
                     }
                     continue;
@@ -93,13 +103,16 @@ impl Store {
     pub(super) async fn settle<'a>(
         &self,
         db: &mut AnyConnection,
-        waiting: &Waiting<'a>,
+        pending: &Pending<'a>,
         outboxes: &mut Outboxes<'a>,
         done: &mut Committed,
     ) -> Result<(), sqlx::Error> {
-        let waiting: Vec<_> = waiting.iter().copied().collect();
-        for chunk in waiting.chunks(ROWS) {
+        let all: Vec<_> = pending.waiting.union(&pending.bare).copied().collect();
+        for chunk in all.chunks(ROWS) {
             self.refuse_others(&mut *db, chunk, outboxes, done).await?;
+        }
+        let waiting: Vec<_> = pending.waiting.iter().copied().collect();
+        for chunk in waiting.chunks(ROWS) {
             let sql = format!(
                 "UPDATE labels SET settled = 1 FROM (VALUES {}) v WHERE labels.device = v.column1 AND labels.epoch = v.column2 \
                  AND labels.sequence = v.column3 AND labels.settled = 0 AND EXISTS (SELECT 1 FROM frames f WHERE f.device = labels.device \
@@ -185,6 +198,7 @@ async fn is_same(db: &mut AnyConnection, device: &str, row: &LabelRow) -> Result
 mod tests {
     use super::*;
     use crate::service::store::intake::{EVICTED, Record};
+    use crate::service::store::tests;
     use crate::service::testing::{Home, on_both};
 
     on_both! {
@@ -192,28 +206,21 @@ mod tests {
         a_picture_of_another_frame_than_its_label_is_refused_whichever_comes_first,
     }
 
-    const EPOCH: u64 = 7;
-
     /// Its frame has the label's own number.
     fn label(sequence: u64, wants_frame: bool, captured_ms: u64) -> (String, Record) {
-        let row = LabelRow {
-            key: LabelKey { epoch: EPOCH, sequence },
-            frame: sequence,
-            captured_ms,
-            model: 0,
-            model_hash: 0,
-            instances: 1,
-            kept: 1,
-            wants_frame,
-            refused: None,
-            payload: sequence.to_le_bytes().to_vec(),
-        };
-        ("cam".to_owned(), Record::Label(Box::new(row)))
+        let (device, mut record) = tests::label(sequence, wants_frame);
+        if let Record::Label(row) = &mut record {
+            row.captured_ms = captured_ms;
+        }
+        (device, record)
     }
 
-    fn picture(sequence: u64, frame: u64) -> (String, Record) {
-        let key = LabelKey { epoch: EPOCH, sequence };
-        ("cam".to_owned(), Record::Frame { key, frame, refused: None, jpeg: vec![1, 2, 3] })
+    fn picture(sequence: u64, of: u64) -> (String, Record) {
+        let (device, mut record) = tests::frame(sequence);
+        if let Record::Frame { frame, .. } = &mut record {
+            *frame = of;
+        }
+        (device, record)
     }
 
     /// Up to where everything is acknowledged.
@@ -277,19 +284,23 @@ mod tests {
         assert_eq!(commit(&[label(6, true, 0), evicted]).await, (6, vec![]));
         assert_eq!(commit(&[picture(6, 106)]).await, (6, vec![why(6, 106)]));
 
+        // Before a label that announces none.
+        assert_eq!(commit(&[picture(7, 107)]).await, (6, vec![]));
+        assert_eq!(commit(&[label(7, false, 0)]).await, (7, vec![why(7, 107)]));
+
         // What comes again changes nothing.
-        assert_eq!(commit(&both).await, (6, vec![]));
-        assert_eq!(commit(&[picture(4, u64::MAX), picture(6, 106)]).await, (6, vec![]));
+        assert_eq!(commit(&both).await, (7, vec![]));
+        assert_eq!(commit(&[picture(4, u64::MAX), picture(6, 106)]).await, (7, vec![]));
         let sql = "SELECT sequence FROM frames WHERE jpeg IS NOT NULL";
         let kept: Vec<i64> = sqlx::query_scalar(sql).fetch_all(store.pool()).await.unwrap();
         assert_eq!(kept, [2]);
         let counts = store.counts().await.unwrap().remove(0);
-        assert_eq!((counts.stored, counts.settled, counts.refused, counts.frames), (6, 6, 0, 1));
+        assert_eq!((counts.stored, counts.settled, counts.refused, counts.frames), (7, 7, 0, 1));
         assert_eq!(store.picture_bytes().await.unwrap(), 3);
         assert_eq!(store.recount().await.unwrap(), Vec::<String>::new());
         // One that was stored before they were compared is found by who looks.
         sqlx::query("UPDATE frames SET frame = 9 WHERE sequence = 2").execute(store.pool()).await.unwrap();
         let found = store.recount().await.unwrap();
-        assert_eq!(found, ["cam, outbox 0000000000000007: 1 pictures are of another frame than their label"]);
+        assert_eq!(found, [format!("cam, outbox {:016x}: 1 pictures are of another frame than their label", tests::EPOCH)]);
     }
 }

@@ -5,7 +5,6 @@ use super::sql::Flag;
 use super::{Store, StoreError, postgres};
 use crate::service::rounds::RoundState;
 use crate::service::waves::{Standing, Waves};
-use omnilabel_keypoints::release::ReleaseManifest;
 use omnilabel_keypoints::wire::LabelKey;
 
 /// Which labels a round is made from: those of one teacher, after `after` and up to `up_to` in the order of their arrival, with their
@@ -77,9 +76,7 @@ impl ReleaseRow {
 
     /// First 8 bytes of the SHA-256 of its bundle's manifest, as labels name it.
     pub fn model_hash(&self) -> Option<u64> {
-        let manifest: ReleaseManifest = serde_json::from_slice(&self.manifest).ok()?;
-        let file = manifest.files.iter().find(|file| file.path == "manifest.json")?;
-        Some(u64::from_be_bytes(*omnilabel_bundle::unhex(&file.sha256)?.first_chunk()?))
+        crate::service::sign::model_hash(&serde_json::from_slice(&self.manifest).ok()?)
     }
 }
 
@@ -88,7 +85,7 @@ const MAX_COUNTER_LEAD: i64 = 1_000_000;
 
 const SELECT: &str = "FROM labels l JOIN frames f USING (device, epoch, sequence) \
                       WHERE l.model = $1 AND l.id > $2 AND l.id <= $3 AND l.refused IS NULL AND f.jpeg IS NOT NULL \
-                      AND f.frame = l.frame AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.label = l.id AND v.verdict IS NOT NULL \
+                      AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.label = l.id AND v.verdict IS NOT NULL \
                       AND v.id = (SELECT max(w.id) FROM verdicts w WHERE w.label = l.id AND w.id <= $4))";
 
 macro_rules! selection {

@@ -89,15 +89,22 @@ impl Store {
         Ok(found.into_iter().map(|(reason, count)| (reason, count.cast_unsigned())).collect())
     }
 
-    /// What is kept of a message's payload; `None` where it is not (or no more) there.
+    /// A message with what is kept of its payload; `None` where it is not (or no more) there.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn quarantined_payload(&self, id: i64) -> Result<Option<Vec<u8>>, StoreError> {
-        sqlx::query_scalar("SELECT payload FROM quarantine WHERE id = $1")
+    pub async fn quarantined_one(&self, id: i64) -> Result<Option<(QuarantineRow, Vec<u8>)>, StoreError> {
+        #[derive(sqlx::FromRow)]
+        struct Whole {
+            #[sqlx(flatten)]
+            row: QuarantineRow,
+            payload: Vec<u8>,
+        }
+        let found: Option<Whole> = sqlx::query_as("SELECT id, received_ms, topic, reason, bytes, payload FROM quarantine WHERE id = $1")
             .bind(id)
             .fetch_optional(&self.pool)
             .await
-            .map_err(self.sql("read the quarantine"))
+            .map_err(self.sql("read the quarantine"))?;
+        Ok(found.map(|Whole { row, payload }| (row, payload)))
     }
 }

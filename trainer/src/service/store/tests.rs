@@ -2,15 +2,18 @@
 
 use super::intake::{LabelRow, Record};
 use super::*;
-use crate::service::testing::{Home, on_both};
+use crate::service::testing::{Home, on_both, tally};
 use crate::service::waves::Waves;
 use omnilabel_keypoints::wire::{AckMsg, LabelKey, MAX_GAPS, StatusMsg};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-fn label(sequence: u64, wants_frame: bool) -> (String, Record) {
+/// Of [`label`] and [`frame`].
+pub(super) const EPOCH: u64 = u64::MAX - 5;
+
+pub(super) fn label(sequence: u64, wants_frame: bool) -> (String, Record) {
     let row = LabelRow {
-        key: LabelKey { epoch: u64::MAX - 5, sequence },
+        key: LabelKey { epoch: EPOCH, sequence },
         frame: sequence,
         captured_ms: 0,
         model: 0,
@@ -24,8 +27,8 @@ fn label(sequence: u64, wants_frame: bool) -> (String, Record) {
     ("cam".to_owned(), Record::Label(Box::new(row)))
 }
 
-fn frame(sequence: u64) -> (String, Record) {
-    let key = LabelKey { epoch: u64::MAX - 5, sequence };
+pub(super) fn frame(sequence: u64) -> (String, Record) {
+    let key = LabelKey { epoch: EPOCH, sequence };
     ("cam".to_owned(), Record::Frame { key, frame: sequence, refused: None, jpeg: vec![1, 2, 3] })
 }
 
@@ -208,7 +211,7 @@ async fn the_quarantine_keeps_the_newest_messages(home: Home) {
     store.commit(&[bad("first"), bad("second"), bad("second")], 5).await.unwrap();
     let kept = store.quarantined(2).await.unwrap();
     assert_eq!(kept.iter().map(|row| (row.id, row.received_ms, row.bytes)).collect::<Vec<_>>(), [(3, 5, 32773), (2, 5, 32773)]);
-    assert_eq!(store.quarantined_payload(3).await.unwrap().unwrap().len(), MAX_PAYLOAD);
+    assert_eq!(store.quarantined_one(3).await.unwrap().unwrap().1.len(), MAX_PAYLOAD);
     assert_eq!(store.quarantine_reasons(5).await.unwrap(), [("second".to_owned(), 2), ("first".to_owned(), 1)]);
     sqlx::query("UPDATE quarantine SET id = id + $1 WHERE id = 3").bind(MAX_MESSAGES - 2).execute(&store.pool).await.unwrap();
     if let Some(postgres) = &home.postgres {
@@ -289,7 +292,7 @@ async fn many_devices_are_counted_at_once(home: Home) {
     let expected: Vec<_> = (0..1050).map(|n| if n == 0 { (name(n), 2, 1) } else { (name(n), 1, 0) }).collect();
     assert_eq!(tallies, expected);
     for (device, stored, again) in &tallies[..3] {
-        assert_eq!(store.tally(device).await.unwrap(), (*stored, *again));
+        assert_eq!(tally(&store, device).await, (*stored, *again));
     }
     assert_eq!(store.stored().await.unwrap(), 1101);
 }

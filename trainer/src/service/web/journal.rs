@@ -54,17 +54,8 @@ fn piece(state_dir: &Path, after: Option<u64>) -> io::Result<(Vec<Value>, u64)> 
     }
     let at = parts.iter().rposition(|part| part.first <= start).unwrap_or(0);
     let Some(part) = parts.get_mut(at) else { return Ok((events, start)) };
-    let bytes = part.read(start, PIECE)?;
-    let is_full = bytes.len() as u64 == PIECE;
-    let whole = match bytes.iter().rposition(|&byte| byte == b'\n') {
-        Some(end) => end + 1,
-        // Longer than any event: it is stepped over.
-        None if is_full => bytes.len(),
-        None => 0,
-    };
-    events.extend(lines(&bytes[..whole]).filter_map(event));
-    // Nothing more is appended to the older file.
-    let next = if part.is_over && !is_full { part.end } else { start + whole as u64 };
+    let (bytes, next) = part.lines(start, PIECE)?;
+    events.extend(lines(&bytes).filter_map(event));
     Ok((events, next))
 }
 

@@ -11,8 +11,8 @@ use crate::service::store::intake::{Committed, Record};
 use crate::service::store::ledger::{Selected, Selection};
 use crate::service::store::{Place, Store};
 use crate::service::testing::s3::S3;
-use crate::service::testing::{Home, World, on_all_places};
-use crate::service::verify::verify;
+use crate::service::testing::{Home, World, on_all_places, tally};
+use crate::service::verify::of_store;
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::Thresholds;
 use omnilabel_keypoints::wire::{LabelMsg, Message};
@@ -79,7 +79,7 @@ async fn what_comes_is_read_in_every_way(home: Home) {
     let outside: u64 = if home.pictures.pictures.is_some() { 40 } else { 0 };
     assert_eq!(store.outside().await.unwrap(), outside);
     let heldout = Dataset::load(&world.config.data.heldout).unwrap();
-    let whole = verify(&store, &heldout, &|_| ()).await.unwrap();
+    let whole = of_store(&store, &heldout).await.unwrap();
     assert_eq!((whole.pictures, whole.wrong, whole.orphans, &whole.problems[..]), (40, 0, 0, &[][..]));
 
     // The data set of a round is the same, byte for byte, wherever the pictures lie.
@@ -183,7 +183,7 @@ async fn what_is_lost_or_another_one_is_named(home: Home) {
         assert!(told.contains(expect) && told.contains(&format!("label {}", at + 1)), "{told}");
     }
     let heldout = Dataset::load(&world.config.data.heldout).unwrap();
-    let verified = verify(&store, &heldout, &|_| ()).await.unwrap();
+    let verified = of_store(&store, &heldout).await.unwrap();
     assert_eq!((verified.labels, verified.pictures, verified.wrong), (4, 1, 3), "{:?}", verified.problems);
     assert!(verified.problems[1].contains("label 103: its picture: ") && verified.problems[1].contains("is not there"), "{verified:?}");
     let compared = store.compare_pictures(LATER, false).await.unwrap();
@@ -261,7 +261,7 @@ async fn a_server_that_goes_away_stores_nothing_and_is_waited_for() {
     let told = store.commit(&second, 2).await.unwrap_err();
     assert!(told.to_string().contains("s3://labels/yard/north: put a picture: "), "{told}");
     assert!(!format!("{told} {told:?}").contains("hunter2"), "{told:?}");
-    assert_eq!(store.tally("cam-1").await.unwrap().0, 2, "nothing of the batch is stored");
+    assert_eq!(tally(&store, "cam-1").await.0, 2, "nothing of the batch is stored");
     let told = store.picture(1).await.unwrap_err().to_string();
     assert!(told.contains("fetch a picture"), "{told}");
     // It is there again, empty: without its bucket, too.

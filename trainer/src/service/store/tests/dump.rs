@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::service::store::audit::{StoredLabel, Which};
+use crate::service::testing::postgres::Postgres;
 use std::process::Command;
 
 /// The database of the manual.
@@ -9,15 +10,13 @@ const DOCUMENTED: &str = "'postgres://omnilabel@db/omnilabel'";
 const LABELS: u64 = 40;
 
 /// Runs the manual's line of a program for another database, in a folder.
-fn documented(program: &str, url: &str, folder: &Path) {
+fn documented(postgres: &Postgres, program: &str, url: &str, folder: &Path) {
     let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/CENTRE.md")).unwrap();
     let line = manual.lines().find(|line| line.starts_with(&format!("{program} --"))).unwrap();
     assert!(line.contains(DOCUMENTED), "{line}");
-    // The newest version's programs come first: those of the server.
-    let mut programs: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql").unwrap().map(|entry| entry.unwrap().path()).collect();
-    programs.sort();
     let system = std::env::var_os("PATH").unwrap_or_default();
-    let paths = programs.iter().rev().map(|version| version.join("bin")).chain(std::env::split_paths(&system));
+    // The server's own come first.
+    let paths = std::iter::once(postgres.programs().to_owned()).chain(std::env::split_paths(&system));
     let mut shell = Command::new("bash");
     shell.args(["-euc", &line.replace(DOCUMENTED, &format!("'{url}'"))]).current_dir(folder);
     let out = shell.env("PATH", std::env::join_paths(paths).unwrap()).output().unwrap();
@@ -50,14 +49,14 @@ async fn what_pg_dump_copied_comes_back_with_every_label_and_its_account() {
     let (copied, counts, collector) = (labels(&store).await, store.counts().await.unwrap(), store.collector());
     assert_eq!((copied.len() as u64, counts[0].settled, counts[0].duplicates), (LABELS + 1, LABELS, 1));
     // It goes on while it is copied and afterwards.
-    documented("pg_dump", &postgres.url("postgres"), home.dir());
+    documented(postgres, "pg_dump", &postgres.url("postgres"), home.dir());
     store.commit(&[frame(LABELS + 1), label(LABELS + 2, false)], 2).await.unwrap();
     store.close().await;
 
     // Over the database that it was made of, and into an empty one on another machine, whose state folder knows nothing.
     postgres.create("elsewhere");
     for (folder, database, asked) in [("state", "postgres", false), ("elsewhere", "elsewhere", true)] {
-        documented("pg_restore", &postgres.url(database), home.dir());
+        documented(postgres, "pg_restore", &postgres.url(database), home.dir());
         let store = Store::open(home.collector(folder, database), asked).await.unwrap();
         assert_ne!(store.collector(), collector, "{folder}: devices are asked for what came after the copy");
         assert_eq!(store.recount().await.unwrap(), Vec::<String>::new(), "{folder}");

@@ -79,7 +79,6 @@ async fn a_database_of_every_earlier_version_is_brought_up_to_date_with_its_acco
         assert!(refused.contains("an earlier version of the centre made it"), "{refused}");
 
         let store = Store::open(&place, false).await.unwrap();
-        assert_eq!(columns(&store).await, columns(&fresh).await, "{name}: the tables of a new database");
         let after = rows(&store, &before.columns).await;
         assert!(before.rows.is_subset(&after), "{name}: lost {:?}", before.rows.difference(&after));
         assert_eq!(store.collector(), COLLECTOR, "{name}: a newer version is no restore");
@@ -101,7 +100,7 @@ async fn a_database_of_every_earlier_version_is_brought_up_to_date_with_its_acco
         assert_eq!((done.stored, done.repeated), (1, 1), "{name}");
         assert_eq!(store.acks(touched(&done, 7)).await.unwrap()[0].watermark, 2, "{name}");
         assert_eq!(store.acks(touched(&done, u64::MAX - 5)).await.unwrap()[0].watermark, 1, "{name}");
-        assert_eq!(store.tally("cam").await.unwrap(), (4 + dropped, 5), "{name}");
+        assert_eq!(tally(&store, "cam").await, (4 + dropped, 5), "{name}");
         assert_eq!(store.last_label().await.unwrap(), 4, "{name}");
         assert_eq!(store.recount().await.unwrap(), Vec::<String>::new(), "{name}");
         store.close().await;
