@@ -7,7 +7,7 @@ use crate::im2col::{col2im, im2col};
 use crate::patches::{self, Partition};
 use crate::scratch::scratch;
 use crate::winograd::{self, Taps};
-use crate::{Geometry, Scalar, Threads};
+use crate::{Geometry, Scalar, Threads, grouped};
 use rayon::prelude::*;
 
 /// Shares of the input's channels, at most: each is a task of its own, whatever the number of threads.
@@ -91,7 +91,10 @@ fn input_gradient<T: Scalar>(g: &Geometry, w: &[T], dy: &[T], dx: &mut [T]) {
         if winograd::pays(&adjoint, false) {
             return winograd::forward(&adjoint, dy, &Taps::adjoint(&adjoint, w), Finish::default(), dx, Threads::All);
         }
-        if g.pointwise() {
+        if grouped::pays(&adjoint) {
+            return grouped::forward(&adjoint, dy, &grouped::mirrored(g, w), Finish::default(), dx, Threads::All);
+        }
+        if g.pointwise() && g.groups == 1 {
             let mut transposed = vec![T::ZERO; w.len()];
             transpose(w, g.o, g.c, g.c, &mut transposed, g.o, Threads::All);
             return patches::forward(&adjoint, dy, &transposed, Finish::default(), dx, Threads::All);
@@ -121,6 +124,9 @@ fn input_gradient<T: Scalar>(g: &Geometry, w: &[T], dy: &[T], dx: &mut [T]) {
 }
 
 fn weight_gradient<T: Scalar>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]) {
+    if grouped::pays(g) {
+        return grouped::weight_gradient(g, x, dy, dw);
+    }
     let (inner, channels, patch) = (g.c / g.groups, g.channels(), g.patch());
     for group in 0..g.groups {
         let dw = &mut dw[group * channels * patch..][..channels * patch];

@@ -75,11 +75,11 @@ impl Geometry {
         self.kh == 1 && self.kw == 1 && self.stride == 1 && self.padding == 0
     }
 
-    /// The convolution of one group whose output is this one's input gradient: of stride 1, with the kernel mirrored and its channels
+    /// The convolution whose output is this one's input gradient: of stride 1, with the kernel mirrored and each group's channels
     /// exchanged.
     pub(crate) fn adjoint(&self) -> Option<Self> {
         let (square, padding) = (self.kh == self.kw, self.kh.checked_sub(1 + self.padding)?);
-        (square && self.stride == 1 && self.groups == 1).then_some(Self {
+        (square && self.stride == 1).then_some(Self {
             c: self.o,
             h: self.oh,
             w: self.ow,

@@ -138,6 +138,12 @@ fn every_way_agrees_with_the_definition() {
         ([2, 8, 9, 40], 24, 5, 3, 2, 2),
         ([1, 128, 6, 6], 160, 3, 1, 1, 2),
         ([2, 6, 7, 7], 6, 1, 1, 0, 3),
+        // Of one and two channels: their vectors of positions reach past the last one.
+        ([3, 8, 9, 11], 8, 3, 1, 1, 8),
+        ([2, 12, 24, 24], 12, 3, 1, 1, 6),
+        ([2, 5, 10, 9], 10, 3, 2, 1, 5),
+        ([1, 6, 8, 9], 3, 5, 1, 2, 3),
+        ([2, 9, 3, 3], 9, 3, 1, 0, 9),
     ] {
         let g = geometry(x, o, kernel, stride, padding, groups);
         check(g, 7);
