@@ -2,7 +2,8 @@
 
 mod pck;
 
-pub use pck::{Bin, PCK_PART, pck, pck_by_agreement, pck_by_keypoint};
+pub(crate) use pck::is_label;
+pub use pck::{Bin, PCK_PART, pck, pck_by_agreement, pck_by_keypoint, pck_of_labels};
 
 use crate::score::{CocoScores, GroundTruth, ScoreError, score};
 use omnilabel_bundle::Bundle;
@@ -72,6 +73,16 @@ pub struct Detections {
 }
 
 impl Detections {
+    /// Those from a score on.
+    #[must_use]
+    pub fn from_score(&self, least: f32) -> Self {
+        let of = |image: &Detected| Detected {
+            image_id: image.image_id,
+            detections: image.detections.iter().filter(|detection| detection.score >= least).cloned().collect(),
+        };
+        Self { images: self.images.iter().map(of).collect(), unreadable: self.unreadable.clone() }
+    }
+
     /// As COCO results of `dataset`'s category: pixel indices, the probability as the keypoint's score, no `bbox` (so that the area is
     /// the keypoints' extent).
     pub fn results(&self, dataset: &Dataset) -> Vec<ResultRecord> {

@@ -10,8 +10,10 @@
 //! The test images are read by the evaluation that ends an arm, and nothing looks at what it finds but the report.
 
 mod examples;
+mod footage;
 mod lab;
 mod plan;
+mod quality;
 mod recipe;
 mod record;
 mod report;
@@ -19,8 +21,8 @@ mod summary;
 
 pub use plan::{Arm, Data, Drawn, Labels, Plan, Train};
 pub use recipe::{DataRecipe, FirstWeights, LabelRecipe, Recipe};
-pub use record::{LabelRecord, Machine, Point, Quality, Record, Test};
-pub use summary::{Gain, Gap, Row, Summary};
+pub use record::{Hard, LabelRecord, Machine, Point, Quality, Record, Test};
+pub use summary::{Equal, Gain, Gap, Row, Summary};
 
 use crate::arm::ArmError;
 use crate::distill::{DistillError, Event};
@@ -207,9 +209,12 @@ fn known(setup: &Setup) -> Result<Vec<Record>, ExperimentError> {
             if images(first) != images(&record) || first.test.resampled.len() != record.test.resampled.len() {
                 return refuse(&format!("is of other images than `{}-{}-seed{}.json`", first.arm, first.steps, first.seed));
             }
-            let other = records.iter().find_map(weights).zip(weights(&record)).is_some_and(|(a, b)| a != b);
+            // Of arms that begin with the same file.
+            let init = setup.plan.init(case.arm);
+            let alike = |record: &&Record| setup.plan.arm(&record.arm).is_some_and(|arm| setup.plan.init(arm) == init);
+            let other = records.iter().filter(alike).find_map(weights).zip(weights(&record)).is_some_and(|(a, b)| a != b);
             if other {
-                return refuse("began with other first weights than the records before it");
+                return refuse("began with other first weights than the records before it that begin with the same file");
             }
         }
         records.push(record);

@@ -135,6 +135,20 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     std::fs::write(dir.path().join("trainer.toml"), format!("{text}steps = 0\n")).unwrap();
     let error = fail(dir.path(), "check-config --config trainer.toml");
     assert!(error.contains("trainer.toml") && error.contains("round.train.steps"), "{error}");
+
+    // That of a further collector.
+    let text = "client_id = \"collector-2\"\nstate_dir = \"state\"\n[store]\nurl = \"postgres://centre@db/omnilabel\"\n[broker]\n\
+                host = \"127.0.0.1\"\nsite = \"home\"\n[collector]\nshare = \"centre\"\n";
+    std::fs::write(dir.path().join("collector.toml"), text).unwrap();
+    let printed = succeed(dir.path(), "check-config --collector --config collector.toml");
+    assert!(printed.contains("max_devices = 1000") && printed.contains("share = \"centre\""), "{printed}");
+    std::fs::write(dir.path().join("printed.toml"), &printed).unwrap();
+    assert_eq!(succeed(dir.path(), "check-config --collector --config printed.toml"), printed);
+    let error = fail(dir.path(), "check-config --config collector.toml");
+    assert!(error.contains("collector.toml"), "{error}");
+    std::fs::write(dir.path().join("collector.toml"), text.replace("share = \"centre\"\n", "")).unwrap();
+    let error = fail(dir.path(), "check-config --collector --config collector.toml");
+    assert!(error.contains("collector.toml") && error.contains("`collector.share` is missing"), "{error}");
 }
 
 #[test]

@@ -285,6 +285,40 @@ fn the_report_needs_only_the_records_and_takes_none_of_another_plan() {
 }
 
 #[test]
+fn arms_that_are_asked_for_are_told_of_with_their_teachers_whatever_they_begin_with() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let plan = PLAN.replace("steps = 12", "steps = 3");
+    let only = |arms: &[&str], setup: Setup| Setup { only: arms.iter().map(|arm| (*arm).to_owned()).collect(), ..setup };
+    let seen = Seen::default();
+    finished(&only(&["lower"], setup(dir.path(), "a", &plan)), &seen);
+    let models: Vec<_> = std::fs::read_dir(dir.path().join("a/models")).unwrap().map(|model| model.unwrap().path()).collect();
+    for (model, name) in models.iter().zip(["first.safetensors", "other.safetensors"]) {
+        std::fs::copy(model.join("bundle/weights.safetensors"), dir.path().join(name)).unwrap();
+    }
+    seen.steps();
+
+    // The lower bound begins with one file and the student of one seed with another; it is the student that is asked for.
+    let plan = plan
+        .replace("short_side = 64", "short_side = 64\ninit = \"first.safetensors\"")
+        .replace("ignore_from = 0.5", "init = \"other.safetensors\"\nseeds = [1]");
+    let setup = only(&["distilled"], setup(dir.path(), "b", &plan));
+    let summary = finished(&setup, &seen);
+    let told = |summary: &Summary| summary.equal.iter().map(|row| row.arm.clone()).collect::<Vec<_>>();
+    assert_eq!(told(&summary), ["lower", "distilled"]);
+    assert_eq!(seen.steps().into_keys().collect::<Vec<_>>(), ["distilled-3-seed1 train", "lower-3-seed1 train"]);
+    let report = Setup { report_only: true, only: Vec::new(), ..setup };
+    assert_eq!(finished(&report, &seen), summary);
+
+    // Another file of that name is another beginning, which `--report` sees where two arms begin with it.
+    let upper = only(&["upper"], Setup { report_only: false, ..report.clone() });
+    std::fs::copy(dir.path().join("other.safetensors"), dir.path().join("first.safetensors")).unwrap();
+    finished(&upper, &seen);
+    let error = experiment(&report, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.contains("upper-3-seed1.json: began with other first weights"), "{error}");
+}
+
+#[test]
 fn a_record_counts_only_with_its_teachers_and_of_the_same_images() {
     let dir = tempfile::tempdir().unwrap();
     data(dir.path());

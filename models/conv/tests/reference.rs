@@ -104,6 +104,15 @@ fn check_f32(g: &Geometry, seed: u64) {
 
         assert!(worst <= TOLERANCE_F32 * largest, "f32 {g:?}: off by {worst} of {largest}");
     }
+    let dy = f32s(g.n * g.output_len(), seed + 4);
+    let wanted = Wanted { input: true, weight: true, bias: true };
+    let found = backward(g, &x, &w, &dy, wanted);
+    let expected = backward(g, &wide(&x), &wide(&w), &wide(&dy), wanted);
+    for (what, found, expected) in [("input", &found.0, &expected.0), ("weight", &found.1, &expected.1), ("bias", &found.2, &expected.2)] {
+        let largest = expected.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+        let worst = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        assert!(worst <= TOLERANCE_F32 * largest, "f32 {what} gradient of {g:?}: off by {worst} of {largest}");
+    }
 }
 
 fn geometry(x: [usize; 4], o: usize, kernel: usize, stride: usize, padding: usize, groups: usize) -> Geometry {
@@ -144,11 +153,18 @@ fn every_way_agrees_with_the_definition() {
         ([2, 5, 10, 9], 10, 3, 2, 1, 5),
         ([1, 6, 8, 9], 3, 5, 1, 2, 3),
         ([2, 9, 3, 3], 9, 3, 1, 0, 9),
+        // More rows than a block holds, and more images.
+        ([1, 64, 40, 64], 64, 3, 1, 1, 2),
+        ([9, 64, 14, 14], 64, 3, 1, 1, 2),
     ] {
         let g = geometry(x, o, kernel, stride, padding, groups);
         check(g, 7);
         check_f32(&g, 7);
     }
+    // A row of a kernel.
+    let g = Geometry::new([2, 6, 5, 30], [6, 2, 1, 5], 1, 2, 3).expect("a convolution that fits");
+    check(g, 7);
+    check_f32(&g, 7);
 }
 
 #[test]

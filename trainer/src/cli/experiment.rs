@@ -60,6 +60,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             omnilabel_console::say!("{}", summary.tables().trim_end());
             omnilabel_console::say!("report: {}", setup.out.join("report.md").display());
         }
+        Outcome::Stopped if args.json => omnilabel_console::say!("{}", serde_json::json!({"stopped": true})),
         Outcome::Stopped => omnilabel_console::say!("stopped; the same command continues"),
     }
     Ok(())

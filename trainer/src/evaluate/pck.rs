@@ -76,15 +76,30 @@ pub fn pck_by_agreement(
     min_agreement: Option<f32>,
     parts: usize,
 ) -> Vec<Bin> {
-    let of = |judged: &Judged<'_>| {
-        let (detection, keypoint) = judged.found?;
-        let kept = detection.score >= thresholds.instance && keypoint.probability >= thresholds.keypoint;
-        let kept = kept && min_agreement.is_none_or(|least| keypoint.agreement >= least);
-        kept.then_some((keypoint.agreement, if judged.right { 1.0 } else { 0.0 }))
-    };
-    let values: Vec<(f32, f64)> = judge(dataset, detections).iter().filter_map(of).collect();
+    let values = hard(dataset, detections, thresholds, min_agreement);
     let alike = values.iter().all(|(agreement, _)| *agreement == values[0].0);
     if alike { Vec::new() } else { Bin::of(values, parts) }
+}
+
+/// The share of right ones among the keypoints that become labels; `None` where none can be judged.
+pub fn pck_of_labels(dataset: &Dataset, detections: &Detections, thresholds: Thresholds, min_agreement: Option<f32>) -> Option<f64> {
+    let values = hard(dataset, detections, thresholds, min_agreement);
+    (!values.is_empty()).then(|| values.iter().map(|(_, right)| right).sum::<f64>() / values.len() as f64)
+}
+
+/// Whether the thresholds make a label of a keypoint.
+pub(crate) fn is_label(detection: &Detection, keypoint: &Keypoint, thresholds: Thresholds, min_agreement: Option<f32>) -> bool {
+    let is_sure = detection.score >= thresholds.instance && keypoint.probability >= thresholds.keypoint;
+    is_sure && min_agreement.is_none_or(|least| keypoint.agreement >= least)
+}
+
+/// Of each judged keypoint that becomes a label, the agreement on it and whether it is right, 1 or 0.
+fn hard(dataset: &Dataset, detections: &Detections, thresholds: Thresholds, min_agreement: Option<f32>) -> Vec<(f32, f64)> {
+    let of = |judged: &Judged<'_>| {
+        let (detection, keypoint) = judged.found?;
+        is_label(detection, keypoint, thresholds, min_agreement).then_some((keypoint.agreement, if judged.right { 1.0 } else { 0.0 }))
+    };
+    judge(dataset, detections).iter().filter_map(of).collect()
 }
 
 fn judge<'d>(dataset: &Dataset, detections: &'d Detections) -> Vec<Judged<'d>> {
@@ -196,6 +211,8 @@ mod tests {
         assert_eq!(bins.iter().map(|bin| bin.mean).collect::<Vec<_>>(), [0.0, 0.8, 0.8]);
         assert_eq!(of(0.5, Some(8.0 / 17.0)).iter().map(|bin| bin.count).sum::<usize>(), 9);
         assert!(of(0.7, None).is_empty());
+        let share = |instance| pck_of_labels(&dataset, &detections, Thresholds { instance, keypoint: 0.3, floor: 0.05 }, None);
+        assert_eq!((share(0.5), share(0.7)), (Some(8.0 / 15.0), None));
     }
 
     #[test]

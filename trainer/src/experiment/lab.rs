@@ -1,6 +1,8 @@
 //! Where cases are run: models and labels by the digest of what they are made of, records of the cases.
 
+use super::footage::Footage;
 use super::plan::{Arm, Labels, Plan};
+use super::quality::{self, PARTS};
 use super::recipe::{Case, FirstWeights, FromData, Parts, Recipe, digest, file_sha256, record_key, share, teacher_key};
 use super::record::{LabelRecord, Machine, Quality, Record, Test, curve};
 use super::summary::{Row, Summary};
@@ -9,10 +11,9 @@ use crate::arm::{ArmConfig, ArmError, ArmOutcome, amend, provisional, read_progr
 use crate::calibrate::{ManualStats, Mode, calibrate};
 use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, soften, split_folder};
 use crate::evaluate::{self, Bin, Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
-use crate::gallery::FOUND_OKS;
 use crate::mix::MANUAL_PERCENT;
-use crate::samples::{LeftOut, SampleSet, plain_folder};
-use crate::score::{CocoScores, GroundTruth, bootstrap, inspect, score, terciles};
+use crate::samples::SampleSet;
+use crate::score::{CocoScores, GroundTruth, bootstrap, score, terciles};
 use crate::start::{self, Start};
 use omnilabel_bundle::Bundle;
 use omnilabel_coco::Dataset;
@@ -33,9 +34,6 @@ use std::time::Duration;
 
 /// Seed of the resamples of the test images.
 const RESAMPLES: u64 = 0;
-
-/// Parts of equally many labels, by agreement and by score.
-const PARTS: usize = 5;
 
 /// `models/KEY/made.json`: what a finished model's record says of how it was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,15 +62,6 @@ const NO_LOCKS: i32 = 37;
 
 /// How often it is asked whether another process has finished.
 const WAIT: Duration = Duration::from_millis(500);
-
-/// Footage from elsewhere.
-struct Footage {
-    dataset: Dataset,
-    left_out: Vec<LeftOut>,
-    /// Whether its annotations are of the same keypoints.
-    known: bool,
-    sha256: String,
-}
 
 pub(super) struct Lab<'l> {
     setup: &'l Setup,
@@ -184,6 +173,7 @@ impl<'l> Lab<'l> {
     /// something else to do.
     pub(super) fn run(&self) -> Result<Option<Vec<Record>>, ExperimentError> {
         let cases = super::cases(self.plan)?;
+        let needed = needed(self.plan, &cases, &self.setup.only)?;
         let mut records: Vec<Option<Record>> = cases.iter().map(|_| None).collect();
         let mut open: Vec<usize> = (0..cases.len()).collect();
         while !open.is_empty() {
@@ -191,7 +181,7 @@ impl<'l> Lab<'l> {
             let mut elsewhere = Vec::new();
             for index in open {
                 let case = &cases[index];
-                let wanted = self.setup.only.is_empty() || self.setup.only.contains(&case.arm.name);
+                let wanted = needed.contains(&case.name());
                 let named = |source| ExperimentError::Case { name: case.name(), source: Box::new(source) };
                 match self.record(case, wanted).map_err(named)? {
                     Done::Ready(record) => records[index] = record,
@@ -501,24 +491,29 @@ impl<'l> Lab<'l> {
             Ok(Some(detections))
         };
         let Some(detections) = found(&views, "label")? else { return Ok(Done::Elsewhere) };
-        let mut quality = None;
+        let manual = case.arm.wanted(ManualStats::of(&self.labelled_images(case.seed)));
+        let calibrated = |detections: &Detections| {
+            let unlabelled: Vec<_> = detections.images.iter().map(|image| image.detections.clone()).collect();
+            calibrate(Mode::Paper, manual, &unlabelled, None, teacher.manifest().thresholds.floor)
+        };
+        let calibration = calibrated(&detections);
+        let mut measured = None;
         if known {
             let Some(single) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
             let truth = GroundTruth::from_dataset(&used)?;
             let ap = |detections: &Detections| score(&truth, &detections.results(&used)).map(|scores| scores.ap);
             let by_size = |detections: &Detections| terciles(&truth, &detections.results(&used)).map(Some);
-            quality = Some(Quality {
+            measured = Some(Quality {
                 single_ap: ap(&single)?,
                 ensemble_ap: ap(&detections)?,
                 single_pck: pck(&used, &single),
                 ensemble_pck: pck(&used, &detections),
                 single_terciles: by_size(&single)?,
                 ensemble_terciles: by_size(&detections)?,
+                single_hard: Some(quality::hard(&used, &single, &calibrated(&single), None)?),
+                ensemble_hard: Some(quality::hard(&used, &detections, &calibration, case.arm.min_agreement)?),
             });
         }
-        let manual = case.arm.wanted(ManualStats::of(&self.labelled_images(case.seed)));
-        let unlabelled: Vec<_> = detections.images.iter().map(|image| image.detections.clone()).collect();
-        let calibration = calibrate(Mode::Paper, manual, &unlabelled, None, teacher.manifest().thresholds.floor);
         let folder = folder.join("labels");
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
         let category_id = self.train.category_id();
@@ -532,12 +527,13 @@ impl<'l> Lab<'l> {
             let done = |done| (self.event)(Event::Pictures { done, of });
             soften(&mut samples.items, &teacher, &views.plan(&teacher), &done, self.cancel)?;
         }
-        let (mut pck_by_agreement, mut oks_by_score) = (Vec::new(), Vec::new());
+        let (mut pck_by_agreement, mut oks_by_score, mut ap_by_agreement) = (Vec::new(), Vec::new(), Vec::new());
         if known {
+            ap_by_agreement = quality::ap_by_agreement(&used, &detections, calibration.thresholds.instance)?;
             pck_by_agreement = evaluate::pck_by_agreement(&used, &detections, calibration.thresholds, case.arm.min_agreement, PARTS);
-            oks_by_score = Bin::of(oks_of_scores(&used, &detections)?, PARTS);
+            oks_by_score = Bin::of(quality::oks_of_scores(&used, &detections)?, PARTS);
         }
-        Ok(Done::Ready((samples, LabelRecord { calibration, count, quality, pck_by_agreement, oks_by_score })))
+        Ok(Done::Ready((samples, LabelRecord { calibration, count, quality: measured, pck_by_agreement, ap_by_agreement, oks_by_score })))
     }
 
     /// All images that keep their labels, whether they are trained on or not.
@@ -547,11 +543,11 @@ impl<'l> Lab<'l> {
         self.train.subset(|_, image| !unlabelled(image.id))
     }
 
-    /// Pictures of the lower bound and the arm of the highest gain, of the first seed, where their models are at hand.
+    /// Pictures of the lower bound and the student of the highest gain, of the first seed, where their models are at hand.
     pub(super) fn examples(&self, summary: &Summary) -> Result<(), ExperimentError> {
         let gain = |row: &&Row| row.gain.map_or(f64::MIN, |gain| gain.ap);
-        let one_view = |row: &&Row| self.plan.arm(&row.arm).is_some_and(|arm| arm.test_views.is_none());
-        let others = summary.equal.iter().filter(|row| row.gain.is_some() && self.plan.upper.as_ref() != Some(&row.arm)).filter(one_view);
+        let student = |row: &&Row| self.plan.arm(&row.arm).is_some_and(|arm| arm.test_views.is_none() && arm.labels == Labels::Generated);
+        let others = summary.equal.iter().filter(|row| row.gain.is_some()).filter(student);
         let best = others.max_by(|a, b| gain(a).total_cmp(&gain(b))).map(|row| row.arm.as_str());
         let mut models = Vec::new();
         let seed = summary.records.iter().filter(|record| Some(record.arm.as_str()) == best).map(|record| record.seed).next();
@@ -603,40 +599,17 @@ impl<'l> Lab<'l> {
     }
 }
 
-impl Footage {
-    fn open(path: &Path, train: &Dataset) -> Result<Self, ExperimentError> {
-        let annotations = path.join("annotations.json");
-        if annotations.exists() {
-            let mut dataset = Dataset::load(path)?;
-            let known = same_keypoints(train, &dataset).is_ok();
-            if !known {
-                dataset.skeleton = train.skeleton.clone();
-                dataset.annotations.clear();
-            }
-            let sha256 = file_sha256(&annotations).map_err(ArmError::io(&annotations))?;
-            return Ok(Self { dataset, left_out: Vec::new(), known, sha256 });
+/// The cases of the arms that are asked for, all if none, and those that teach them: a student's record counts only beside its teachers'.
+fn needed(plan: &Plan, cases: &[Case<'_>], only: &[String]) -> Result<BTreeSet<String>, ExperimentError> {
+    let mut needed = BTreeSet::new();
+    // Of a seed, teachers come before their students.
+    for case in cases.iter().rev() {
+        if only.is_empty() || only.contains(&case.arm.name) || needed.contains(&case.name()) {
+            needed.insert(case.name());
+            needed.extend(case.teachers(plan)?.iter().map(Case::name));
         }
-        let (dataset, left_out) = plain_folder(path, &train.skeleton).map_err(ArmError::io(path))?;
-        let mut files = Vec::with_capacity(dataset.images.len());
-        for image in &dataset.images {
-            let file = dataset.image_path(image);
-            let size = std::fs::metadata(&file).map_err(ArmError::io(&file))?.len();
-            files.push((file.file_name().map(|name| name.to_string_lossy().into_owned()), size));
-        }
-        Ok(Self { dataset, left_out, known: false, sha256: digest(&files) })
     }
-}
-
-/// Every detection's score with its OKS with the nearest person who counts.
-fn oks_of_scores(dataset: &Dataset, detections: &Detections) -> Result<Vec<(f32, f64)>, ExperimentError> {
-    let truth = GroundTruth::from_dataset(dataset)?;
-    let mut found = Vec::new();
-    for image in &detections.images {
-        let one = Detections { images: vec![image.clone()], unreadable: Vec::new() };
-        let inspection = inspect(&truth, image.image_id, &one.results(dataset), FOUND_OKS)?;
-        found.extend(inspection.detections.iter().map(|detection| (detection.score as f32, detection.best_oks.unwrap_or(0.0))));
-    }
-    Ok(found)
+    Ok(needed)
 }
 
 /// The only one.
@@ -663,7 +636,7 @@ fn first(plan: &Plan, arm: &Arm, keypoints: usize) -> anyhow::Result<Start> {
     Ok(start)
 }
 
-fn same_keypoints(a: &Dataset, b: &Dataset) -> Result<(), ExperimentError> {
+pub(super) fn same_keypoints(a: &Dataset, b: &Dataset) -> Result<(), ExperimentError> {
     let (ours, theirs): (Vec<&str>, Vec<&str>) = (a.skeleton.names().collect(), b.skeleton.names().collect());
     match first_difference(&ours, &theirs) {
         Some(first) => Err(crate::distill::DistillError::Skeleton { a: a.root.clone(), b: b.root.clone(), first }.into()),

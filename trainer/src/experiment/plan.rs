@@ -25,6 +25,9 @@ pub struct Plan {
     /// The arm that saw all labels; without it there is no gap.
     #[serde(default)]
     pub upper: Option<String>,
+    /// The arm from which ablations differ in one thing: each is told less this one, too, over the seeds that both have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
     /// The images.
     pub data: Data,
     /// Network and schedule, as far as an arm does not say otherwise.
@@ -274,7 +277,9 @@ impl Plan {
             self.check_arm(arm, &before).map_err(|message| format!("arm `{}`: {message}", arm.name))?;
             before.push(arm);
         }
-        for (field, name) in std::iter::once(("lower", &self.lower)).chain(self.upper.iter().map(|name| ("upper", name))) {
+        let others = [("upper", &self.upper), ("reference", &self.reference)];
+        let named = others.into_iter().filter_map(|(field, name)| Some((field, name.as_ref()?)));
+        for (field, name) in std::iter::once(("lower", &self.lower)).chain(named) {
             if self.arm(name).is_none() {
                 return Err(format!("`{field}` is `{name}`, expected the name of an arm"));
             }
@@ -334,6 +339,13 @@ impl Plan {
         if let Some(seed) = arm.seeds.iter().flatten().find(|seed| !self.seeds.contains(seed)) {
             return Err(format!("`seeds` has {seed}, expected some of the experiment's"));
         }
+        let seeds = |arm: &Arm| arm.seeds.clone().unwrap_or_else(|| self.seeds.clone());
+        for teacher in teachers() {
+            let theirs = seeds(teacher);
+            if let Some(seed) = seeds(arm).into_iter().find(|seed| !theirs.contains(seed)) {
+                return Err(format!("seed {seed} has no teacher: `{}` has the seeds {theirs:?}, expected it among them", teacher.name));
+            }
+        }
         let options = self.options(arm, self.seeds[0])?;
         let lengths = std::iter::once(&options.steps).chain(&arm.lengths);
         if lengths.clone().any(|steps| *steps == 0) || lengths.collect::<BTreeSet<_>>().len() < arm.lengths.len() + 1 {
@@ -348,12 +360,12 @@ impl Plan {
         if arm.options.contains_key("seed") {
             return Err("`options.seed` is given by `seeds`; expected `variant` for another training of the same seed".to_owned());
         }
-        let teachers = arm.teacher.names().count();
+        let members = arm.teacher.names().count();
         let label_views = arm.views.as_ref().unwrap_or(&self.views);
-        if teachers > 1 && label_views.box_voting {
+        if members > 1 && label_views.box_voting {
             return Err("`views.box_voting` is of one teacher alone: boxes of several are pooled anyway".to_owned());
         }
-        if arm.min_agreement.is_some() && teachers == 1 && label_views.count() < 2 {
+        if arm.min_agreement.is_some() && members == 1 && label_views.count() < 2 {
             return Err("`min_agreement` needs something that can disagree: expected two views or teachers at least".to_owned());
         }
         Ok(())
@@ -504,6 +516,9 @@ pub(super) mod tests {
             ("labelled = 0.3", "fraction = 0.3", ["fraction", "unknown field"]),
             ("short_side = 96", "short_side = 2", ["`train.short_side`", "16"]),
             ("upper = \"upper\"", "upper = \"top\"", ["`upper`", "`top`"]),
+            ("upper = \"upper\"", "reference = \"top\"", ["`reference`", "`top`"]),
+            ("lengths = [50]", "seeds = [1]", ["arm `distilled`", "seed 2 has no teacher: `lower`"]),
+            ("teacher = \"lower\"", "teacher = \"lower\"\nseeds = [3]", ["arm `distilled`", "`seeds` has 3"]),
             ("teacher = \"lower\"", "teacher = \"upper\"", ["arm `distilled`", "further up"]),
             ("teacher = \"lower\"", "", ["arm `distilled`", "`teacher` is missing"]),
             ("lr = 0.001", "rate = 0.001", ["arm `distilled`", "rate"]),

@@ -83,6 +83,9 @@ pub struct LabelRecord {
     /// PCK of the labelled keypoints by the agreement of the views, in fifths, where the truth is known.
     #[serde(default)]
     pub pck_by_agreement: Vec<Bin>,
+    /// OKS-AP of the hard labels of pictures by the mean agreement of the views on their instances, in fifths of the pictures that have any.
+    #[serde(default)]
+    pub ap_by_agreement: Vec<Bin>,
     /// OKS of the detections with the nearest person by their score, in fifths, where the truth is known: the calibration of the score.
     #[serde(default)]
     pub oks_by_score: Vec<Bin>,
@@ -105,6 +108,26 @@ pub struct Quality {
     /// The same of all views.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ensemble_terciles: Option<[f64; 3]>,
+    /// What one view's hard labels would be, with thresholds of its own; none in records of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub single_hard: Option<Hard>,
+    /// All views' hard labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ensemble_hard: Option<Hard>,
+}
+
+/// What the thresholds make of detections: instances from τ on, with their keypoints from τ_k on. (A picture in which nobody keeps a keypoint
+/// teaches nothing, and is counted here all the same.)
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hard {
+    /// Instances a picture.
+    pub people: f64,
+    /// Keypoints an instance; 0 without any.
+    pub keypoints: f64,
+    /// OKS-AP of the instances with all of their keypoints: a result has a place for each.
+    pub ap: f64,
+    /// The share of labelled keypoints within 0.2 torso diameters, of people whose torso is known.
+    pub pck: Option<f64>,
 }
 
 /// Means over the steps since the point before.

@@ -1,8 +1,8 @@
 //! The report's files: tables as Markdown, everything as JSON, curves as SVG.
 
 use super::plan::{Drawn, Plan};
-use super::record::{LabelRecord, Quality, Record};
-use super::summary::{GAP_ERRORS, Gain, Row, Summary};
+use super::record::{Hard, LabelRecord, Quality, Record};
+use super::summary::{Equal, GAP_ERRORS, Gain, Row, Summary};
 use super::{ArmError, ExperimentError};
 use crate::arm::write_atomically;
 use crate::calibrate::Calibration;
@@ -49,8 +49,14 @@ impl Summary {
     /// The tables for people, as Markdown.
     pub fn tables(&self) -> String {
         let mut text = table(&self.equal);
-        if !self.best.is_empty() {
-            let _ = write!(text, "\nEach arm at the length that was best on the held-out labelled images:\n\n{}", table(&self.best));
+        for Equal { steps, rows } in &self.lengths {
+            let _ = write!(text, "\nWith {steps} steps each:\n\n{}", table(rows));
+        }
+        // An arm that had no choice would be compared with bounds that had one.
+        let tried = |row: &&Row| self.records.iter().any(|record| record.arm == row.arm && record.steps != row.steps);
+        let best: Vec<Row> = self.best.iter().filter(tried).cloned().collect();
+        if !best.is_empty() {
+            let _ = write!(text, "\nEach arm at the length that was best on the held-out labelled images:\n\n{}", table(&best));
         }
         if let Some(labels) = labels(&self.equal) {
             let _ = write!(text, "\nThe teachers' detections on the unlabelled images, where the truth is known:\n\n{labels}");
@@ -63,21 +69,29 @@ impl Summary {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut text =
-        "| arm | steps | manual + generated | seeds | AP | AP50 | AP75 | AP_M | AP_L | PCK | gain (± standard error) | gap recovered |\n\
-                    |---|---|---|---|---|---|---|---|---|---|---|---|\n"
-            .to_owned();
+    let compared = rows.iter().any(|row| row.against.is_some());
+    let (against, line) = if compared { ("less the reference | ", "---|") } else { ("", "") };
+    let mut text = format!(
+        "| arm | steps | manual + generated | seeds | AP | AP50 | AP75 | AP_M | AP_L | PCK | held-out AP | gain (± standard error) | {against}gap \
+         recovered |\n|---|---|---|---|---|---|---|---|---|---|---|---|{line}---|\n"
+    );
     for row in rows {
         let s = &row.mean;
         let deviation = row.ap_deviation.map(|d| format!(" ± {:.1}", 100.0 * d)).unwrap_or_default();
-        let gain = row.gain.map_or_else(|| "–".to_owned(), |gain| format!("{:+.1} ± {:.1}", 100.0 * gain.ap, 100.0 * gain.standard_error));
-        let gap = row.gap.map_or_else(
-            || "–".to_owned(),
-            |gap| format!("{:.0} % ({:.0} to {:.0})", 100.0 * gap.recovered, 100.0 * gap.interval[0], 100.0 * gap.interval[1]),
-        );
+        let gain = |gain: Option<Gain>| {
+            gain.map_or_else(|| "–".to_owned(), |gain| format!("{:+.1} ± {:.1}", 100.0 * gain.ap, 100.0 * gain.standard_error))
+        };
+        let against = if compared { format!("{} | ", gain(row.against)) } else { String::new() };
+        let gap = match row.gap {
+            None => "–".to_owned(),
+            // Its interval would leave out what another seed gives.
+            Some(gap) if gap.seeds == 1 => format!("{:.0} % (one seed)", 100.0 * gap.recovered),
+            Some(gap) => format!("{:.0} % ({:.0} to {:.0})", 100.0 * gap.recovered, 100.0 * gap.interval[0], 100.0 * gap.interval[1]),
+        };
+        let gain = gain(row.gain);
         let _ = writeln!(
             text,
-            "| {} | {} | {:.0} + {:.0} | {} | {}{deviation} | {} | {} | {} | {} | {} | {gain} | {gap} |",
+            "| {} | {} | {:.0} + {:.0} | {} | {}{deviation} | {} | {} | {} | {} | {} | {} | {gain} | {against}{gap} |",
             row.arm,
             row.steps,
             row.manual_images,
@@ -89,6 +103,7 @@ fn table(rows: &[Row]) -> String {
             percent(s.ap_m),
             percent(s.ap_l),
             row.pck.map_or_else(|| "–".to_owned(), percent),
+            percent(row.held_out_ap),
         );
     }
     text
@@ -126,15 +141,21 @@ fn counts(summary: &Summary) -> String {
         let thirds = |of: fn(&Quality) -> Option<[f64; 3]>| {
             row.labels.as_ref().and_then(of).map_or_else(|| "–".to_owned(), |thirds| thirds.map(percent).join(" / "))
         };
+        let both = |of: fn(&Hard) -> Option<f64>| {
+            let of = |hard: Option<Hard>| hard.as_ref().and_then(of).map_or_else(|| "–".to_owned(), percent);
+            row.labels.map_or_else(|| "–".to_owned(), |labels| format!("{} → {}", of(labels.single_hard), of(labels.ensemble_hard)))
+        };
         let _ = writeln!(
             text,
-            "| {} | {:.2} → {:.2} | {:.2} → {:.2} | {:.3} | {} | {} |",
+            "| {} | {:.2} → {:.2} | {:.2} → {:.2} | {:.3} | {} | {} | {} | {} |",
             row.arm,
             mean(&|c| c.instance.wanted_mean),
             mean(&|c| c.instance.realised_mean),
             mean(&|c| c.keypoint.wanted_mean),
             mean(&|c| c.keypoint.realised_mean),
             mean(&|c| f64::from(c.thresholds.instance)),
+            both(|hard| Some(hard.ap)),
+            both(|hard| hard.pck),
             thirds(|quality| quality.single_terciles),
             thirds(|quality| quality.ensemble_terciles),
         );
@@ -143,9 +164,10 @@ fn counts(summary: &Summary) -> String {
         return text;
     }
     format!(
-        "\nHow many labels: the mean that a threshold was to match, and what it gave; and the AP of detections by thirds of the people's areas, \
-         small to large, where the truth is known:\n\n\
-         | arm | people a picture | keypoints a person | τ | AP by size, one view | AP by size, all views |\n|---|---|---|---|---|---|\n{text}"
+        "\nHard labels: how many, the mean that a threshold was to match and what it gave; where the truth is known, AP of the labelled people and \
+         PCK of the labelled keypoints of one view and of all, and the AP of detections by thirds of the people's areas, small to large:\n\n\
+         | arm | people a picture | keypoints a person | τ | AP of labels | PCK of labels | AP by size, one view | AP by size, all views |\n\
+         |---|---|---|---|---|---|---|---|\n{text}"
     )
 }
 
@@ -167,15 +189,20 @@ fn parts(summary: &Summary, of: fn(&LabelRecord) -> &[Bin]) -> Vec<(&str, Vec<Bi
     rows.filter(|(_, bins): &(&str, Vec<Bin>)| !bins.is_empty()).collect()
 }
 
-/// How to read one of the two numbers that travel with a label.
+/// How to read one of the two numbers that travel with a label, the score and the agreement.
 struct Calibrated {
     title: &'static str,
     axes: [&'static str; 2],
     of: fn(&LabelRecord) -> &[Bin],
 }
 
-/// Both of them.
-const CALIBRATED: [Calibrated; 2] = [
+/// All of them.
+const CALIBRATED: [Calibrated; 3] = [
+    Calibrated {
+        title: "AP of the labels of pictures by the mean agreement of the views on them, fifths from low to high",
+        axes: ["mean agreement on a picture", "AP of its labels"],
+        of: |labels| &labels.ap_by_agreement,
+    },
     Calibrated {
         title: "PCK of generated keypoints by the agreement of the views, fifths from low to high",
         axes: ["agreement of the views", "PCK of generated keypoints"],
@@ -188,7 +215,7 @@ const CALIBRATED: [Calibrated; 2] = [
     },
 ];
 
-/// Both calibrations of the labels, an arm a row.
+/// The calibrations of the labels, an arm a row.
 fn calibrations(summary: &Summary) -> String {
     let mut text = String::new();
     for Calibrated { title, of, .. } in CALIBRATED {
@@ -211,7 +238,9 @@ fn markdown(plan: &Plan, summary: &Summary) -> Result<String, ExperimentError> {
         text,
         "\nAP and PCK in %, means over the seeds ± their standard deviation; {}. Gain: AP less that of `{}`; its standard error joins the test \
          images' part (paired bootstrap, {} resamples) and the seeds', which one seed does not have. Gap recovered: gain over the gain of {}, with \
-         a 95 % interval, where that gain is {GAP_ERRORS:.0} standard errors or more. PCK: within 0.2 torso diameters.\n",
+         a 95 % interval but for one seed, where that gain is {GAP_ERRORS:.0} standard errors or more, of arms with generated labels that were tested \
+         like the bounds and, but for the table of best lengths, trained for as long. Held-out AP: of the labelled images that nothing is trained on, by which choices are made. PCK: within 0.2 torso \
+         diameters.{}\n",
         match plan.data.draw {
             Drawn::Random => "every seed draws its own labelled images",
             Drawn::First => "all seeds have the same labelled images",
@@ -219,6 +248,9 @@ fn markdown(plan: &Plan, summary: &Summary) -> Result<String, ExperimentError> {
         plan.lower,
         plan.resamples,
         plan.upper.as_ref().map_or_else(|| "an upper bound".to_owned(), |upper| format!("`{upper}`")),
+        plan.reference
+            .as_ref()
+            .map_or_else(String::new, |name| format!(" Less the reference: AP less that of `{name}`, over the seeds that both have.")),
     );
     let machines: BTreeSet<String> = summary
         .records
@@ -329,7 +361,9 @@ fn calibration(summary: &Summary) -> Picture {
             let of_arm =
                 |record: &&Record| summary.equal.iter().any(|row| row.arm == *arm && record.arm == row.arm && record.steps == row.steps);
             let ours = summary.records.iter().filter(of_arm);
-            let ours: Vec<_> = ours.filter_map(|record| Some((record.seed, record.labels.as_ref().map(calibrated.of)?))).collect();
+            let ours = ours.filter_map(|record| Some((record.seed, record.labels.as_ref().map(calibrated.of)?)));
+            // Records of an earlier version have none of some, which does not make them the same.
+            let ours: Vec<_> = ours.filter(|(_, bins)| !bins.is_empty()).collect();
             let new = ours.iter().all(|bins| !known.contains(bins));
             known.extend(ours);
             new
@@ -395,8 +429,11 @@ mod tests {
                 ensemble_pck: None,
                 single_terciles: Some([-1.0, 0.1, 0.2]),
                 ensemble_terciles: None,
+                single_hard: None,
+                ensemble_hard: Some(Hard { people: 1.25, keypoints: 1.0, ap: 0.3, pck: None }),
             }),
             pck_by_agreement: vec![bin(0.2), bin(0.4)],
+            ap_by_agreement: Vec::new(),
             oks_by_score: Vec::new(),
         }
     }
@@ -419,10 +456,12 @@ mod tests {
         write(dir.path(), &plan, &full).unwrap();
         let text = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
         assert!(
-            text.contains("| distilled | 100 | 10 + 0 | 2 | 25.1 ± 0.1 | 25.1 | 25.1 | 25.1 | – | – | +5.0 ± 0.0 | 50 % (50 to 50) |"),
+            text.contains(
+                "| distilled | 100 | 10 + 0 | 2 | 25.1 ± 0.1 | 25.1 | 25.1 | 25.1 | – | – | 10.0 | +5.0 ± 0.0 | 50 % (50 to 50) |"
+            ),
             "{text}"
         );
-        assert!(text.contains("| distilled | 1.00 → 1.25 | 1.00 → 1.25 | 0.500 | – / 10.0 / 20.0 | – |\n"), "{text}");
+        assert!(text.contains("| distilled | 1.00 → 1.25 | 1.00 → 1.25 | 0.500 | – → 30.0 | – → – | – / 10.0 / 20.0 | – |\n"), "{text}");
         assert!(text.contains("Not run: lower-50-seed1") && text.contains("[[arms]]"), "{text}");
         assert!(
             text.contains("| distilled | 35.0 (0.25 to 0.50) | 55.0 (0.25 to 0.50) |\n") && !text.contains("OKS of the teachers"),
@@ -456,5 +495,15 @@ mod tests {
         write(dir.path(), &plan, &full).unwrap();
         let json = std::fs::read(dir.path().join("report.json")).unwrap();
         assert_eq!(serde_json::from_slice::<Summary>(&json).unwrap().equal.len(), 3);
+    }
+
+    #[test]
+    fn arms_that_had_no_other_length_are_not_among_the_best_ones() {
+        let of = |arm: &str, steps: u64| record(arm, steps, 1, 0.2, 0.1 + 0.001 * steps as f64, &[-0.01, 0.01]);
+        let summary = Summary::of(&plan(), vec![of("lower", 100), of("lower", 50), of("distilled", 100), of("upper", 100)]).unwrap();
+        let text = summary.tables();
+        let (_, best) = text.split_once("best on the held-out labelled images").unwrap();
+        assert!(best.contains("| lower | 100 |") && !best.contains("| distilled |") && !best.contains("| upper |"), "{text}");
+        assert!(text.contains("With 50 steps each:\n\n| arm") && text.contains("| lower | 50 |"), "{text}");
     }
 }

@@ -1,8 +1,8 @@
 //! From records to rows: means over seeds, differences with their errors, the gap recovered.
 
 use super::ExperimentError;
-use super::plan::Plan;
-use super::record::{Quality, Record};
+use super::plan::{Labels, Plan};
+use super::record::{Hard, Quality, Record};
 use crate::score::CocoScores;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,12 +21,23 @@ pub struct Summary {
     pub name: String,
     /// Every arm with its own schedule's number of steps.
     pub equal: Vec<Row>,
+    /// With other numbers of steps, all arms that were tried with them.
+    pub lengths: Vec<Equal>,
     /// Every arm with the number of steps that was best on the held-out images; empty where none was tried with another.
     pub best: Vec<Row>,
     /// Cases that have no record.
     pub missing: Vec<String>,
     /// What the rows are made of.
     pub records: Vec<Record>,
+}
+
+/// Arms of equally many steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Equal {
+    /// The steps.
+    pub steps: u64,
+    /// The arms.
+    pub rows: Vec<Row>,
 }
 
 /// One row of the table.
@@ -54,7 +65,11 @@ pub struct Row {
     pub pck: Option<f64>,
     /// Against the lower bound, over common seeds.
     pub gain: Option<Gain>,
-    /// Of the gap between the bounds; none where that is less than three standard errors.
+    /// Against the plan's reference, over common seeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<Gain>,
+    /// Of the gap between the bounds, of an arm with generated labels that was tested like the bounds and, but for [`Summary::best`], trained
+    /// for as long; none where the gap is less than three standard errors.
     pub gap: Option<Gap>,
     /// The teacher's detections, means over the seeds.
     pub labels: Option<Quality>,
@@ -80,6 +95,8 @@ pub struct Gain {
 pub struct Gap {
     /// (AP − AP_lower) / (AP_upper − AP_lower).
     pub recovered: f64,
+    /// Common seeds: of one, the interval is of the test images alone.
+    pub seeds: usize,
     /// Its 95 % interval as that of a gain, from the errors of (AP − AP_lower) − recovered · (AP_upper − AP_lower), linearised.
     pub interval: [f64; 2],
 }
@@ -162,11 +179,17 @@ impl Summary {
             // Of equally good ones the shortest.
             lengths.iter().copied().rev().max_by(|a, b| held_out(*a).total_cmp(&held_out(*b))).unwrap_or(0)
         };
+        let lengths: BTreeSet<u64> = plan.arms.iter().flat_map(|arm| &arm.lengths).copied().collect();
         let tried = plan.arms.iter().any(|arm| !arm.lengths.is_empty());
         Ok(Self {
             name: plan.name.clone(),
-            equal: rows(plan, &records, own),
-            best: if tried { rows(plan, &records, best) } else { Vec::new() },
+            equal: rows(plan, &records, own, true),
+            lengths: lengths
+                .into_iter()
+                .map(|steps| Equal { steps, rows: rows(plan, &records, |_| steps, true) })
+                .filter(|equal| !equal.rows.is_empty())
+                .collect(),
+            best: if tried { rows(plan, &records, best, false) } else { Vec::new() },
             missing,
             records,
         })
@@ -180,11 +203,20 @@ fn of<'r>(records: &'r [Record], arm: &str, steps: u64) -> Vec<&'r Record> {
     found
 }
 
-/// A row for each arm with a record of the length that `steps` chooses.
-fn rows(plan: &Plan, records: &[Record], steps: impl Fn(&str) -> u64) -> Vec<Row> {
+/// A row for each arm with a record of the length that `steps` chooses. If the lengths are to be `equal`, an arm is compared with bounds of its
+/// own alone.
+fn rows(plan: &Plan, records: &[Record], steps: impl Fn(&str) -> u64, equal: bool) -> Vec<Row> {
     let own = |arm: &str| of(records, arm, steps(arm));
     let lower = own(&plan.lower);
     let upper = plan.upper.as_ref().map(|upper| own(upper)).unwrap_or_default();
+    let reference = plan.reference.as_ref().map(|reference| own(reference)).unwrap_or_default();
+    let is_student = |arm: &str, found: &[&Record]| {
+        let one_test = |bound: &[&Record]| bound.iter().chain(found).all(|record| record.test.views == found[0].test.views);
+        let one_length = |bound: &[&Record]| !equal || bound.iter().all(|record| record.steps == found[0].steps);
+        let is_bound = arm == plan.lower || plan.upper.as_deref() == Some(arm);
+        let generated = plan.arm(arm).is_some_and(|arm| arm.labels == Labels::Generated);
+        generated && !is_bound && [&lower, &upper].into_iter().all(|bound| one_test(bound) && one_length(bound))
+    };
     let row = |arm: &str| {
         let found = own(arm);
         if found.is_empty() {
@@ -199,6 +231,14 @@ fn rows(plan: &Plan, records: &[Record], steps: impl Fn(&str) -> u64) -> Vec<Row
             let third = |third: usize| some(&|record| value(record).map(|thirds| thirds[third]));
             Some([third(0)?, third(1)?, third(2)?])
         };
+        let hard = |value: &dyn Fn(&Record) -> Option<Hard>| {
+            Some(Hard {
+                people: some(&|record| Some(value(record)?.people))?,
+                keypoints: some(&|record| Some(value(record)?.keypoints))?,
+                ap: some(&|record| Some(value(record)?.ap))?,
+                pck: some(&|record| value(record)?.pck),
+            })
+        };
         let quality = |record: &Record| record.labels.as_ref().and_then(|labels| labels.quality);
         let labels = found.iter().any(|record| quality(record).is_some()).then(|| Quality {
             single_ap: some(&|record| Some(quality(record)?.single_ap)).unwrap_or(-1.0),
@@ -207,6 +247,8 @@ fn rows(plan: &Plan, records: &[Record], steps: impl Fn(&str) -> u64) -> Vec<Row
             ensemble_pck: some(&|record| quality(record)?.ensemble_pck),
             single_terciles: thirds(&|record| quality(record)?.single_terciles),
             ensemble_terciles: thirds(&|record| quality(record)?.ensemble_terciles),
+            single_hard: hard(&|record| quality(record)?.single_hard),
+            ensemble_hard: hard(&|record| quality(record)?.ensemble_hard),
         });
         let aps: Vec<f64> = found.iter().map(|record| record.test.scores.ap).collect();
         Some(Row {
@@ -221,7 +263,8 @@ fn rows(plan: &Plan, records: &[Record], steps: impl Fn(&str) -> u64) -> Vec<Row
             terciles: [0, 1, 2].map(|third| average(&|record| record.test.terciles[third])),
             pck: some(&|record| record.test.pck),
             gain: (arm != plan.lower).then(|| gain(&found, &lower)).flatten(),
-            gap: (arm != plan.lower && plan.upper.as_deref() != Some(arm)).then(|| gap(&found, &lower, &upper)).flatten(),
+            against: (plan.reference.as_deref() != Some(arm)).then(|| gain(&found, &reference)).flatten(),
+            gap: is_student(arm, &found).then(|| gap(&found, &lower, &upper)).flatten(),
             labels,
             train_s: average(&|record| record.train_s),
         })
@@ -275,12 +318,12 @@ fn gap(arm: &[&Record], lower: &[&Record], upper: &[&Record]) -> Option<Gap> {
     }
     let recovered = paired([1.0, -1.0, 0.0]).mean() / between.mean();
     let half = paired([1.0, recovered - 1.0, -recovered]).half_interval() / between.mean();
-    Some(Gap { recovered, interval: [recovered - half, recovered + half] })
+    Some(Gap { recovered, seeds: triples.len(), interval: [recovered - half, recovered + half] })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::plan::{Labels, tests::TEXT};
+    use super::super::plan::tests::TEXT;
     use super::super::recipe::{DataRecipe, FirstWeights, Recipe};
     use super::super::record::{Machine, Test};
     use super::super::{Drawn, Plan};
@@ -398,6 +441,55 @@ pub(super) mod tests {
         let row = &Summary::of(&plan(), records).unwrap().equal[1];
         let gain = row.gain.unwrap();
         assert!((gain.ap - 0.2).abs() < 1e-12 && gain.seeds == 1 && row.seeds == [1, 2], "{row:?}");
+    }
+
+    #[test]
+    fn a_gap_is_recovered_by_students_alone_who_had_the_bounds_steps_and_test() {
+        let mut records = three([[0.5, 0.6, 0.7], [0.5, 0.6, 0.7]]);
+        let gap = |plan: &Plan, records: &[Record]| Summary::of(plan, records.to_vec()).unwrap().equal[1].gap;
+        let mut plan = plan();
+        assert_eq!(gap(&plan, &records).map(|gap| gap.seeds), Some(2));
+        plan.arms[1].labels = Labels::All;
+        assert_eq!(gap(&plan, &records), None);
+        // A bound recovers nothing of its own gap, whatever it learns from.
+        plan.arms[0].labels = Labels::Generated;
+        plan.arms[2].labels = Labels::Generated;
+        assert!(Summary::of(&plan, records.clone()).unwrap().equal.iter().all(|row| row.gap.is_none()));
+        plan.arms[1].labels = Labels::Generated;
+        let views = |record: &mut Record, views| {
+            if record.arm == "distilled" {
+                record.test.views = views;
+            }
+        };
+        records.iter_mut().for_each(|record| views(record, Some(crate::evaluate::Views::default())));
+        assert_eq!(gap(&plan, &records), None, "tested otherwise");
+        records.iter_mut().for_each(|record| views(record, None));
+        // Another length has bounds of its own, where they were trained for it.
+        plan.arms[1].options.insert("steps".to_owned(), 300.into());
+        records.iter_mut().filter(|record| record.arm == "distilled").for_each(|record| record.steps = 300);
+        assert_eq!(gap(&plan, &records), None, "trained for longer");
+        plan.arms[0].lengths = vec![300];
+        plan.arms[2].lengths = vec![300];
+        records.extend([1, 2].map(|seed| record("lower", 300, seed, 0.5, 0.1, &SHARED)));
+        records.extend([1, 2].map(|seed| record("upper", 300, seed, 0.9, 0.1, &SHARED)));
+        let summary = Summary::of(&plan, records).unwrap();
+        let [Equal { steps: 300, rows }] = &summary.lengths[..] else { panic!("{:?}", summary.lengths) };
+        assert!((rows[1].gap.unwrap().recovered - 0.25).abs() < 1e-9, "{rows:?}");
+        assert_eq!(summary.equal[1].gap, None);
+        // Each at its own best length, the shorter one where the held-out images do not tell: (0.6 − 0.5) / (0.7 − 0.5).
+        assert_eq!(summary.best.iter().map(|row| row.steps).collect::<Vec<_>>(), [100, 300, 100]);
+        assert!((summary.best[1].gap.unwrap().recovered - 0.5).abs() < 1e-9, "{:?}", summary.best);
+    }
+
+    #[test]
+    fn ablations_are_told_less_their_reference_over_common_seeds() {
+        let mut plan = plan();
+        plan.reference = Some("distilled".to_owned());
+        let mut records = three([[0.5, 0.6, 0.7], [0.5, 0.8, 0.7]]);
+        records.retain(|record| record.arm != "upper" || record.seed == 1);
+        let summary = Summary::of(&plan, records).unwrap();
+        let against: Vec<_> = summary.equal.iter().map(|row| row.against.map(|gain| (gain.seeds, (100.0 * gain.ap).round()))).collect();
+        assert_eq!(against, [Some((2, -20.0)), None, Some((1, 10.0))]);
     }
 
     #[test]
