@@ -32,6 +32,7 @@ use crate::score::ScoreError;
 use omnilabel_bundle::BundleError;
 use omnilabel_coco::CocoError;
 use omnilabel_draw::AlbumError;
+use omnilabel_rcnn::RcnnError;
 use omnilabel_rcnn::device::Compute;
 use recipe::Case;
 use std::path::PathBuf;
@@ -58,6 +59,14 @@ pub enum ExperimentError {
         name: String,
         /// Why.
         source: Box<ExperimentError>,
+    },
+    /// Some arms failed by themselves; the report has the others.
+    #[error("{}{} failed, the others are in {}", failures.iter().map(|failure| format!("{failure}; ")).collect::<String>(), failures.len(), report.display())]
+    Failed {
+        /// What they failed of.
+        failures: Vec<ExperimentError>,
+        /// The report.
+        report: PathBuf,
     },
     /// Data that cannot carry the plan.
     #[error("{}: {message}", path.display())]
@@ -97,6 +106,11 @@ pub enum ExperimentError {
 }
 
 impl ExperimentError {
+    /// Whether an arm failed of what it is: its labels, its learning rate. What is wrong with data, disk or device would stop the others, too.
+    fn is_of_its_arm(&self) -> bool {
+        matches!(self, Self::Distill(DistillError::NoLabels { .. }) | Self::Arm(ArmError::Rcnn(RcnnError::NotFinite { .. })))
+    }
+
     /// Whether nothing failed, but somebody asked to stop.
     fn is_stop(&self) -> bool {
         match self {
@@ -155,12 +169,13 @@ pub fn experiment(setup: &Setup, event: &(dyn Fn(Event<'_>) + Sync), cancel: &At
     std::fs::create_dir_all(&setup.records).map_err(ArmError::io(&setup.records))?;
     let lab = lab::Lab::open(setup, event, cancel)?;
     let all = || -> Result<Option<Summary>, ExperimentError> {
-        let Some(records) = lab.run()? else { return Ok(None) };
+        let Some((records, failures)) = lab.run()? else { return Ok(None) };
         let _lock = lab.lock_report()?;
         let summary = Summary::of(plan, records)?;
         report::write(&setup.out, plan, &summary)?;
         lab.examples(&summary)?;
-        Ok(Some(summary))
+        let report = setup.out.join("report.md");
+        if failures.is_empty() { Ok(Some(summary)) } else { Err(ExperimentError::Failed { failures, report }) }
     };
     match all() {
         Ok(Some(summary)) => Ok(Outcome::Finished(Box::new(summary))),
@@ -199,7 +214,9 @@ fn known(setup: &Setup) -> Result<Vec<Record>, ExperimentError> {
             }
         }
         if !case.may_have_made(&setup.plan, &record, recipe::teacher_key(keys))? {
-            return refuse("is of another plan; remove it or name another folder");
+            return refuse(
+                "is of another plan, or of other first weights than its teacher; remove it, or run the plan again, or name another folder",
+            );
         }
         let images = |record: &Record| (record.test.sha256.clone(), record.test.images, record.recipe.data.train_sha256.clone());
         let weights = |record: &Record| {

@@ -145,7 +145,10 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     std::fs::write(dir.path().join("printed.toml"), &printed).unwrap();
     assert_eq!(succeed(dir.path(), "check-config --collector --config printed.toml"), printed);
     let error = fail(dir.path(), "check-config --config collector.toml");
-    assert!(error.contains("collector.toml"), "{error}");
+    assert!(error.contains("collector.toml") && error.contains("expected --collector"), "{error}");
+    std::fs::write(dir.path().join("far.toml"), text.replace("127.0.0.1", "broker.example")).unwrap();
+    let error = fail(dir.path(), "check-config --collector --config far.toml");
+    assert!(error.contains("far.toml") && error.contains("allow_plain"), "{error}");
     std::fs::write(dir.path().join("collector.toml"), text.replace("share = \"centre\"\n", "")).unwrap();
     let error = fail(dir.path(), "check-config --collector --config collector.toml");
     assert!(error.contains("collector.toml") && error.contains("`collector.share` is missing"), "{error}");

@@ -422,6 +422,30 @@ fn the_test_images_decide_nothing() {
 }
 
 #[test]
+fn an_arm_that_fails_costs_itself_and_its_students() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let plan = PLAN.replace("seeds = [1, 2]", "seeds = [1]");
+    // The second teacher learns nothing from numbers that are none.
+    let plan = plan.replace("variant = 1", "variant = 1\noptions = { lr = 1e30, warmup = 0 }");
+    let setup = setup(dir.path(), "a", &plan);
+    let told = Mutex::new(Vec::new());
+    let event = |event: Event<'_>| {
+        if let Event::Warning(text) = event {
+            told.lock().unwrap().push(text.to_owned());
+        }
+    };
+    let error = experiment(&setup, &event, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.contains("lower.b-12-seed1") && error.contains("1 failed") && error.contains("report.md"), "{error}");
+    let told = told.into_inner().unwrap();
+    for arm in ["distilled.models", "distilled.soft"] {
+        assert!(told.iter().any(|text| text.contains(arm) && text.contains("its teacher failed")), "{told:?}");
+    }
+    let report = std::fs::read_to_string(setup.out.join("report.md")).unwrap();
+    assert!(report.contains("| upper | 12 |") && report.contains("Not run: lower.b-12-seed1, distilled.models-12-seed1"), "{report}");
+}
+
+#[test]
 fn data_that_cannot_carry_a_plan_is_named() {
     let dir = tempfile::tempdir().unwrap();
     data(dir.path());
@@ -436,6 +460,20 @@ fn data_that_cannot_carry_a_plan_is_named() {
     assert!(error.contains("trains on"), "{error}");
     let error = fail(&PLAN.replace("footage = \"elsewhere/images\"", "footage = \"val/images\""));
     assert!(error.contains("val/images") && error.contains("no footage"), "{error}");
+    // A single picture, under another name.
+    let copy = |from: &str, to: &str| std::fs::copy(dir.path().join(from), dir.path().join(to)).unwrap();
+    copy("val/images/102.jpg", "elsewhere/images/other.jpg");
+    let error = fail(PLAN);
+    assert!(error.contains("other.jpg") && error.contains("102.jpg") && error.contains("test pictures"), "{error}");
+    copy("train/images/3.jpg", "elsewhere/images/other.jpg");
+    let error = fail(PLAN);
+    assert!(error.contains("other.jpg") && error.contains("train/images/3.jpg") && error.contains("held out"), "{error}");
+    std::fs::remove_file(dir.path().join("elsewhere/images/other.jpg")).unwrap();
+    let kept = std::fs::read(dir.path().join("val/images/102.jpg")).unwrap();
+    copy("train/images/3.jpg", "val/images/102.jpg");
+    let error = fail(PLAN);
+    assert!(error.contains("102.jpg") && error.contains("train/images/3.jpg") && error.contains("trains on"), "{error}");
+    std::fs::write(dir.path().join("val/images/102.jpg"), kept).unwrap();
     std::fs::write(dir.path().join("val/images/101.jpg"), b"no picture").unwrap();
     let error = fail(PLAN);
     assert!(error.contains("lower-12-seed1") && error.contains("101.jpg"), "{error}");

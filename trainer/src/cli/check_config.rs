@@ -1,7 +1,8 @@
 //! `omnilabel-trainer check-config`
 
-use crate::service::config::{CollectConfig, ServiceConfig};
+use crate::service::config::{CollectConfig, ConfigError, ServiceConfig};
 use crate::service::store::pictures::Pictures;
+use anyhow::Context;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -20,14 +21,23 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.collector {
-        let config = CollectConfig::load(&args.config)?;
+        let is_other = || ServiceConfig::load(&args.config).is_ok();
+        let config = CollectConfig::load(&args.config).map_err(|error| hint(error, is_other, "of `run`: expected no --collector"))?;
+        config.broker.check().with_context(|| format!("{}: broker", args.config.display()))?;
         Pictures::check(&config.store)?;
         return print(&config, args.json);
     }
-    let config = ServiceConfig::load(&args.config)?;
+    let is_other = || CollectConfig::load(&args.config).is_ok();
+    let config = ServiceConfig::load(&args.config).map_err(|error| hint(error, is_other, "of `collect`: expected --collector"))?;
+    config.broker.check().with_context(|| format!("{}: broker", args.config.display()))?;
     crate::service::server::release_keys(&config)?;
     Pictures::check(&config.store)?;
     print(&config, args.json)
+}
+
+/// Says what a file is that is the other one.
+fn hint(error: ConfigError, is_other: impl Fn() -> bool, what: &str) -> anyhow::Error {
+    if is_other() { anyhow::anyhow!("{error} (this is the configuration {what})") } else { error.into() }
 }
 
 fn print(config: &impl Serialize, json: bool) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Where cases are run: models and labels by the digest of what they are made of, records of the cases.
 
-use super::footage::Footage;
+use super::footage::{Footage, Pictures};
 use super::plan::{Arm, Labels, Plan};
 use super::quality::{self, PARTS};
 use super::recipe::{Case, FirstWeights, FromData, Parts, Recipe, digest, file_sha256, record_key, share, teacher_key};
@@ -63,6 +63,9 @@ const NO_LOCKS: i32 = 37;
 /// How often it is asked whether another process has finished.
 const WAIT: Duration = Duration::from_millis(500);
 
+/// The records, and what arms failed of.
+type Ran = (Vec<Record>, Vec<ExperimentError>);
+
 pub(super) struct Lab<'l> {
     setup: &'l Setup,
     plan: &'l Plan,
@@ -80,7 +83,7 @@ pub(super) struct Lab<'l> {
 }
 
 impl<'l> Lab<'l> {
-    /// Reads the lists of images, and nothing of the test images but their file's digest.
+    /// Reads the lists of images, and of the test images nothing but what tells them from others.
     pub(super) fn open(setup: &'l Setup, event: &'l (dyn Fn(Event<'_>) + Sync), cancel: &'l AtomicBool) -> Result<Self, ExperimentError> {
         let plan = &setup.plan;
         let sha256 = |folder: &Path| {
@@ -156,6 +159,24 @@ impl<'l> Lab<'l> {
                 return Err(ExperimentError::Data { path: path.clone(), message });
             }
         }
+        let (train, test) = (Pictures::of(&lab.train), Pictures::of(&Dataset::load(&lab.test_folder)?));
+        if let Some((ours, theirs)) = train.common(&test) {
+            let message = format!("this test picture is {} of those that the plan trains on; expected others", ours.display());
+            return Err(ExperimentError::Data { path: theirs, message });
+        }
+        for footage in lab.footage.values() {
+            let pictures = Pictures::of(&footage.dataset);
+            let what = [
+                (&test, "the test pictures: a student would have seen it"),
+                (&train, "those with labels or held out, or of the unlabelled ones"),
+            ];
+            if let Some((ours, theirs, what)) =
+                what.into_iter().find_map(|(known, what)| known.common(&pictures).map(|(a, b)| (a, b, what)))
+            {
+                let message = format!("this picture is no footage from elsewhere but {}, of {what}", ours.display());
+                return Err(ExperimentError::Data { path: theirs, message });
+            }
+        }
         for seed in &plan.seeds {
             let held_out = lab.parts(*seed).held_out;
             if !GroundTruth::from_dataset(&held_out)?.counts() {
@@ -171,22 +192,36 @@ impl<'l> Lab<'l> {
 
     /// The records of all cases, in their order; `None` when it was asked to stop. What another process is at is left to it while there is
     /// something else to do.
-    pub(super) fn run(&self) -> Result<Option<Vec<Record>>, ExperimentError> {
+    /// An arm that fails by itself costs its own cases and its students'.
+    pub(super) fn run(&self) -> Result<Option<Ran>, ExperimentError> {
         let cases = super::cases(self.plan)?;
         let needed = needed(self.plan, &cases, &self.setup.only)?;
         let mut records: Vec<Option<Record>> = cases.iter().map(|_| None).collect();
         let mut open: Vec<usize> = (0..cases.len()).collect();
+        let (mut failures, mut failed) = (Vec::new(), BTreeSet::new());
         while !open.is_empty() {
             let before = open.len();
             let mut elsewhere = Vec::new();
             for index in open {
                 let case = &cases[index];
                 let wanted = needed.contains(&case.name());
+                if case.teachers(self.plan)?.iter().any(|teacher| failed.contains(&teacher.name())) {
+                    failed.insert(case.name());
+                    self.warn(&format!("{}: left out, as its teacher failed", case.name()));
+                    continue;
+                }
                 let named = |source| ExperimentError::Case { name: case.name(), source: Box::new(source) };
-                match self.record(case, wanted).map_err(named)? {
-                    Done::Ready(record) => records[index] = record,
-                    Done::Stopped => return Ok(None),
-                    Done::Elsewhere => elsewhere.push(index),
+                match self.record(case, wanted) {
+                    Ok(Done::Ready(record)) => records[index] = record,
+                    Ok(Done::Stopped) => return Ok(None),
+                    Ok(Done::Elsewhere) => elsewhere.push(index),
+                    Err(error) if error.is_of_its_arm() => {
+                        let error = named(error);
+                        self.warn(&format!("{error}; the others go on"));
+                        failed.insert(case.name());
+                        failures.push(error);
+                    }
+                    Err(error) => return Err(named(error)),
                 }
             }
             if let Some(&first) = elsewhere.first().filter(|_| elsewhere.len() == before) {
@@ -199,12 +234,12 @@ impl<'l> Lab<'l> {
             open = elsewhere;
         }
         // Other arms' records may have come meanwhile.
-        for (case, record) in cases.iter().zip(&mut records).filter(|(_, record)| record.is_none()) {
+        for (case, record) in cases.iter().zip(&mut records).filter(|(case, record)| record.is_none() && !failed.contains(&case.name())) {
             if let Done::Ready(found) = self.record(case, false)? {
                 *record = found;
             }
         }
-        Ok(Some(records.into_iter().flatten().collect()))
+        Ok(Some((records.into_iter().flatten().collect(), failures)))
     }
 
     fn is_stopped(&self) -> bool {

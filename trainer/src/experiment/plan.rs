@@ -269,6 +269,15 @@ impl Plan {
             return Err(format!("`train.short_side` is {side}, expected 16 to 4096 px"));
         }
         views("views", &self.views)?;
+        if self.upper.as_ref() == Some(&self.lower) {
+            return Err(format!("`upper` is `{}`, the lower bound itself, expected another arm", self.lower));
+        }
+        if let Some(init) = self.train.init.as_ref().filter(|init| init.to_string_lossy().starts_with("seed:")) {
+            return Err(format!(
+                "`train.init` is `{}`, expected a file, or none: every seed of the experiment draws its own",
+                init.display()
+            ));
+        }
         if self.resamples < 2 {
             return Err(format!("`resamples` is {}, expected 2 or more", self.resamples));
         }
@@ -336,6 +345,15 @@ impl Plan {
         for (field, given) in [("views", &arm.views), ("test_views", &arm.test_views)] {
             given.iter().try_for_each(|given| views(field, given))?;
         }
+        if arm.seeds.as_ref().is_some_and(Vec::is_empty) {
+            return Err("`seeds` is empty, expected some of the experiment's".to_owned());
+        }
+        if let Some(init) = arm.init.as_ref().filter(|init| init.to_string_lossy().starts_with("seed:")) {
+            return Err(format!(
+                "`init` is `{}`, expected a file, or `random`: every seed of the experiment draws its own",
+                init.display()
+            ));
+        }
         if let Some(seed) = arm.seeds.iter().flatten().find(|seed| !self.seeds.contains(seed)) {
             return Err(format!("`seeds` has {seed}, expected some of the experiment's"));
         }
@@ -348,6 +366,9 @@ impl Plan {
         }
         let options = self.options(arm, self.seeds[0])?;
         let lengths = std::iter::once(&options.steps).chain(&arm.lengths);
+        if options.steps == 0 {
+            return Err("`options.steps` is 0, expected a number above 0".to_owned());
+        }
         if lengths.clone().any(|steps| *steps == 0) || lengths.collect::<BTreeSet<_>>().len() < arm.lengths.len() + 1 {
             return Err(format!(
                 "`lengths` is {:?}, expected numbers of steps above 0, none twice and not the schedule's own",
@@ -431,6 +452,9 @@ impl Arm {
 }
 
 fn views(field: &str, views: &Views) -> Result<(), String> {
+    if views.scales.iter().collect::<BTreeSet<_>>().len() < views.scales.len() {
+        return Err(format!("`{field}.scales` is {:?}, expected none twice", views.scales));
+    }
     match views.scales.iter().find(|scale| !SHORT_SIDES.contains(scale)) {
         Some(scale) => Err(format!("`{field}.scales` has {scale}, expected short sides of 16 to 4096 px")),
         None => Ok(()),
@@ -518,6 +542,12 @@ pub(super) mod tests {
             ("upper = \"upper\"", "upper = \"top\"", ["`upper`", "`top`"]),
             ("upper = \"upper\"", "reference = \"top\"", ["`reference`", "`top`"]),
             ("lengths = [50]", "seeds = [1]", ["arm `distilled`", "seed 2 has no teacher: `lower`"]),
+            ("steps = 100", "steps = 0", ["arm `lower`", "`options.steps`"]),
+            ("labels = \"all\"", "labels = \"all\"\nseeds = []", ["arm `upper`", "`seeds` is empty"]),
+            ("labels = \"all\"", "labels = \"all\"\ninit = \"seed:3\"", ["arm `upper`", "`random`"]),
+            ("short_side = 96", "init = \"seed:3\"", ["`train.init`", "draws its own"]),
+            ("upper = \"upper\"", "upper = \"lower\"", ["`upper`", "expected another arm"]),
+            ("teacher = \"lower\"", "teacher = \"lower\"\nviews = { scales = [96, 96] }", ["arm `distilled`", "none twice"]),
             ("teacher = \"lower\"", "teacher = \"lower\"\nseeds = [3]", ["arm `distilled`", "`seeds` has 3"]),
             ("teacher = \"lower\"", "teacher = \"upper\"", ["arm `distilled`", "further up"]),
             ("teacher = \"lower\"", "", ["arm `distilled`", "`teacher` is missing"]),

@@ -1,6 +1,7 @@
 //! The report's files: tables as Markdown, everything as JSON, curves as SVG.
 
 use super::plan::{Drawn, Plan};
+use super::quality::PARTS;
 use super::record::{Hard, LabelRecord, Quality, Record};
 use super::summary::{Equal, GAP_ERRORS, Gain, Row, Summary};
 use super::{ArmError, ExperimentError};
@@ -25,9 +26,11 @@ pub(super) fn write(out: &Path, plan: &Plan, summary: &Summary) -> Result<(), Ex
     write_atomically(&json, &text)?;
     write_atomically(&out.join("report.md"), markdown(plan, summary)?.as_bytes())?;
     // Without a point there is nothing to draw.
-    for (name, picture) in
-        [("curves.svg", curves(&lines(summary))), ("gains.svg", gains(summary)), ("calibration.svg", calibration(summary))]
-    {
+    for (name, picture) in [
+        ("curves.svg", curves(&lines(plan, summary), summary.equal.len())),
+        ("gains.svg", gains(summary)),
+        ("calibration.svg", calibration(summary)),
+    ] {
         let picture = picture.map_err(|error| ExperimentError::Report(format!("{name}: {error}")))?;
         let path = out.join(name);
         match picture {
@@ -82,11 +85,10 @@ fn table(rows: &[Row]) -> String {
             gain.map_or_else(|| "–".to_owned(), |gain| format!("{:+.1} ± {:.1}", 100.0 * gain.ap, 100.0 * gain.standard_error))
         };
         let against = if compared { format!("{} | ", gain(row.against)) } else { String::new() };
-        let gap = match row.gap {
+        let gap = match row.gap.map(|gap| (100.0 * gap.recovered, gap.interval)) {
             None => "–".to_owned(),
-            // Its interval would leave out what another seed gives.
-            Some(gap) if gap.seeds == 1 => format!("{:.0} % (one seed)", 100.0 * gap.recovered),
-            Some(gap) => format!("{:.0} % ({:.0} to {:.0})", 100.0 * gap.recovered, 100.0 * gap.interval[0], 100.0 * gap.interval[1]),
+            Some((recovered, None)) => format!("{recovered:.0} % (one seed)"),
+            Some((recovered, Some([from, to]))) => format!("{recovered:.0} % ({:.0} to {:.0})", 100.0 * from, 100.0 * to),
         };
         let gain = gain(row.gain);
         let _ = writeln!(
@@ -225,7 +227,8 @@ fn calibrations(summary: &Summary) -> String {
         }
         let _ = write!(text, "\n{title} (bounds in brackets):\n\n| arm | 1 | 2 | 3 | 4 | 5 |\n|---|---|---|---|---|---|\n");
         for (arm, bins) in rows {
-            let cells = bins.iter().map(|bin| format!(" {:.1} ({:.2} to {:.2}) |", 100.0 * bin.mean, bin.from, bin.to));
+            let empty = std::iter::repeat_n(" – |".to_owned(), PARTS.saturating_sub(bins.len()));
+            let cells = bins.iter().map(|bin| format!(" {:.1} ({:.2} to {:.2}) |", 100.0 * bin.mean, bin.from, bin.to)).chain(empty);
             let _ = writeln!(text, "| {arm} |{}", cells.collect::<String>());
         }
     }
@@ -270,21 +273,29 @@ fn markdown(plan: &Plan, summary: &Summary) -> Result<String, ExperimentError> {
         summary.equal.iter().map(|row| format!("{} {}", row.arm, row.terciles.map(percent).join(" / "))).collect::<Vec<_>>().join("; "),
     );
     let plan = toml::to_string(plan).map_err(|error| ExperimentError::Report(format!("the plan as TOML: {error}")))?;
-    let _ = write!(text, "\nThe plan, with every default:\n\n```toml\n{plan}```\n");
+    let _ = write!(text, "\nThe plan, with every default, paths as they were found:\n\n```toml\n{plan}```\n");
     Ok(text)
 }
 
-/// What is drawn of each arm: the curve of its first seed with its own length.
-fn lines(summary: &Summary) -> Vec<&Record> {
+/// What is drawn of each arm: the curve of its first seed with its own length. Of many arms, the bounds and the first others.
+fn lines<'s>(plan: &Plan, summary: &'s Summary) -> Vec<&'s Record> {
     let first = |row: &Row| summary.records.iter().find(|record| record.arm == row.arm && record.steps == row.steps);
-    summary.equal.iter().filter_map(first).filter(|record| record.curve.len() > 1).collect()
+    let is_bound = |record: &&Record| record.arm == plan.lower || plan.upper.as_ref() == Some(&record.arm);
+    let (bounds, others): (Vec<&Record>, Vec<&Record>) =
+        summary.equal.iter().filter_map(first).filter(|record| record.curve.len() > 1).partition(is_bound);
+    bounds.into_iter().chain(others).take(DRAWN).collect()
+}
+
+/// The text of an axis, with how many arms are drawn where that is not all.
+fn axis(text: &str, drawn: usize, arms: usize) -> String {
+    if drawn < arms { format!("{text} ({drawn} of {arms} arms)") } else { text.to_owned() }
 }
 
 /// A picture, where there is something to draw.
 type Picture = Result<Option<String>, Box<dyn std::error::Error>>;
 
 /// The keypoint loss over the steps.
-fn curves(lines: &[&Record]) -> Picture {
+fn curves(lines: &[&Record], arms: usize) -> Picture {
     if lines.is_empty() {
         return Ok(None);
     }
@@ -298,7 +309,12 @@ fn curves(lines: &[&Record]) -> Picture {
         root.fill(&WHITE)?;
         let mut chart =
             ChartBuilder::on(&root).margin(12).x_label_area_size(40).y_label_area_size(52).build_cartesian_2d(0.0..right, bottom..top)?;
-        chart.configure_mesh().x_desc("optimiser steps").y_desc("keypoint loss").light_line_style(TRANSPARENT).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc(axis("optimiser steps", lines.len(), arms))
+            .y_desc("keypoint loss")
+            .light_line_style(TRANSPARENT)
+            .draw()?;
         for (index, record) in lines.iter().enumerate() {
             let colour = Palette99::pick(index).to_rgba();
             let line = record.curve.iter().map(|point| (point.step as f64, f64::from(point.keypoint)));
@@ -368,8 +384,11 @@ fn calibration(summary: &Summary) -> Picture {
             known.extend(ours);
             new
         };
-        let lines: Vec<_> = parts(summary, calibrated.of).into_iter().filter(new).take(DRAWN).collect();
-        (calibrated.axes, lines)
+        let mut lines: Vec<_> = parts(summary, calibrated.of).into_iter().filter(new).collect();
+        let arms = lines.len();
+        lines.truncate(DRAWN);
+        let [x, y] = calibrated.axes;
+        ([axis(x, lines.len(), arms), y.to_owned()], lines)
     });
     let panels: Vec<_> = panels.into_iter().filter(|(_, lines)| !lines.is_empty()).collect();
     if panels.is_empty() {
@@ -382,7 +401,7 @@ fn calibration(summary: &Summary) -> Picture {
         for (area, ([x, y], lines)) in root.split_evenly((1, panels.len())).iter().zip(&panels) {
             let mut chart =
                 ChartBuilder::on(area).margin(12).x_label_area_size(40).y_label_area_size(48).build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
-            chart.configure_mesh().x_desc(*x).y_desc(*y).light_line_style(TRANSPARENT).draw()?;
+            chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(TRANSPARENT).draw()?;
             for (index, (arm, bins)) in lines.iter().enumerate() {
                 let colour = Palette99::pick(index).to_rgba();
                 let points: Vec<(f64, f64)> = bins.iter().map(|bin| (f64::from(bin.from + bin.to) / 2.0, bin.mean)).collect();
@@ -464,7 +483,8 @@ mod tests {
         assert!(text.contains("| distilled | 1.00 → 1.25 | 1.00 → 1.25 | 0.500 | – → 30.0 | – → – | – / 10.0 / 20.0 | – |\n"), "{text}");
         assert!(text.contains("Not run: lower-50-seed1") && text.contains("[[arms]]"), "{text}");
         assert!(
-            text.contains("| distilled | 35.0 (0.25 to 0.50) | 55.0 (0.25 to 0.50) |\n") && !text.contains("OKS of the teachers"),
+            text.contains("| distilled | 35.0 (0.25 to 0.50) | 55.0 (0.25 to 0.50) | – | – | – |\n")
+                && !text.contains("OKS of the teachers"),
             "{text}"
         );
         let svg = std::fs::read_to_string(dir.path().join("curves.svg")).unwrap();

@@ -95,10 +95,11 @@ pub struct Gain {
 pub struct Gap {
     /// (AP − AP_lower) / (AP_upper − AP_lower).
     pub recovered: f64,
-    /// Common seeds: of one, the interval is of the test images alone.
+    /// Common seeds.
     pub seeds: usize,
-    /// Its 95 % interval as that of a gain, from the errors of (AP − AP_lower) − recovered · (AP_upper − AP_lower), linearised.
-    pub interval: [f64; 2],
+    /// Its 95 % interval as that of a gain, from the errors of (AP − AP_lower) − recovered · (AP_upper − AP_lower), linearised; none of one
+    /// seed, as it would leave out what another seed gives.
+    pub interval: Option<[f64; 2]>,
 }
 
 /// A number for each seed, with its values on resamples.
@@ -318,7 +319,8 @@ fn gap(arm: &[&Record], lower: &[&Record], upper: &[&Record]) -> Option<Gap> {
     }
     let recovered = paired([1.0, -1.0, 0.0]).mean() / between.mean();
     let half = paired([1.0, recovered - 1.0, -recovered]).half_interval() / between.mean();
-    Some(Gap { recovered, seeds: triples.len(), interval: [recovered - half, recovered + half] })
+    let interval = (triples.len() > 1).then_some([recovered - half, recovered + half]);
+    Some(Gap { recovered, seeds: triples.len(), interval })
 }
 
 #[cfg(test)]
@@ -410,7 +412,7 @@ pub(super) mod tests {
         // Of 0.053 − r·0.102 and 0.059 − r·0.100.
         let error = ((0.059 - recovered * 0.100) - (0.053 - recovered * 0.102)) / 2.0 / 0.101;
         assert!((gap.recovered - recovered).abs() < 1e-12, "{gap:?}");
-        assert!((gap.interval[1] - recovered - 12.71 * error).abs() < 1e-9, "{gap:?}");
+        assert!((gap.interval.unwrap()[1] - recovered - 12.71 * error).abs() < 1e-9, "{gap:?}");
         assert_eq!(lower.mean.ap_l, -1.0);
         assert_eq!(summary.missing, ["lower-50-seed1", "lower-50-seed2"]);
     }
