@@ -213,8 +213,9 @@ fn the_nightly_backup_of_a_centre_on_postgres_is_whole_and_its_centre_starts_aga
     fs::write(&config, &text).expect("writable");
     let centre = site.centre();
     let there = |file: &str| site.path("centre").join(file).exists();
-    until("a store", || (there("shared.marker") && there("events.jsonl")).then_some(()));
-    // Of the state folder what cannot be made again: nothing that is being written, and of a round under way nothing.
+    let log = || read(&site.path("centre/events.jsonl"));
+    until("a store", || (there("shared.marker") && there("events.jsonl") && log().contains("\"event\":\"started\"")).then_some(()));
+    // Of the state folder what cannot be made again: nothing that is being written, and of a round under way what it was trained with.
     for file in [
         "releases/one/manifest.json",
         "rounds/1/arm.json",
@@ -238,7 +239,8 @@ fn the_nightly_backup_of_a_centre_on_postgres_is_whole_and_its_centre_starts_aga
     let made = backups.join(name);
     assert_eq!(listed(&made), ["labels.dump", "state"]);
     assert_eq!(listed(&made.join("state")), ["events.jsonl", "releases", "rounds"]);
-    assert_eq!(listed(&made.join("state/rounds")), ["1"]);
+    assert_eq!(listed(&made.join("state/rounds")), ["1", "2"]);
+    assert_eq!(listed(&made.join("state/rounds/2")), ["arm.json"]);
     assert_eq!(listed(&made.join("state/rounds/1")), ["arm.json", "bundle", "progress.jsonl"]);
     assert_eq!(read(&made.join("state/releases/one/manifest.json")), "x");
 

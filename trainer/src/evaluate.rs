@@ -2,7 +2,6 @@
 
 mod pck;
 
-pub(crate) use pck::is_label;
 pub use pck::{Bin, PCK_PART, pck, pck_by_agreement, pck_by_keypoint, pck_of_labels};
 
 use crate::score::{CocoScores, GroundTruth, ScoreError, score};

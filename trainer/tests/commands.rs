@@ -146,6 +146,13 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     assert_eq!(succeed(dir.path(), "check-config --collector --config printed.toml"), printed);
     let error = fail(dir.path(), "check-config --config collector.toml");
     assert!(error.contains("collector.toml") && error.contains("expected --collector"), "{error}");
+    // And the manual's.
+    let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CENTRE.md")).unwrap();
+    let (_, example) = manual.split_once("```toml\n# collector.toml").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    std::fs::write(dir.path().join("manual.toml"), format!("# {example}")).unwrap();
+    let printed = succeed(dir.path(), "check-config --collector --config manual.toml");
+    assert!(printed.contains("certificate = ") && printed.contains("client_id = \"collector-2\""), "{printed}");
     std::fs::write(dir.path().join("far.toml"), text.replace("127.0.0.1", "broker.example")).unwrap();
     let error = fail(dir.path(), "check-config --collector --config far.toml");
     assert!(error.contains("far.toml") && error.contains("allow_plain"), "{error}");

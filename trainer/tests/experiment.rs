@@ -443,6 +443,20 @@ fn an_arm_that_fails_costs_itself_and_its_students() {
     }
     let report = std::fs::read_to_string(setup.out.join("report.md")).unwrap();
     assert!(report.contains("| upper | 12 |") && report.contains("Not run: lower.b-12-seed1, distilled.models-12-seed1"), "{report}");
+
+    // Run again, two at once: it fails again, and nobody is blamed for his teacher.
+    let both = std::thread::scope(|scope| {
+        let run = || experiment(&setup, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+        [(); 2].map(|()| scope.spawn(run)).map(|one| one.join().unwrap())
+    });
+    assert!(both.iter().all(|error| error.contains("lower.b-12-seed1") && error.contains("1 failed")), "{both:?}");
+
+    // Labels of which none passes.
+    let plan =
+        plan.replace("variant = 1\noptions = { lr = 1e30, warmup = 0 }", "variant = 1").replace("ignore_from = 0.5", "min_agreement = 1.0");
+    let setup = Setup { plan: self::setup(dir.path(), "a", &plan).plan, ..setup };
+    let error = experiment(&setup, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.contains("distilled-12-seed1: no unlabelled image got a label") && error.contains("1 failed"), "{error}");
 }
 
 #[test]

@@ -111,11 +111,21 @@ impl Label {
     }
 }
 
-/// The hard keypoints of a detection: `probability >= τ_k` → v = 2, else x = y = v = 0 (also for a point that is not finite).
+impl Keypoint {
+    /// Whether it becomes a hard one: `probability >= τ_k`, at a point that is finite.
+    pub fn passes(&self, keypoint_threshold: f32) -> bool {
+        self.probability >= keypoint_threshold && self.point.x.is_finite() && self.point.y.is_finite()
+    }
+}
+
+/// The hard keypoints of a detection: those that [pass](Keypoint::passes) → v = 2, else x = y = v = 0.
 pub fn harden(detection: &Detection, keypoint_threshold: f32) -> Vec<HardKeypoint, MAX_KEYPOINTS> {
     let hard = |k: &Keypoint| {
-        let visible = k.probability >= keypoint_threshold && k.point.x.is_finite() && k.point.y.is_finite();
-        if visible { HardKeypoint { point: k.point, visibility: Visibility::Visible } } else { HardKeypoint::default() }
+        if k.passes(keypoint_threshold) {
+            HardKeypoint { point: k.point, visibility: Visibility::Visible }
+        } else {
+            HardKeypoint::default()
+        }
     };
     detection.keypoints.iter().map(hard).collect()
 }

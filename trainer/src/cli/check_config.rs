@@ -2,7 +2,6 @@
 
 use crate::service::config::{CollectConfig, ConfigError, ServiceConfig};
 use crate::service::store::pictures::Pictures;
-use anyhow::Context;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -23,13 +22,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.collector {
         let is_other = || ServiceConfig::load(&args.config).is_ok();
         let config = CollectConfig::load(&args.config).map_err(|error| hint(error, is_other, "of `run`: expected no --collector"))?;
-        config.broker.check().with_context(|| format!("{}: broker", args.config.display()))?;
         Pictures::check(&config.store)?;
         return print(&config, args.json);
     }
     let is_other = || CollectConfig::load(&args.config).is_ok();
     let config = ServiceConfig::load(&args.config).map_err(|error| hint(error, is_other, "of `collect`: expected --collector"))?;
-    config.broker.check().with_context(|| format!("{}: broker", args.config.display()))?;
     crate::service::server::release_keys(&config)?;
     Pictures::check(&config.store)?;
     print(&config, args.json)

@@ -87,17 +87,13 @@ pub fn pck_of_labels(dataset: &Dataset, detections: &Detections, thresholds: Thr
     (!values.is_empty()).then(|| values.iter().map(|(_, right)| right).sum::<f64>() / values.len() as f64)
 }
 
-/// Whether the thresholds make a label of a keypoint.
-pub(crate) fn is_label(detection: &Detection, keypoint: &Keypoint, thresholds: Thresholds, min_agreement: Option<f32>) -> bool {
-    let is_sure = detection.score >= thresholds.instance && keypoint.probability >= thresholds.keypoint;
-    is_sure && min_agreement.is_none_or(|least| keypoint.agreement >= least)
-}
-
 /// Of each judged keypoint that becomes a label, the agreement on it and whether it is right, 1 or 0.
 fn hard(dataset: &Dataset, detections: &Detections, thresholds: Thresholds, min_agreement: Option<f32>) -> Vec<(f32, f64)> {
     let of = |judged: &Judged<'_>| {
         let (detection, keypoint) = judged.found?;
-        is_label(detection, keypoint, thresholds, min_agreement).then_some((keypoint.agreement, if judged.right { 1.0 } else { 0.0 }))
+        let kept = detection.score >= thresholds.instance && keypoint.passes(thresholds.keypoint);
+        let kept = kept && min_agreement.is_none_or(|least| keypoint.agreement >= least);
+        kept.then_some((keypoint.agreement, if judged.right { 1.0 } else { 0.0 }))
     };
     judge(dataset, detections).iter().filter_map(of).collect()
 }

@@ -2,12 +2,11 @@
 
 use super::ExperimentError;
 use super::record::Hard;
-use crate::calibrate::Calibration;
-use crate::evaluate::{Bin, Detected, Detections, is_label, pck_of_labels};
+use crate::evaluate::{Bin, Detected, Detections, pck_of_labels};
 use crate::gallery::FOUND_OKS;
 use crate::score::{GroundTruth, inspect, score};
 use omnilabel_coco::Dataset;
-use omnilabel_keypoints::label::Detection;
+use omnilabel_keypoints::label::{Detection, Thresholds};
 
 /// Parts of equally many labels, by agreement and by score.
 pub(super) const PARTS: usize = 5;
@@ -16,22 +15,12 @@ pub(super) const PARTS: usize = 5;
 pub(super) fn hard(
     dataset: &Dataset,
     detections: &Detections,
-    calibration: &Calibration,
+    thresholds: Thresholds,
     min_agreement: Option<f32>,
 ) -> Result<Hard, ExperimentError> {
-    let thresholds = calibration.thresholds;
     let kept = detections.from_score(thresholds.instance);
-    let people = || kept.images.iter().flat_map(|image| &image.detections);
-    let labels =
-        |person: &Detection| person.keypoints.iter().filter(|keypoint| is_label(person, keypoint, thresholds, min_agreement)).count();
-    let keypoints: usize = people().map(labels).sum();
-    let (count, pictures) = (people().count(), kept.images.len());
-    Ok(Hard {
-        people: count as f64 / pictures.max(1) as f64,
-        keypoints: keypoints as f64 / count.max(1) as f64,
-        ap: score(&GroundTruth::from_dataset(dataset)?, &kept.results(dataset))?.ap,
-        pck: pck_of_labels(dataset, detections, thresholds, min_agreement),
-    })
+    let ap = score(&GroundTruth::from_dataset(dataset)?, &kept.results(dataset))?.ap;
+    Ok(Hard { ap, pck: pck_of_labels(dataset, detections, thresholds, min_agreement) })
 }
 
 /// OKS-AP of the labels of pictures by the mean agreement on their instances, [`PARTS`] of equally many pictures; none where all agree alike.
@@ -112,16 +101,14 @@ mod tests {
     fn hard_labels_are_what_passes_the_thresholds() {
         let (dataset, detections) = pictures(10);
         let unlabelled: Vec<_> = detections.images.iter().map(|image| image.detections.clone()).collect();
-        let calibration = calibrate(Mode::Paper, ManualStats::of(&dataset), &unlabelled, None, 0.05);
-        let all = hard(&dataset, &detections, &calibration, None).unwrap();
-        assert_eq!((all.people, all.keypoints, all.pck), (1.0, 17.0, Some(0.5)));
+        let thresholds = calibrate(Mode::Paper, ManualStats::of(&dataset), &unlabelled, None, 0.05).thresholds;
+        let all = hard(&dataset, &detections, thresholds, None).unwrap();
+        assert_eq!(all.pck, Some(0.5));
         // Five of ten are found, and five wrong ones are as sure.
         assert!(all.ap > 0.2 && all.ap < 0.6, "{all:?}");
-        let agreed = hard(&dataset, &detections, &calibration, Some(0.55)).unwrap();
-        assert_eq!((agreed.people, agreed.keypoints, agreed.pck), (1.0, 8.5, Some(1.0)));
+        assert_eq!(hard(&dataset, &detections, thresholds, Some(0.55)).unwrap(), Hard { pck: Some(1.0), ..all });
         let none = Detections { images: vec![Detected { image_id: 1, detections: Vec::new() }], unreadable: Vec::new() };
-        let none = hard(&dataset, &none, &calibration, None).unwrap();
-        assert_eq!((none.people, none.keypoints, none.ap, none.pck), (0.0, 0.0, 0.0, None));
+        assert_eq!(hard(&dataset, &none, thresholds, None).unwrap(), Hard { ap: 0.0, pck: None });
     }
 
     #[test]

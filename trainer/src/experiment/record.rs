@@ -116,14 +116,10 @@ pub struct Quality {
     pub ensemble_hard: Option<Hard>,
 }
 
-/// What the thresholds make of detections: instances from τ on, with their keypoints from τ_k on. (A picture in which nobody keeps a keypoint
-/// teaches nothing, and is counted here all the same.)
+/// How good it is what the thresholds make of detections: instances from τ on, with their keypoints from τ_k on. How many that are, the
+/// calibration says. (A picture in which nobody keeps a keypoint teaches nothing, and counts here all the same.)
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hard {
-    /// Instances a picture.
-    pub people: f64,
-    /// Keypoints an instance; 0 without any.
-    pub keypoints: f64,
     /// OKS-AP of the instances with all of their keypoints: a result has a place for each.
     pub ap: f64,
     /// The share of labelled keypoints within 0.2 torso diameters, of people whose torso is known.

@@ -449,7 +449,7 @@ mod tests {
                 single_terciles: Some([-1.0, 0.1, 0.2]),
                 ensemble_terciles: None,
                 single_hard: None,
-                ensemble_hard: Some(Hard { people: 1.25, keypoints: 1.0, ap: 0.3, pck: None }),
+                ensemble_hard: Some(Hard { ap: 0.3, pck: None }),
             }),
             pck_by_agreement: vec![bin(0.2), bin(0.4)],
             ap_by_agreement: Vec::new(),

@@ -233,12 +233,7 @@ fn rows(plan: &Plan, records: &[Record], steps: impl Fn(&str) -> u64, equal: boo
             Some([third(0)?, third(1)?, third(2)?])
         };
         let hard = |value: &dyn Fn(&Record) -> Option<Hard>| {
-            Some(Hard {
-                people: some(&|record| Some(value(record)?.people))?,
-                keypoints: some(&|record| Some(value(record)?.keypoints))?,
-                ap: some(&|record| Some(value(record)?.ap))?,
-                pck: some(&|record| value(record)?.pck),
-            })
+            Some(Hard { ap: some(&|record| Some(value(record)?.ap))?, pck: some(&|record| value(record)?.pck) })
         };
         let quality = |record: &Record| record.labels.as_ref().and_then(|labels| labels.quality);
         let labels = found.iter().any(|record| quality(record).is_some()).then(|| Quality {

@@ -346,6 +346,7 @@ impl ServiceConfig {
         config.store.locate(folder);
         locate_tls(&mut config.broker, folder);
         config.validate(path)?;
+        check_broker(path, &config.broker)?;
         Ok(config)
     }
 
@@ -424,6 +425,11 @@ impl ServiceConfig {
 
 /// Whether a value can be: good, key, found, expected.
 type Check = (bool, &'static str, String, &'static str);
+
+/// What a connection would refuse.
+fn check_broker(path: &Path, broker: &LinkConfig) -> Result<(), ConfigError> {
+    broker.check().map_err(|error| ConfigError::Shape { path: path.to_owned(), message: error.to_string() })
+}
 
 /// The error of the first one that cannot.
 fn first_wrong(path: &Path, checks: impl IntoIterator<Item = Check>) -> Result<(), ConfigError> {

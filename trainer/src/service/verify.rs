@@ -322,6 +322,10 @@ mod tests {
         let mut found = Verified::default();
         verify_manual(&manual, &[], &mut found);
         assert_eq!(found, Verified::default());
+        // One that cannot be read is counted, and the others are compared.
+        std::fs::write(manual.image_path(&manual.images[0]), "no picture").unwrap();
+        verify_manual(&manual, &held, &mut found);
+        assert_eq!((found.leaks, found.manual_unread, found.wrong), (5, 1, 0), "{:?}", found.leaked);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The configuration of `omnilabel-trainer collect`: what a collector needs beside the `run` of its database.
 
-use super::{CollectorConfig, ConfigError, StoreConfig, extract, first_wrong, intake_checks, locate_tls};
+use super::{CollectorConfig, ConfigError, StoreConfig, check_broker, extract, first_wrong, intake_checks, locate_tls};
 use omnilabel_link::LinkConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -50,6 +50,7 @@ impl CollectConfig {
         ];
         let intake = intake_checks(&config.client_id, &config.broker, &config.collector);
         first_wrong(path, own.into_iter().chain(intake).chain(config.store.checks()))?;
+        check_broker(path, &config.broker)?;
         Ok(config)
     }
 }

@@ -333,6 +333,25 @@ async fn a_stopped_training_goes_on_and_a_failing_one_is_tried_until_it_succeeds
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_whose_snapshot_is_gone_takes_another_without_failing_first() {
+    let world = World::new();
+    let rounds = rounds(&world, MeanPose::default()).await;
+    rounds.store.commit(&world.labels("cam-1", 1..=12, 0.0, 0), 1).await.unwrap();
+    let exported = async || rounds.store.rounds().await.unwrap().pop().is_some_and(|state| state.dataset_sha256.is_some());
+    while !exported().await {
+        assert_eq!(rounds.step().await.unwrap(), Stepped::Done);
+    }
+    let before = rounds.store.rounds().await.unwrap().remove(0);
+    // As after a restore: no backup has it.
+    std::fs::remove_dir_all(world.config.state_dir.join("rounds/1")).unwrap();
+    rounds.store.commit(&world.labels("cam-2", 1..=12, 0.0, 0), 1).await.unwrap();
+    to_the_end(&rounds).await;
+    let all = rounds.store.rounds().await.unwrap();
+    assert_eq!((all.len(), all[0].released, all[0].failures), (1, Some(1), 0), "{all:?}");
+    assert!(all[0].up_to > before.up_to && all[0].dataset_sha256 != before.dataset_sha256, "it took in what had come since");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn labels_that_teach_nothing_wait_for_others() {
     let world = World::new();
     let rounds = rounds(&world, MeanPose::default()).await;
