@@ -181,9 +181,14 @@ fn an_interrupted_experiment_comes_to_the_same_and_nothing_is_done_twice() {
     let again = finished(&halting, &seen);
     assert_eq!((seen.steps().len(), &again.records), (0, &resumed.records));
 
-    // Another schedule of one arm: that arm alone.
-    let changed = PLAN.replace("ignore_from = 0.5\n", "");
-    finished(&setup(dir.path(), "b", &changed), &seen);
+    // Another rule for one arm's labels: that arm alone, and of its pictures those on which the views agree most.
+    let changed = PLAN.replace("ignore_from = 0.5\n", "most_agreed = 0.4\n");
+    let agreed = finished(&setup(dir.path(), "b", &changed), &seen);
+    let agreed = agreed.records.iter().find(|record| record.arm == "distilled").unwrap();
+    let pictures = |record: &Record| record.labels.as_ref().map(|labels| labels.count.images);
+    assert!(pictures(agreed) < pictures(distilled) && agreed.generated_images < distilled.generated_images, "{agreed:?}");
+    assert_eq!(agreed.recipe.labelling.as_ref().map(|labelling| labelling.most_agreed), Some(0.4));
+    assert_eq!(agreed.labels.as_ref().unwrap().calibration, labels.calibration, "thresholds are matched on all pictures");
     assert_eq!(seen.steps().into_keys().collect::<Vec<_>>(), ["distilled-12-seed1 train", "distilled-12-seed2 train"]);
 }
 

@@ -519,16 +519,28 @@ impl<'l> Lab<'l> {
             detections.images.retain(|image| used.images.binary_search_by_key(&image.image_id, |i| i.id).is_ok());
             Ok(Some(detections))
         };
-        let Some(detections) = found(&views, "label")? else { return Ok(Done::Elsewhere) };
+        let Some(mut detections) = found(&views, "label")? else { return Ok(Done::Elsewhere) };
         let manual = case.arm.wanted(ManualStats::of(&self.labelled_images(case.seed)));
         let calibrated = |detections: &Detections| {
             let unlabelled: Vec<_> = detections.images.iter().map(|image| image.detections.clone()).collect();
             calibrate(Mode::Paper, manual, &unlabelled, None, teacher.manifest().thresholds.floor)
         };
         let calibration = calibrated(&detections);
-        let mut measured = None;
+        let mut single = None;
         if known {
-            let Some(single) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
+            let Some(found) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
+            single = Some((calibrated(&found).thresholds, found));
+        }
+        let mut used = used;
+        if case.arm.most_agreed < 1.0 {
+            let agreed = quality::most_agreed(&detections, calibration.thresholds.instance, case.arm.most_agreed);
+            for detections in std::iter::once(&mut detections).chain(single.iter_mut().map(|(_, found)| found)) {
+                detections.images.retain(|image| agreed.contains(&image.image_id));
+            }
+            used = used.subset(|_, image| agreed.contains(&image.id));
+        }
+        let mut measured = None;
+        if let Some((single_thresholds, single)) = single {
             let truth = GroundTruth::from_dataset(&used)?;
             let ap = |detections: &Detections| score(&truth, &detections.results(&used)).map(|scores| scores.ap);
             let by_size = |detections: &Detections| terciles(&truth, &detections.results(&used)).map(Some);
@@ -539,7 +551,7 @@ impl<'l> Lab<'l> {
                 ensemble_pck: pck(&used, &detections),
                 single_terciles: by_size(&single)?,
                 ensemble_terciles: by_size(&detections)?,
-                single_hard: Some(quality::hard(&used, &single, calibrated(&single).thresholds, None)?),
+                single_hard: Some(quality::hard(&used, &single, single_thresholds, None)?),
                 ensemble_hard: Some(quality::hard(&used, &detections, calibration.thresholds, case.arm.min_agreement)?),
             });
         }

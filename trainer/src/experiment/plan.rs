@@ -206,6 +206,9 @@ pub struct Arm {
     /// Keypoints on which the teacher's views agree less are left unlabelled.
     #[serde(default)]
     pub min_agreement: Option<f32>,
+    /// The share of the labelled pictures that is kept: those on whose people the teacher's views agree most.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub most_agreed: f64,
     /// Whether keypoints are learnt from the teacher's averaged heatmaps (soft labels) instead of the places where they peak.
     #[serde(default)]
     pub soft: bool,
@@ -225,8 +228,13 @@ const fn is_nought(number: &u64) -> bool {
     *number == 0
 }
 
-const fn whole() -> f64 {
+pub(super) const fn whole() -> f64 {
     1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+pub(super) fn is_whole(share: &f64) -> bool {
+    *share >= 1.0
 }
 
 const fn paper() -> u8 {
@@ -327,8 +335,10 @@ impl Plan {
         if let Some(field) = arm.of_generated_labels().filter(|_| !generated) {
             return Err(format!("`{field}` is of generated labels alone, expected `labels = \"generated\"`"));
         }
-        if !(arm.unlabelled > 0.0 && arm.unlabelled <= 1.0) {
-            return Err(format!("`unlabelled` is {}, expected a number above 0 and at most 1", arm.unlabelled));
+        for (field, share) in [("unlabelled", arm.unlabelled), ("most_agreed", arm.most_agreed)] {
+            if !(share > 0.0 && share <= 1.0) {
+                return Err(format!("`{field}` is {share}, expected a number above 0 and at most 1"));
+            }
         }
         if !(arm.keep.is_finite() && arm.keep > 0.0) {
             return Err(format!("`keep` is {}, expected a number above 0", arm.keep));
@@ -386,8 +396,9 @@ impl Plan {
         if members > 1 && label_views.box_voting {
             return Err("`views.box_voting` is of one teacher alone: boxes of several are pooled anyway".to_owned());
         }
-        if arm.min_agreement.is_some() && members == 1 && label_views.count() < 2 {
-            return Err("`min_agreement` needs something that can disagree: expected two views or teachers at least".to_owned());
+        let by_agreement = [("min_agreement", arm.min_agreement.is_some()), ("most_agreed", arm.most_agreed < 1.0)];
+        if let Some((field, _)) = by_agreement.into_iter().find(|(_, given)| *given && members == 1 && label_views.count() < 2) {
+            return Err(format!("`{field}` needs something that can disagree: expected two views or teachers at least"));
         }
         Ok(())
     }
@@ -437,6 +448,7 @@ impl Arm {
             ("keep", self.keep != other.keep),
             ("ignore_from", self.ignore_from != other.ignore_from),
             ("min_agreement", self.min_agreement != other.min_agreement),
+            ("most_agreed", self.most_agreed != other.most_agreed),
             ("soft", self.soft != other.soft),
             ("manual_percent", self.manual_percent != other.manual_percent),
         ]
@@ -556,7 +568,18 @@ pub(super) mod tests {
             ("lr = 0.001", "average = 1.0", ["arm `distilled`", "`options.average`"]),
             ("lr = 0.001", "seed = 7", ["arm `distilled`", "`variant`"]),
             ("cutout = 0.5", "cutout = 1.5", ["arm `distilled`", "`options.augment.cutout`"]),
-            ("teacher = \"lower\"", "teacher = \"lower\"\nmin_agreement = 0.5", ["arm `distilled`", "can disagree"]),
+            (
+                "teacher = \"lower\"",
+                "teacher = \"lower\"\nmin_agreement = 0.5",
+                ["arm `distilled`", "`min_agreement` needs something that can disagree"],
+            ),
+            (
+                "teacher = \"lower\"",
+                "teacher = \"lower\"\nmost_agreed = 0.5",
+                ["arm `distilled`", "`most_agreed` needs something that can disagree"],
+            ),
+            ("teacher = \"lower\"", "teacher = \"lower\"\nmost_agreed = 0.0", ["arm `distilled`", "`most_agreed` is 0, expected"]),
+            ("lengths = [50]", "most_agreed = 0.5", ["arm `lower`", "`most_agreed` is of generated labels"]),
             ("lr = 0.001", "lr = -1.0", ["arm `distilled`", "`options.lr`"]),
             ("lengths = [50]", "lengths = [100]", ["arm `lower`", "`lengths`"]),
             ("lengths = [50]", "keep = 2.0", ["arm `lower`", "`keep`"]),

@@ -7,6 +7,7 @@ use crate::gallery::FOUND_OKS;
 use crate::score::{GroundTruth, inspect, score};
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::label::{Detection, Thresholds};
+use std::collections::BTreeSet;
 
 /// Parts of equally many labels, by agreement and by score.
 pub(super) const PARTS: usize = 5;
@@ -23,12 +24,24 @@ pub(super) fn hard(
     Ok(Hard { ap, pck: pck_of_labels(dataset, detections, thresholds, min_agreement) })
 }
 
+/// The mean agreement of the views on a picture's people; 0 without any.
+fn agreement(image: &Detected) -> f32 {
+    image.detections.iter().map(Detection::agreement).sum::<f32>() / image.detections.len().max(1) as f32
+}
+
+/// Of the pictures with people from `threshold` on this share, at least one: those on which the views agree most, of equals the lower ids.
+pub(super) fn most_agreed(detections: &Detections, threshold: f32, share: f64) -> BTreeSet<u64> {
+    let mut kept = detections.from_score(threshold).images;
+    kept.retain(|image| !image.detections.is_empty());
+    kept.sort_by(|a, b| agreement(b).total_cmp(&agreement(a)).then(a.image_id.cmp(&b.image_id)));
+    let count = (kept.len() as f64 * share).round().max(1.0) as usize;
+    kept.into_iter().take(count).map(|image| image.image_id).collect()
+}
+
 /// OKS-AP of the labels of pictures by the mean agreement on their instances, [`PARTS`] of equally many pictures; none where all agree alike.
 pub(super) fn ap_by_agreement(dataset: &Dataset, detections: &Detections, threshold: f32) -> Result<Vec<Bin>, ExperimentError> {
     let mut kept = detections.from_score(threshold).images;
     kept.retain(|image| !image.detections.is_empty());
-    let agreement =
-        |image: &Detected| image.detections.iter().map(Detection::agreement).sum::<f32>() / image.detections.len().max(1) as f32;
     kept.sort_by(|a, b| agreement(a).total_cmp(&agreement(b)));
     let (Some(first), Some(last)) = (kept.first().map(agreement), kept.last().map(agreement)) else { return Ok(Vec::new()) };
     let mut bins = Vec::new();
@@ -107,6 +120,9 @@ mod tests {
         // Five of ten are found, and five wrong ones are as sure.
         assert!(all.ap > 0.2 && all.ap < 0.6, "{all:?}");
         assert_eq!(hard(&dataset, &detections, thresholds, Some(0.55)).unwrap(), Hard { pck: Some(1.0), ..all });
+        assert_eq!(most_agreed(&detections, thresholds.instance, 0.3), BTreeSet::from([8, 9, 10]));
+        assert_eq!(most_agreed(&detections, thresholds.instance, 0.01), BTreeSet::from([10]));
+        assert_eq!(most_agreed(&detections, 0.95, 1.0), BTreeSet::new(), "nobody is that sure");
         let none = Detections { images: vec![Detected { image_id: 1, detections: Vec::new() }], unreadable: Vec::new() };
         assert_eq!(hard(&dataset, &none, thresholds, None).unwrap(), Hard { ap: 0.0, pck: None });
     }

@@ -1,6 +1,6 @@
 //! Everything that decides a result, so that one result is never taken for another.
 
-use super::plan::{Arm, Data, Drawn, Labels, Plan};
+use super::plan::{Arm, Data, Drawn, Labels, Plan, is_whole, whole};
 use super::{ExperimentError, Record};
 use crate::evaluate::Views;
 use crate::start;
@@ -51,6 +51,7 @@ impl Case<'_> {
             keep: arm.keep,
             ignore_from: arm.ignore_from,
             min_agreement: arm.min_agreement,
+            most_agreed: arm.most_agreed,
             soft: arm.soft,
             manual_percent: arm.manual_percent,
         });
@@ -189,6 +190,9 @@ pub struct LabelRecipe {
     pub ignore_from: Option<f32>,
     /// Keypoints on which the views agree less are left unlabelled.
     pub min_agreement: Option<f32>,
+    /// The share of the labelled pictures that is kept, those on which the views agree most.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub most_agreed: f64,
     /// Whether keypoints are learnt from the averaged heatmaps.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub soft: bool,
