@@ -149,7 +149,7 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let mut patience = tokio::task::JoinSet::new();
     patience.spawn(supervisor::starting());
     let state_dir = config.state_dir.clone();
-    let _lock = crate::slots::lock(&state_dir)?;
+    let lock = crate::slots::lock(&state_dir)?;
     let mut trust = Trust::open(&state_dir, crate::update::read_public_key(&config.root_key())?, &config.broker.site, &config.channel);
     let (slots, bundle) = Slots::open(&state_dir, &trust)?;
     trust.not_before(slots.state().set);
@@ -180,7 +180,11 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     let (commands, told) = std::sync::mpsc::sync_channel(8);
     let (connected, online) = watch::channel(false);
     let board = Arc::new(Board::new(cameras.len()));
-    let site = web.map(|(listener, token)| tokio::spawn(crate::web::serve(listener, token, Arc::clone(&board), config.clone())));
+    // What goes on beside the core for as long as there is a run.
+    let mut beside = tokio::task::JoinSet::new();
+    if let Some((listener, token)) = web {
+        beside.spawn(crate::web::serve(listener, token, Arc::clone(&board), config.clone()));
+    }
 
     let (events_in, confirmed) = (events.clone(), Arc::clone(&model));
     let progress = cameras.iter().map(|camera| camera.progress()).collect();
@@ -213,7 +217,8 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
         std::thread::Builder::new().name(format!("camera-{index}")).spawn(move || engine::watch(index, camera, &boxes, &board))?;
     }
     drop(patience);
-    let supervisor = tokio::spawn(supervisor::tell(Arc::clone(&board)));
+    let _ending = Ending(events.clone());
+    beside.spawn(supervisor::tell(Arc::clone(&board)));
     let reader = tokio::spawn(read(incoming, events.clone(), connected));
     let publisher = tokio::spawn(publish(link.clone(), outbound, online));
     let clock = tokio::spawn(async move {
@@ -235,23 +240,34 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
             }
         }
     });
-    let summary = tokio::task::spawn_blocking(move || core.run(inbox)).await.context("the core stopped unexpectedly")?;
+    // The core outlives a run that is dropped for as long as it has something to write.
+    let work = move || (core.run(inbox), lock);
+    let (summary, _lock) = tokio::task::spawn_blocking(work).await.context("the core stopped unexpectedly")?;
     // The core is gone and with it the sender: the publisher sends what it has and ends.
     let _ = tokio::time::timeout(CLOSE, publisher).await;
     link.close().await;
     reader.abort();
     clock.abort();
-    supervisor.abort();
-    if let Some(site) = site {
-        site.abort();
-        // Its address is free again when the device has ended.
-        let _ = site.await;
-    }
+    // The page's address is free again when the device has ended.
+    beside.shutdown().await;
     let summary = summary?;
     if panicked.load(Ordering::Relaxed) {
         anyhow::bail!("the engine panicked; everything that was labelled is in the outbox");
     }
     Ok(Summary { skipped_frames: board.busy(), ..summary })
+}
+
+/// Ends the core when its run is dropped, which nobody else would tell it.
+struct Ending(mpsc::Sender<Event>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.0.try_send(Event::Shutdown) {
+            let events = self.0.clone();
+            // The core is busy, and a drop may not wait.
+            std::thread::spawn(move || events.blocking_send(event));
+        }
+    }
 }
 
 /// Waits until the process is to end; for ever when nobody is left to say so.

@@ -97,3 +97,25 @@ async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
     assert_eq!(summary.pending, summary.committed);
     assert!(summary.committed > 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_dropped_ends_and_its_folder_and_its_page_are_free() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 300, 100.0, false);
+    let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    device.config.web = Some(WebConfig { listen, ..WebConfig::default() });
+    let mut centre = Centre::open(&broker).await;
+    let (_stop, run) = device.start();
+    centre.until("a label", |c| !c.labels.is_empty()).await;
+    run.abort();
+    assert!(run.await.unwrap_err().is_cancelled());
+    let start = Instant::now();
+    while let Err(error) = crate::slots::lock(&device.config.state_dir) {
+        assert!(start.elapsed() < DEADLINE, "the core works on: {error:#}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    while let Err(error) = std::net::TcpListener::bind(listen) {
+        assert!(start.elapsed() < DEADLINE, "the page is still there: {error}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
