@@ -449,12 +449,22 @@ fn an_arm_that_fails_costs_itself_and_its_students() {
     let report = std::fs::read_to_string(setup.out.join("report.md")).unwrap();
     assert!(report.contains("| upper | 12 |") && report.contains("Not run: lower.b-12-seed1, distilled.models-12-seed1"), "{report}");
 
-    // Run again, two at once: it fails again, and nobody is blamed for his teacher.
-    let both = std::thread::scope(|scope| {
-        let run = || experiment(&setup, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
-        [(); 2].map(|()| scope.spawn(run)).map(|one| one.join().unwrap())
-    });
-    assert!(both.iter().all(|error| error.contains("lower.b-12-seed1") && error.contains("1 failed")), "{both:?}");
+    // Run again while another process is at it: its students wait, and are not blamed for it.
+    let alone = Setup { only: vec!["lower.b".to_owned()], ..self::setup(dir.path(), "b", &plan) };
+    experiment(&alone, &|_| {}, &AtomicBool::new(false)).unwrap_err();
+    let locks = std::fs::read_dir(alone.out.join("locks")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let record: Vec<String> = locks.filter(|name| name.starts_with("record-")).collect();
+    let lock = std::fs::File::create(setup.out.join("locks").join(&record[0])).unwrap();
+    lock.lock().unwrap();
+    let held = Mutex::new(Some(lock));
+    let releasing = |event: Event<'_>| {
+        if matches!(event, Event::Warning(text) if text.contains("lower.b-12-seed1: another process is at it")) {
+            held.lock().unwrap().take();
+        }
+    };
+    let error = experiment(&setup, &releasing, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert_eq!((record.len(), held.lock().unwrap().is_none()), (1, true), "{error}");
+    assert!(error.contains("lower.b-12-seed1") && error.contains("1 failed"), "{error}");
 
     // Labels of which none passes.
     let plan =

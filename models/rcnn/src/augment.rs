@@ -76,6 +76,19 @@ impl Augment {
     pub fn none() -> Self {
         Self { flip: false, scale: 0.0, rotation: 0.0, shift: 0.0, colour: 0.0, cutout: 0.0 }
     }
+
+    /// The first number that is out of its range, if one is: its key, its value, and what was expected.
+    pub(crate) fn wrong(&self) -> Option<(&'static str, String, &'static str)> {
+        let unit = |value: f32| (0.0..=1.0).contains(&value);
+        let checks = [
+            ((0.0..1.0).contains(&self.scale), "scale", self.scale, "0 to below 1"),
+            ((0.0..=180.0).contains(&self.rotation), "rotation", self.rotation, "0 to 180 degrees"),
+            (unit(self.shift), "shift", self.shift, "0 to 1"),
+            (unit(self.colour), "colour", self.colour, "0 to 1"),
+            (unit(self.cutout), "cutout", self.cutout, "0 to 1"),
+        ];
+        checks.into_iter().find(|(good, ..)| !good).map(|(_, key, found, expected)| (key, found.to_string(), expected))
+    }
 }
 
 /// A person of whom a smaller share stays on the canvas becomes an ignore region.

@@ -8,6 +8,9 @@ use crate::RcnnError;
 use omnilabel_bundle::{AnchorRule, Channels, IMAGENET, InputSpec, LevelSpec, NetworkSpec, RoiSpec, RpnSpec};
 use serde::{Deserialize, Serialize};
 
+/// What an input's short side may be, px.
+pub const SHORT_SIDES: std::ops::RangeInclusive<u32> = 16..=4096;
+
 /// The kind of a residual block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

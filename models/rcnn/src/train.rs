@@ -12,7 +12,7 @@ mod replicas;
 
 use crate::RcnnError;
 use crate::augment::{Augment, Batch, Draw, Sample, prepare};
-use crate::config::Config;
+use crate::config::{Config, SHORT_SIDES};
 use crate::device::Place;
 use crate::network::Network;
 use crate::optim::Optim;
@@ -102,22 +102,38 @@ impl Default for TrainOptions {
 
 impl TrainOptions {
     /// The first number that is out of its range, if one is: its key, its value, and what was expected.
-    pub fn wrong(&self) -> Option<(&'static str, String, &'static str)> {
-        let cutout = |augment: &Augment| (0.0..=1.0).contains(&augment.cutout);
-        let generated = self.generated_augment.as_ref();
+    pub fn wrong(&self) -> Option<(String, String, &'static str)> {
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let rising = self.milestones.windows(2).all(|pair| pair[0] < pair[1]);
+        let shares = self.milestones.iter().all(|share| (0.0..=1.0).contains(share));
         let checks = [
-            (self.lr.is_finite() && self.lr > 0.0, "lr", self.lr.to_string(), "a number above 0"),
+            (self.steps > 0, "steps", self.steps.to_string(), "1 or more"),
+            (positive(self.lr), "lr", self.lr.to_string(), "a number above 0"),
             (self.batch > 0, "batch", self.batch.to_string(), "1 or more"),
-            (self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "average", format!("{:?}", self.average), "0 to below 1"),
-            (cutout(&self.augment), "augment.cutout", self.augment.cutout.to_string(), "0 to 1"),
             (
-                generated.is_none_or(cutout),
-                "generated_augment.cutout",
-                generated.map_or(0.0, |augment| augment.cutout).to_string(),
-                "0 to 1",
+                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                "weight_decay",
+                self.weight_decay.to_string(),
+                "a number from 0 on",
             ),
+            (rising && shares, "milestones", format!("{:?}", self.milestones), "shares of the schedule from 0 to 1, rising"),
+            (self.clip.is_none_or(positive), "clip", format!("{:?}", self.clip), "a number above 0"),
+            (
+                self.short_sides.iter().all(|side| SHORT_SIDES.contains(side)),
+                "short_sides",
+                format!("{:?}", self.short_sides),
+                "16 to 4096 px each",
+            ),
+            (self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "average", format!("{:?}", self.average), "0 to below 1"),
         ];
-        checks.into_iter().find(|(good, ..)| !good).map(|(_, key, found, expected)| (key, found, expected))
+        let first = checks.into_iter().find(|(good, ..)| !good).map(|(_, key, found, expected)| (key.to_owned(), found, expected));
+        let augments = [("augment", Some(&self.augment)), ("generated_augment", self.generated_augment.as_ref())];
+        first.or_else(|| {
+            augments.into_iter().find_map(|(name, augment)| {
+                let (key, found, expected) = augment?.wrong()?;
+                Some((format!("{name}.{key}"), found, expected))
+            })
+        })
     }
 }
 

@@ -2,7 +2,6 @@
 
 use crate::distill::Event;
 use crate::evaluate::Views;
-use crate::service::config::SHORT_SIDES;
 use crate::start::{self, Start};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -11,7 +10,7 @@ use figment::providers::{Format, Toml};
 use indicatif::{ProgressBar, ProgressStyle};
 use omnilabel_coco::Dataset;
 use omnilabel_keypoints::ensemble::Average;
-use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::config::{Config, SHORT_SIDES};
 use omnilabel_rcnn::device::{Arithmetic, Compute, TrainDevice};
 use omnilabel_rcnn::train::{Init, TrainOptions};
 use serde::{Deserialize, Serialize};
@@ -198,6 +197,14 @@ pub(super) struct Training {
     pub(super) compute: Compute,
 }
 
+/// Refuses options that mean nothing, when the flags have had their say.
+pub(super) fn sensible(options: TrainOptions) -> anyhow::Result<TrainOptions> {
+    match options.wrong() {
+        Some((key, found, expected)) => bail!("option `{key}` is {found}, expected {expected}"),
+        None => Ok(options),
+    }
+}
+
 impl TrainFlags {
     pub(super) fn resolve(&self, keypoints: usize) -> anyhow::Result<Training> {
         let file = match &self.config {
@@ -211,9 +218,6 @@ impl TrainFlags {
         options.batch = self.batch.unwrap_or(options.batch);
         options.lr = self.lr.unwrap_or(options.lr);
         options.seed = self.seed.unwrap_or(options.seed);
-        if let Some((key, found, expected)) = options.wrong() {
-            bail!("option `{key}` is {found}, expected {expected}");
-        }
         if options.batch < compute.gpus {
             bail!("--batch is {}, expected --gpus, {}, or more: an image for each", options.batch, compute.gpus);
         }

@@ -2,13 +2,12 @@
 
 use super::common::Weights;
 use crate::arm::provisional;
-use crate::service::config::SHORT_SIDES;
 use crate::start;
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use omnilabel_bundle::{Channels, build, hex, may_become_bundle};
 use omnilabel_detect::frame::Frame;
-use omnilabel_rcnn::config::Config;
+use omnilabel_rcnn::config::{Config, SHORT_SIDES};
 use omnilabel_rcnn::export::{ExportMeta, write_bundle_as};
 use omnilabel_rcnn::import::{self, Naming, read_checkpoint};
 use omnilabel_rcnn::params::Precision;

@@ -1,7 +1,6 @@
 //! `omnilabel-trainer presets`
 
 use crate::arm::provisional;
-use crate::service::config::SHORT_SIDES;
 use crate::start;
 use anyhow::{Context, ensure};
 use clap::builder::PossibleValuesParser;
@@ -9,7 +8,7 @@ use omnilabel_bundle::Bundle;
 use omnilabel_detect::frame::Frame;
 use omnilabel_keypoints::geometry::Size;
 use omnilabel_keypoints::skeleton::Skeleton;
-use omnilabel_rcnn::config::{Config, PRESETS};
+use omnilabel_rcnn::config::{Config, PRESETS, SHORT_SIDES};
 use omnilabel_rcnn::export::{ExportMeta, write_bundle_as};
 use omnilabel_rcnn::network::Network;
 use omnilabel_rcnn::params::Precision;

@@ -1,6 +1,6 @@
 //! `omnilabel-trainer train`
 
-use super::common::{TrainFlags, Weights, bar, load, stop_flag};
+use super::common::{TrainFlags, Weights, bar, load, sensible, stop_flag};
 use crate::arm::{ArmConfig, ArmOutcome, amend, begun, provisional, train_arm};
 use crate::distill::calibrate_on;
 use crate::evaluate::{evaluate, labelled};
@@ -66,6 +66,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut training = args.flags.resolve(dataset.skeleton.len())?;
     training.options.steps = args.steps.unwrap_or(training.options.steps);
+    let options = sensible(training.options)?;
     let samples = SampleSet::load(&dataset)?;
     for left_out in &samples.left_out {
         eprintln!("left out: {}: {}", left_out.name, left_out.reason);
@@ -73,7 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let arm = ArmConfig {
         name: args.name,
         network: training.network,
-        options: training.options,
+        options,
         init: training.init,
         out: args.out.clone(),
         checkpoint_every: args.checkpoint_every,

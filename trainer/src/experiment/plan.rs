@@ -4,9 +4,9 @@ use super::ExperimentError;
 use crate::calibrate::ManualStats;
 use crate::evaluate::Views;
 use crate::mix::MANUAL_PERCENT;
-use crate::service::config::SHORT_SIDES;
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
+use omnilabel_rcnn::config::SHORT_SIDES;
 use omnilabel_rcnn::train::TrainOptions;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -206,7 +206,7 @@ pub struct Arm {
     /// Keypoints on which the teacher's views agree less are left unlabelled.
     #[serde(default)]
     pub min_agreement: Option<f32>,
-    /// The share of the labelled pictures that is kept: those on whose people the teacher's views agree most.
+    /// Of the unlabelled pictures with somebody from τ on, the share that is learnt from: those on whose people the teacher's views agree most.
     #[serde(default = "whole", skip_serializing_if = "is_whole")]
     pub most_agreed: f64,
     /// Whether keypoints are learnt from the teacher's averaged heatmaps (soft labels) instead of the places where they peak.
@@ -376,10 +376,7 @@ impl Plan {
         }
         let options = self.options(arm, self.seeds[0])?;
         let lengths = std::iter::once(&options.steps).chain(&arm.lengths);
-        if options.steps == 0 {
-            return Err("`options.steps` is 0, expected a number above 0".to_owned());
-        }
-        if lengths.clone().any(|steps| *steps == 0) || lengths.collect::<BTreeSet<_>>().len() < arm.lengths.len() + 1 {
+        if arm.lengths.contains(&0) || lengths.collect::<BTreeSet<_>>().len() < arm.lengths.len() + 1 {
             return Err(format!(
                 "`lengths` is {:?}, expected numbers of steps above 0, none twice and not the schedule's own",
                 arm.lengths
@@ -566,6 +563,8 @@ pub(super) mod tests {
             ("lr = 0.001", "rate = 0.001", ["arm `distilled`", "rate"]),
             ("lr = 0.001", "batch = 0", ["arm `distilled`", "`options.batch`"]),
             ("lr = 0.001", "average = 1.0", ["arm `distilled`", "`options.average`"]),
+            ("lr = 0.001", "milestones = [70.0]", ["arm `distilled`", "`options.milestones`"]),
+            ("lr = 0.001", "short_sides = [4]", ["arm `distilled`", "`options.short_sides`"]),
             ("lr = 0.001", "seed = 7", ["arm `distilled`", "`variant`"]),
             ("cutout = 0.5", "cutout = 1.5", ["arm `distilled`", "`options.augment.cutout`"]),
             (

@@ -190,7 +190,7 @@ pub struct LabelRecipe {
     pub ignore_from: Option<f32>,
     /// Keypoints on which the views agree less are left unlabelled.
     pub min_agreement: Option<f32>,
-    /// The share of the labelled pictures that is kept, those on which the views agree most.
+    /// Of the pictures with somebody from τ on, the share that is learnt from: those on which the views agree most.
     #[serde(default = "whole", skip_serializing_if = "is_whole")]
     pub most_agreed: f64,
     /// Whether keypoints are learnt from the averaged heatmaps.

@@ -116,8 +116,8 @@ pub struct Quality {
     pub ensemble_hard: Option<Hard>,
 }
 
-/// How good it is what the thresholds make of detections: instances from τ on, with their keypoints from τ_k on. How many that are, the
-/// calibration says. (A picture in which nobody keeps a keypoint teaches nothing, and counts here all the same.)
+/// How good it is what the thresholds make of detections: instances from τ on, with their keypoints from τ_k on. How many that are,
+/// [`LabelRecord::count`] says. (A picture in which nobody keeps a keypoint teaches nothing, and counts here all the same.)
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hard {
     /// OKS-AP of the instances with all of their keypoints: a result has a place for each.

@@ -62,7 +62,11 @@ impl Summary {
             let _ = write!(text, "\nEach arm at the length that was best on the held-out labelled images:\n\n{}", table(&best));
         }
         if let Some(labels) = labels(&self.equal) {
-            let _ = write!(text, "\nThe teachers' detections on the unlabelled images, where the truth is known:\n\n{labels}");
+            let _ = write!(
+                text,
+                "\nThe teachers' detections on the unlabelled images, where the truth is known (with `most_agreed`, on those that are learnt \
+                 from):\n\n{labels}"
+            );
         }
         if !self.missing.is_empty() {
             let _ = write!(text, "\nNot run: {}.\n", self.missing.join(", "));
@@ -166,8 +170,9 @@ fn counts(summary: &Summary) -> String {
         return text;
     }
     format!(
-        "\nHard labels: how many, the mean that a threshold was to match and what it gave; where the truth is known, AP of the labelled people and \
-         PCK of the labelled keypoints of one view and of all, and the AP of detections by thirds of the people's areas, small to large:\n\n\
+        "\nHard labels: how many on all images, the mean that a threshold was to match and what it gave, before `min_agreement` and `most_agreed`; of \
+         those that are learnt from, where the truth is known, AP of the labelled people and PCK of the labelled keypoints of one view and of all, \
+         and the AP of detections by thirds of the people's areas, small to large:\n\n\
          | arm | people a picture | keypoints a person | τ | AP of labels | PCK of labels | AP by size, one view | AP by size, all views |\n\
          |---|---|---|---|---|---|---|---|\n{text}"
     )

@@ -228,3 +228,27 @@ fn every_device_has_an_image() {
     let error = run(1).step(&[]).unwrap_err().to_string();
     assert!(error.contains("0 samples"), "{error}");
 }
+
+#[test]
+fn options_that_mean_nothing_are_named() {
+    assert_eq!(TrainOptions::default().wrong(), None);
+    let augment = Augment::default();
+    for (options, key) in [
+        (TrainOptions { steps: 0, ..options() }, "steps"),
+        (TrainOptions { lr: f64::NAN, ..options() }, "lr"),
+        (TrainOptions { batch: 0, ..options() }, "batch"),
+        (TrainOptions { weight_decay: -0.1, ..options() }, "weight_decay"),
+        (TrainOptions { milestones: vec![70.0, 90.0], ..options() }, "milestones"),
+        (TrainOptions { milestones: vec![0.9, 0.7], ..options() }, "milestones"),
+        (TrainOptions { clip: Some(0.0), ..options() }, "clip"),
+        (TrainOptions { short_sides: vec![96, 4], ..options() }, "short_sides"),
+        (TrainOptions { average: Some(1.0), ..options() }, "average"),
+        (TrainOptions { augment: Augment { scale: 1.0, ..augment.clone() }, ..options() }, "augment.scale"),
+        (TrainOptions { augment: Augment { rotation: f32::INFINITY, ..augment.clone() }, ..options() }, "augment.rotation"),
+        (TrainOptions { augment: Augment { shift: -0.1, ..augment.clone() }, ..options() }, "augment.shift"),
+        (TrainOptions { augment: Augment { colour: 1.5, ..augment.clone() }, ..options() }, "augment.colour"),
+        (TrainOptions { generated_augment: Some(Augment { cutout: 2.0, ..augment }), ..options() }, "generated_augment.cutout"),
+    ] {
+        assert_eq!(options.wrong().map(|(found, ..)| found).as_deref(), Some(key));
+    }
+}
