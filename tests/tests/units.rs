@@ -233,8 +233,12 @@ fn the_nightly_backup_of_a_centre_on_postgres_is_whole_and_its_centre_starts_aga
     let backups = site.path("backups");
     fs::create_dir(&backups).expect("a folder");
     let trainer = program("omnilabel-trainer");
+    // A key that others can read is told, and is no reason to have no backup.
+    let key = |mode| fs::set_permissions(site.path("keys/release.key"), fs::Permissions::from_mode(mode)).expect("ours");
+    key(0o644);
     let made = back_up(&trainer, &config, &backups, "7");
-    assert!(made.status.success(), "{made:?}");
+    key(0o600);
+    assert!(made.status.success() && String::from_utf8_lossy(&made.stderr).contains("others can read this private key"), "{made:?}");
     let [_, name] = &listed(&backups)[..] else { panic!("{:?}", listed(&backups)) };
     let made = backups.join(name);
     assert_eq!(listed(&made), ["labels.dump", "state"]);

@@ -9,6 +9,7 @@ use omnilabel_trainer::service::store::Store;
 use omnilabel_trainer::service::store::intake::Record;
 use omnilabel_trainer::service::store::quarantine::{MAX_PAYLOAD, Quarantined};
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -54,6 +55,8 @@ fn a_folder_of_another_category_without_counts_is_trained_on_compared_and_scored
     assert_eq!(Dataset::load(&data).unwrap().category_id(), 7);
     let trained: Value = serde_json::from_str(&succeed(dir.path(), &format!("{TRAIN} --out arm --eval data"))).unwrap();
     assert!(trained["evaluation"]["single"]["AP"].as_f64() >= Some(0.0), "{trained}");
+    let error = fail(dir.path(), &format!("{TRAIN} --out none").replace("--steps 1", "--steps 0"));
+    assert!(error.contains("option `steps` is 0, expected 1 or more") && !dir.path().join("none").exists(), "{error}");
 
     let line = "evaluate --model arm/bundle --data data --flip --average probabilities --box-voting --compare --results-out results.json";
     let told: Value = serde_json::from_str(&succeed(dir.path(), &format!("{line} --json"))).unwrap();
@@ -136,6 +139,12 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     let error = fail(dir.path(), "check-config --config trainer.toml");
     assert!(error.contains("trainer.toml") && error.contains("round.train.steps"), "{error}");
 
+    std::fs::write(dir.path().join("trainer.toml"), text).unwrap();
+    std::fs::write(dir.path().join("d"), "no key").unwrap();
+    let error = fail(dir.path(), "check-config --config trainer.toml");
+    assert!(error.contains("`release.key`"), "{error}");
+    std::fs::remove_file(dir.path().join("d")).unwrap();
+
     // That of a further collector.
     let text = "client_id = \"collector-2\"\nstate_dir = \"state\"\n[store]\nurl = \"postgres://centre@db/omnilabel\"\n[broker]\n\
                 host = \"127.0.0.1\"\nsite = \"home\"\n[collector]\nshare = \"centre\"\n";
@@ -153,6 +162,15 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     std::fs::write(dir.path().join("manual.toml"), format!("# {example}")).unwrap();
     let printed = succeed(dir.path(), "check-config --collector --config manual.toml");
     assert!(printed.contains("certificate = ") && printed.contains("client_id = \"collector-2\""), "{printed}");
+    std::fs::write(dir.path().join("unsafe.toml"), text.replace("/omnilabel\"", "/omnilabel?sslmode=verify\"")).unwrap();
+    let error = fail(dir.path(), "check-config --collector --config unsafe.toml");
+    assert!(error.contains("`store.url`") && error.contains("unknown value \"verify\""), "{error}");
+    std::fs::write(dir.path().join("password"), "x").unwrap();
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(dir.path().join("password"), open).unwrap();
+    std::fs::write(dir.path().join("open.toml"), text.replace("/omnilabel\"", "/omnilabel\"\npassword_file = \"password\"")).unwrap();
+    let error = fail(dir.path(), "check-config --collector --config open.toml");
+    assert!(error.contains("password") && error.contains("expected 0600"), "{error}");
     std::fs::write(dir.path().join("far.toml"), text.replace("127.0.0.1", "broker.example")).unwrap();
     let error = fail(dir.path(), "check-config --collector --config far.toml");
     assert!(error.contains("far.toml") && error.contains("allow_plain"), "{error}");

@@ -1,7 +1,10 @@
 //! `omnilabel-trainer check-config`
 
-use crate::service::config::{CollectConfig, ConfigError, ServiceConfig};
+use crate::service::config::{CollectConfig, ConfigError, ServiceConfig, StoreConfig};
 use crate::service::store::pictures::Pictures;
+use crate::service::store::postgres;
+use crate::service::{server, sign};
+use anyhow::Context;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -22,14 +25,24 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.collector {
         let is_other = || ServiceConfig::load(&args.config).is_ok();
         let config = CollectConfig::load(&args.config).map_err(|error| hint(error, is_other, "of `run`: expected no --collector"))?;
-        Pictures::check(&config.store)?;
-        return print(&config, args.json);
+        print(&config, args.json)?;
+        return on_disk(&config.store);
     }
     let is_other = || CollectConfig::load(&args.config).is_ok();
     let config = ServiceConfig::load(&args.config).map_err(|error| hint(error, is_other, "of `collect`: expected --collector"))?;
-    crate::service::server::release_keys(&config)?;
-    Pictures::check(&config.store)?;
-    print(&config, args.json)
+    print(&config, args.json)?;
+    // It may be where the service runs.
+    if config.release.key.exists() {
+        sign::read_key(&config.release.key).context("`release.key`")?;
+    }
+    server::release_keys(&config)?;
+    on_disk(&config.store)
+}
+
+/// Checks the files that a store names: the configuration is printed by then, for who wants to read it all the same.
+fn on_disk(config: &StoreConfig) -> anyhow::Result<()> {
+    postgres::check(config)?;
+    Ok(Pictures::check(config)?)
 }
 
 /// Says what a file is that is the other one.

@@ -6,6 +6,7 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use omnilabel_keypoints::wire::topic;
 use omnilabel_link::LinkConfig;
+use omnilabel_rcnn::config::SHORT_SIDES;
 use omnilabel_rcnn::device::{Arithmetic, TrainDevice};
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::TrainOptions;
@@ -49,9 +50,6 @@ pub enum ConfigError {
         expected: &'static str,
     },
 }
-
-/// What an input's short side may be, px.
-pub const SHORT_SIDES: std::ops::RangeInclusive<u32> = 16..=4096;
 
 /// `trainer.toml`. Relative paths are relative to the file's folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -354,18 +352,12 @@ impl ServiceConfig {
         let id = |name: &str| topic::id(name).is_ok();
         let unit = |value: f64| (0.0..=1.0).contains(&value);
         let quote = |text: &str| format!("{text:?}");
-        let checks: [(bool, &'static str, String, &'static str); 15] = [
+        let checks: [(bool, &'static str, String, &'static str); 13] = [
             (
                 self.model.short_side.is_none_or(|side| SHORT_SIDES.contains(&side)),
                 "model.short_side",
                 format!("{:?}", self.model.short_side),
                 "16 to 4096 px",
-            ),
-            (
-                self.round.train.short_sides.iter().all(|side| SHORT_SIDES.contains(side)),
-                "round.train.short_sides",
-                format!("{:?}", self.round.train.short_sides),
-                "16 to 4096 px each",
             ),
             (
                 self.data.heldout != self.data.manual,
@@ -375,7 +367,6 @@ impl ServiceConfig {
             ),
             (self.round.min_labels > 0, "round.min_labels", self.round.min_labels.to_string(), "1 or more"),
             (self.round.checkpoint_every > 0, "round.checkpoint_every", self.round.checkpoint_every.to_string(), "1 or more"),
-            (self.round.train.steps > 0, "round.train.steps", self.round.train.steps.to_string(), "1 or more"),
             (self.round.train.batch > 1, "round.train.batch", self.round.train.batch.to_string(), "2 or more"),
             ((1..=64).contains(&self.model.gpus), "model.gpus", self.model.gpus.to_string(), "1 to 64"),
             (
@@ -600,6 +591,10 @@ key = "release.key"
             let told = ServiceConfig::parse(Path::new("trainer.toml"), &text).unwrap_err().to_string();
             assert!(!told.contains("secret"), "{told}");
         }
+        let slip = format!("{GOOD}[store]\nurl = \"postgres://u@db/x?sslmod=verify-full\"");
+        check(&slip, "store.url");
+        let told = ServiceConfig::parse(Path::new("trainer.toml"), &slip).unwrap_err().to_string();
+        assert!(told.contains("\"sslmod\"") && told.contains("expected of PostgreSQL's parameters sslmode"), "{told}");
         check(&format!("{GOOD}[store]\npassword_file = \"x\""), "store.password_file");
         let text = format!("{GOOD}[store]\nurl = \"postgres://u@db/x?sslmode=verify-full\"\npassword_file = \"db.password\"");
         let config = ServiceConfig::parse(Path::new("/etc/omnilabel/trainer.toml"), &text).unwrap();

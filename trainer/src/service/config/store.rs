@@ -5,6 +5,22 @@ use serde::{Deserialize, Serialize};
 use sqlx::any::AnyConnectOptions;
 use std::path::{Path, PathBuf};
 
+/// Of a database's URL, those that both the service's client and `pg_dump` know; a password is refused by itself.
+const PARAMETERS: [&str; 12] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "application_name",
+    "options",
+    "password",
+];
+
 /// `[store]`: SQLite in the state folder without `url`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,11 +60,14 @@ impl StoreConfig {
         self.database_checks().into_iter().chain(self.picture_checks())
     }
 
-    fn database_checks(&self) -> [Check; 3] {
+    fn database_checks(&self) -> [Check; 4] {
         let parsed = self.url.as_deref().map(str::parse::<AnyConnectOptions>);
         let url = parsed.as_ref().and_then(|parsed| parsed.as_ref().ok()).map(|options| &options.database_url);
         let is_postgres = url.is_some_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));
         let has_password = url.is_some_and(|url| url.password().is_some() || url.query_pairs().any(|(key, _)| key == "password"));
+        // The client ignores what it does not know: a slip in `sslmode` would connect to whoever answers.
+        let unknown =
+            url.and_then(|url| url.query_pairs().map(|(key, _)| key.into_owned()).find(|key| !PARAMETERS.contains(&key.as_str())));
         // One with a password is never shown; nor is what may be one, because it is no URL.
         let shown = if is_postgres && !has_password { format!("{:?}", self.url) } else { "another text".to_owned() };
         [
@@ -58,6 +77,12 @@ impl StoreConfig {
                 "store.url",
                 "a URL with a password".to_owned(),
                 "one without: a password is in the file `store.password_file` or in `PGPASSFILE`",
+            ),
+            (
+                unknown.is_none(),
+                "store.url",
+                format!("a URL with {:?}", unknown.unwrap_or_default()),
+                "of PostgreSQL's parameters sslmode, sslrootcert, sslcert, sslkey, host, hostaddr, port, dbname, user, application_name, options",
             ),
             (
                 self.password_file.is_none() || self.url.is_some(),

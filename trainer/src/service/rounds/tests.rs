@@ -342,13 +342,18 @@ async fn a_round_whose_snapshot_is_gone_takes_another_without_failing_first() {
         assert_eq!(rounds.step().await.unwrap(), Stepped::Done);
     }
     let before = rounds.store.rounds().await.unwrap().remove(0);
-    // As after a restore: no backup has it.
-    std::fs::remove_dir_all(world.config.state_dir.join("rounds/1")).unwrap();
+    // As after a restore: no backup has the snapshot, nor a checkpoint, but what the training was, and how far it had come.
+    let folder = world.config.state_dir.join("rounds/1");
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    ["arm.json", "progress.jsonl"].iter().for_each(|name| std::fs::write(folder.join(name), "of the training before").unwrap());
     rounds.store.commit(&world.labels("cam-2", 1..=12, 0.0, 0), 1).await.unwrap();
     to_the_end(&rounds).await;
     let all = rounds.store.rounds().await.unwrap();
     assert_eq!((all.len(), all[0].released, all[0].failures), (1, Some(1), 0), "{all:?}");
     assert!(all[0].up_to > before.up_to && all[0].dataset_sha256 != before.dataset_sha256, "it took in what had come since");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+    assert!(["arm.json", "progress.jsonl"].iter().all(|name| !read(name).contains("before")), "they would have been gone on with");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,8 @@ use super::{Store, StoreError};
 use crate::service::config::StoreConfig;
 use sha2::{Digest, Sha256};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyConnection, AnyPool, Connection};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection};
 use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::Duration;
@@ -85,6 +86,20 @@ fn options(config: &StoreConfig) -> Result<AnyConnectOptions, StoreError> {
         }
     }
     Ok(options)
+}
+
+/// What a connection would refuse before it is made: values of the URL's parameters that cannot be, and a password file that others can
+/// read. One that is not there may be where the service runs.
+///
+/// # Errors
+/// [`StoreError::Sql`] and [`StoreError::Io`] with what was expected.
+pub fn check(config: &StoreConfig) -> Result<(), StoreError> {
+    if config.url.is_none() {
+        return Ok(());
+    }
+    let sql = |source| StoreError::Sql { store: name(config), operation: "read `store.url`", source };
+    let password_file = config.password_file.clone().filter(|path| path.exists());
+    PgConnectOptions::from_url(&options(&StoreConfig { password_file, ..config.clone() })?.database_url).map(drop).map_err(sql)
 }
 
 /// A pool of at most `most` connections; of such that only read where `read_only`.
