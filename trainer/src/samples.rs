@@ -6,7 +6,7 @@ use crate::calibrate::Kept;
 use omnilabel_coco::{Annotation, Dataset, ImageRecord, to_continuous};
 use omnilabel_detect::frame::{Frame, FrameError};
 use omnilabel_keypoints::geometry::{Point, Rect};
-use omnilabel_keypoints::label::{Visibility, harden};
+use omnilabel_keypoints::label::Keypoint;
 use omnilabel_keypoints::skeleton::Skeleton;
 use omnilabel_rcnn::augment::{Person, Sample};
 use rayon::prelude::*;
@@ -63,11 +63,9 @@ impl Item {
             .people
             .iter()
             .map(|d| {
-                let agreed = |agreement: f32| min_agreement.is_none_or(|least| agreement >= least);
-                let hard = harden(d, keypoint_threshold).into_iter().zip(&d.keypoints);
-                let keypoints =
-                    hard.map(|(k, raw)| (k.visibility != Visibility::Unlabelled && agreed(raw.agreement)).then_some(k.point)).collect();
-                Person { rect: d.rect, keypoints, soft: None }
+                let agreed = |k: &Keypoint| min_agreement.is_none_or(|least| k.agreement >= least);
+                let hard = |k: &Keypoint| (k.passes(keypoint_threshold) && agreed(k)).then_some(k.point);
+                Person { rect: d.rect, keypoints: d.keypoints.iter().map(hard).collect(), soft: None }
             })
             .filter(|p| p.rect.is_valid() && p.rect.area() > 0.0)
             .collect();

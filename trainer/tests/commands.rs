@@ -144,6 +144,13 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     let error = fail(dir.path(), "check-config --config trainer.toml");
     assert!(error.contains("`release.key`"), "{error}");
     std::fs::remove_file(dir.path().join("d")).unwrap();
+    std::fs::write(dir.path().join("token"), "x".repeat(32)).unwrap();
+    let open = || std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(dir.path().join("token"), open()).unwrap();
+    std::fs::write(dir.path().join("web.toml"), format!("{text}[web]\nbind = \"127.0.0.1:8090\"\noperator_token_file = \"token\"\n"))
+        .unwrap();
+    let error = fail(dir.path(), "check-config --config web.toml");
+    assert!(error.contains("`web.operator_token_file`") && error.contains("expected 0600"), "{error}");
 
     // That of a further collector.
     let text = "client_id = \"collector-2\"\nstate_dir = \"state\"\n[store]\nurl = \"postgres://centre@db/omnilabel\"\n[broker]\n\
@@ -166,8 +173,7 @@ fn a_configuration_is_printed_with_its_defaults_and_means_the_same_again() {
     let error = fail(dir.path(), "check-config --collector --config unsafe.toml");
     assert!(error.contains("`store.url`") && error.contains("unknown value \"verify\""), "{error}");
     std::fs::write(dir.path().join("password"), "x").unwrap();
-    let open = std::fs::Permissions::from_mode(0o644);
-    std::fs::set_permissions(dir.path().join("password"), open).unwrap();
+    std::fs::set_permissions(dir.path().join("password"), open()).unwrap();
     std::fs::write(dir.path().join("open.toml"), text.replace("/omnilabel\"", "/omnilabel\"\npassword_file = \"password\"")).unwrap();
     let error = fail(dir.path(), "check-config --collector --config open.toml");
     assert!(error.contains("password") && error.contains("expected 0600"), "{error}");
@@ -266,6 +272,9 @@ fn distill_names_the_pictures_that_it_cannot_read_and_goes_on() {
     std::fs::write(footage.join("12.jpg"), &whole[..whole.len() - 20]).unwrap();
     std::fs::write(dir.path().join("data/images/2.jpg"), "no picture either").unwrap();
     let flags = "--val val --teacher-steps 1 --student-steps 1 --batch 2 --short-side 64 --json";
+    let none = format!("distill --labelled data --unlabelled footage {flags} --out none").replace("--student-steps 1", "--student-steps 0");
+    let error = fail(dir.path(), &none);
+    assert!(error.contains("option `steps` is 0, expected 1 or more") && !dir.path().join("none").exists(), "{error}");
     let check = |line: &str, count: u64| {
         let output = trainer(dir.path(), line);
         let said = String::from_utf8(output.stderr).unwrap();

@@ -45,7 +45,7 @@ impl<'d> Drawing<'d> {
         let within = path.strip_prefix(self.images).unwrap_or(path);
         let name = self.album.name(within.strip_prefix("images").unwrap_or(within));
         self.album.save(&name, &drawn)?;
-        let sure = |d: &Detection| d.keypoints.iter().filter(|k| k.probability >= keypoint).count();
+        let sure = |d: &Detection| d.keypoints.iter().filter(|k| k.passes(keypoint)).count();
         let told = |d: &&Detection| (Emphasis::Plain, format!("person {:.2}, {} of {} keypoints", d.score, sure(d), self.skeleton.len()));
         let mut lines: Vec<_> = shown.iter().map(told).collect();
         if shown.is_empty() {

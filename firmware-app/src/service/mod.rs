@@ -219,9 +219,9 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     drop(patience);
     let _ending = Ending(events.clone());
     beside.spawn(supervisor::tell(Arc::clone(&board)));
-    let reader = tokio::spawn(read(incoming, events.clone(), connected));
+    beside.spawn(read(incoming, events.clone(), connected));
     let publisher = tokio::spawn(publish(link.clone(), outbound, online));
-    let clock = tokio::spawn(async move {
+    beside.spawn(async move {
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
@@ -246,8 +246,6 @@ pub async fn run_with(config: EdgeConfig, loader: Arc<dyn Loader>, mut stop: wat
     // The core is gone and with it the sender: the publisher sends what it has and ends.
     let _ = tokio::time::timeout(CLOSE, publisher).await;
     link.close().await;
-    reader.abort();
-    clock.abort();
     // The page's address is free again when the device has ended.
     beside.shutdown().await;
     let summary = summary?;

@@ -47,7 +47,7 @@ impl Person {
     /// A detection, by its place in the list: keypoints below `keypoint_threshold` are unsure.
     pub fn detected(detection: &Detection, index: usize, keypoint_threshold: f32, caption: String) -> Self {
         let mark = |k: &omnilabel_keypoints::label::Keypoint| {
-            if k.probability >= keypoint_threshold { Mark::Sure(k.point) } else { Mark::Unsure(k.point) }
+            if k.passes(keypoint_threshold) { Mark::Sure(k.point) } else { Mark::Unsure(k.point) }
         };
         Self { rect: Some(detection.rect), marks: detection.keypoints.iter().map(mark).collect(), caption, tone: Tone::Instance(index) }
     }

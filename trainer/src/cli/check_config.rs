@@ -3,7 +3,7 @@
 use crate::service::config::{CollectConfig, ConfigError, ServiceConfig, StoreConfig};
 use crate::service::store::pictures::Pictures;
 use crate::service::store::postgres;
-use crate::service::{server, sign};
+use crate::service::{server, sign, web};
 use anyhow::Context;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -31,11 +31,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let is_other = || CollectConfig::load(&args.config).is_ok();
     let config = ServiceConfig::load(&args.config).map_err(|error| hint(error, is_other, "of `collect`: expected --collector"))?;
     print(&config, args.json)?;
-    // It may be where the service runs.
-    if config.release.key.exists() {
-        sign::read_key(&config.release.key).context("`release.key`")?;
+    // Secrets may be where the service runs and nowhere else.
+    let key = &config.release.key;
+    if key.try_exists().with_context(|| format!("`release.key`: {}", key.display()))? {
+        let key = sign::read_key(key).context("`release.key`")?;
+        server::release_keys(&config, &key)?;
     }
-    server::release_keys(&config)?;
+    web::check(&config.web)?;
     on_disk(&config.store)
 }
 

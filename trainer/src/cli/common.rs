@@ -192,16 +192,22 @@ struct TrainFile {
 /// Flags and file, resolved.
 pub(super) struct Training {
     pub(super) network: Config,
-    pub(super) options: TrainOptions,
+    options: TrainOptions,
     pub(super) init: Init,
     pub(super) compute: Compute,
 }
 
-/// Refuses options that mean nothing, when the flags have had their say.
-pub(super) fn sensible(options: TrainOptions) -> anyhow::Result<TrainOptions> {
-    match options.wrong() {
-        Some((key, found, expected)) => bail!("option `{key}` is {found}, expected {expected}"),
-        None => Ok(options),
+impl Training {
+    /// The options with so many steps, where a flag says so.
+    pub(super) fn options(&self, steps: Option<u64>) -> anyhow::Result<TrainOptions> {
+        let options = TrainOptions { steps: steps.unwrap_or(self.options.steps), ..self.options.clone() };
+        if let Some((key, found, expected)) = options.wrong() {
+            bail!("option `{key}` is {found}, expected {expected}");
+        }
+        if options.batch < self.compute.gpus {
+            bail!("--batch is {}, expected --gpus, {}, or more: an image for each", options.batch, self.compute.gpus);
+        }
+        Ok(options)
     }
 }
 
@@ -218,9 +224,6 @@ impl TrainFlags {
         options.batch = self.batch.unwrap_or(options.batch);
         options.lr = self.lr.unwrap_or(options.lr);
         options.seed = self.seed.unwrap_or(options.seed);
-        if options.batch < compute.gpus {
-            bail!("--batch is {}, expected --gpus, {}, or more: an image for each", options.batch, compute.gpus);
-        }
         let preset = self.preset.clone().or(file.preset).unwrap_or_else(|| "nano".to_owned());
         let network = start::preset(&preset, keypoints)?;
         let Start { mut network, init, taken } =

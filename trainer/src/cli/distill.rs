@@ -1,6 +1,6 @@
 //! `omnilabel-trainer distill`
 
-use super::common::{Stages, TrainFlags, ViewFlags, load, sensible, stop_flag};
+use super::common::{Stages, TrainFlags, ViewFlags, load, stop_flag};
 use crate::calibrate::Mode;
 use crate::distill::{DistillConfig, Outcome, distill, split_by_id, split_folder};
 use crate::samples::plain_folder;
@@ -96,11 +96,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         _ => bail!("give --val: a held-out COCO keypoint folder"),
     };
     let training = args.flags.resolve(labelled.skeleton.len())?;
-    let steps = |n: Option<u64>| {
-        let mut options = training.options.clone();
-        options.steps = n.unwrap_or(options.steps);
-        sensible(options)
-    };
+    let (teacher_options, student_options) = (training.options(args.teacher_steps)?, training.options(args.student_steps)?);
     let config = DistillConfig {
         val: load(&val, None, args.val_images)?,
         upper: args.upper,
@@ -108,8 +104,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         detector: args.detector,
         equal_steps: args.equal_steps,
         network: training.network,
-        teacher_options: steps(args.teacher_steps)?,
-        student_options: steps(args.student_steps)?,
+        teacher_options,
+        student_options,
         init: training.init,
         compute: training.compute,
         views: args.views.views()?,

@@ -46,7 +46,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     let key = read_key(&config.release.key)?;
     // With a set of keys, one that is not in it would be signed over, or refused by every device.
-    release_keys(&config)?;
+    release_keys(&config, &key)?;
     let bundle = Bundle::open(&args.bundle)?;
     if bundle.manifest().golden.is_empty() {
         bail!("{}: a device would refuse it: it has no golden frames to prove itself on (`train --golden`)", args.bundle.display());

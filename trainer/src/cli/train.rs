@@ -1,6 +1,6 @@
 //! `omnilabel-trainer train`
 
-use super::common::{TrainFlags, Weights, bar, load, sensible, stop_flag};
+use super::common::{TrainFlags, Weights, bar, load, stop_flag};
 use crate::arm::{ArmConfig, ArmOutcome, amend, begun, provisional, train_arm};
 use crate::distill::calibrate_on;
 use crate::evaluate::{evaluate, labelled};
@@ -64,9 +64,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(eval) = &eval {
         labelled(eval).context("--eval")?;
     }
-    let mut training = args.flags.resolve(dataset.skeleton.len())?;
-    training.options.steps = args.steps.unwrap_or(training.options.steps);
-    let options = sensible(training.options)?;
+    let training = args.flags.resolve(dataset.skeleton.len())?;
+    let options = training.options(args.steps)?;
     let samples = SampleSet::load(&dataset)?;
     for left_out in &samples.left_out {
         eprintln!("left out: {}: {}", left_out.name, left_out.reason);

@@ -5,7 +5,7 @@ use crate::service::waves::thousandths;
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use omnilabel_keypoints::wire::topic;
-use omnilabel_link::LinkConfig;
+use omnilabel_link::{LinkConfig, LinkError};
 use omnilabel_rcnn::config::SHORT_SIDES;
 use omnilabel_rcnn::device::{Arithmetic, TrainDevice};
 use omnilabel_rcnn::params::Precision;
@@ -48,6 +48,14 @@ pub enum ConfigError {
         found: String,
         /// What is possible.
         expected: &'static str,
+    },
+    /// A broker that no connection is made to.
+    #[error("{path}: {source}")]
+    Broker {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: LinkError,
     },
 }
 
@@ -419,7 +427,7 @@ type Check = (bool, &'static str, String, &'static str);
 
 /// What a connection would refuse.
 fn check_broker(path: &Path, broker: &LinkConfig) -> Result<(), ConfigError> {
-    broker.check().map_err(|error| ConfigError::Shape { path: path.to_owned(), message: error.to_string() })
+    broker.check().map_err(|source| ConfigError::Broker { path: path.to_owned(), source })
 }
 
 /// The error of the first one that cannot.
@@ -452,12 +460,11 @@ fn locate_tls(broker: &mut LinkConfig, folder: &Path) {
 }
 
 /// What everybody who collects needs.
-fn intake_checks(client_id: &str, broker: &LinkConfig, collector: &CollectorConfig) -> [Check; 9] {
+fn intake_checks(client_id: &str, broker: &LinkConfig, collector: &CollectorConfig) -> [Check; 8] {
     let id = |name: &str| topic::id(name).is_ok();
     let quote = |text: &str| format!("{text:?}");
     [
         (!client_id.is_empty(), "client_id", quote(client_id), "a name"),
-        (!broker.host.is_empty(), "broker.host", quote(&broker.host), "a host name or address"),
         (id(&broker.site), "broker.site", quote(&broker.site), "1 to 64 of [A-Za-z0-9._-]"),
         ((1..=100_000).contains(&collector.batch), "collector.batch", collector.batch.to_string(), "1 to 100000"),
         (collector.batch_bytes > 0, "collector.batch_bytes", collector.batch_bytes.to_string(), "1 or more"),
@@ -556,6 +563,7 @@ key = "release.key"
         check(&format!("{}[round.train]\nbatch = 3", gpus(4)), "round.train.batch");
         check(&format!("{GOOD}\n[calibration]\nmode = \"guess\""), "calibration.mode");
         check(&GOOD.replace("site = \"home\"", "site = \"a/b\""), "broker.site");
+        check(&GOOD.replace("site = \"home\"", "site = \"home\"\nport = 0"), "broker: `port` is 0");
         check(&GOOD.replace("key = \"release.key\"", ""), "key");
         check(&format!("{GOOD}block_bytes = 12"), "release.block_bytes");
         for waves in ["[]", "[100, 50]", "[10, 50]", "[0, 100]", "[50, 50, 100]", "[0.1, 0.14, 100]", "[10, nan, 100]"] {
@@ -594,7 +602,7 @@ key = "release.key"
         let slip = format!("{GOOD}[store]\nurl = \"postgres://u@db/x?sslmod=verify-full\"");
         check(&slip, "store.url");
         let told = ServiceConfig::parse(Path::new("trainer.toml"), &slip).unwrap_err().to_string();
-        assert!(told.contains("\"sslmod\"") && told.contains("expected of PostgreSQL's parameters sslmode"), "{told}");
+        assert!(told.contains("\"sslmod\"") && told.contains("expected sslmode, sslrootcert"), "{told}");
         check(&format!("{GOOD}[store]\npassword_file = \"x\""), "store.password_file");
         let text = format!("{GOOD}[store]\nurl = \"postgres://u@db/x?sslmode=verify-full\"\npassword_file = \"db.password\"");
         let config = ServiceConfig::parse(Path::new("/etc/omnilabel/trainer.toml"), &text).unwrap();

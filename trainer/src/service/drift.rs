@@ -96,7 +96,7 @@ impl Counts {
             one(&mut self.score, bin(above), BINS);
             let area_px2 = f64::from(person.rect.clipped(label.size).area().max(0.0));
             one(&mut self.size, bin((area_px2 / frame_px2.max(1.0)).sqrt()), BINS);
-            let visible = person.keypoints.iter().filter(|keypoint| keypoint.probability >= scale.keypoint).count();
+            let visible = person.keypoints.iter().filter(|keypoint| keypoint.passes(scale.keypoint)).count();
             one(&mut self.keypoints, visible, MAX_KEYPOINTS + 1);
         }
     }

@@ -190,6 +190,11 @@ impl Rounds {
         &self.manual.skeleton
     }
 
+    /// The release key.
+    pub(super) const fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
     /// Does what is due until `stop`. The pauses grow with the failures since the last round ended.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut failures = 0;

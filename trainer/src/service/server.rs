@@ -99,7 +99,7 @@ pub async fn serve(
     let acks = AckQueue::default();
     let collector = Collector::new(&config.collector, &store, &events, intake, out, acks.clone(), Arc::clone(&announce));
     let health = collector.health();
-    let keys = release_keys(&config)?;
+    let keys = release_keys(&config, rounds.key())?.map(|keys| (rounds.key().clone(), keys));
     let steering = Steering { config: config.clone(), store: store.clone(), events: Arc::clone(&events) };
     let answers = Answers::new(&config.broker, &store, &link, &acks, Arc::clone(&health));
     let watch = Watch { store: store.clone(), events: Arc::clone(&events), config: config.drift.clone() };
@@ -171,7 +171,8 @@ pub async fn serve_release(config: ServiceConfig, store: Store, events: EventLog
     let (link, mut incoming) = Link::open(&config.broker, &client, None, vec![filter.as_str().to_owned()])?;
     let (out, queued) = mpsc::channel(OUT_QUEUE);
     let announce = Arc::new(Notify::new());
-    let keys = release_keys(&config)?;
+    let key = sign::read_key(&config.release.key).context("`release.key`")?;
+    let keys = release_keys(&config, &key)?.map(|keys| (key, keys));
     let health = Arc::default();
     let answers = Answers::new(&config.broker, &store, &link, &AckQueue::default(), Arc::clone(&health));
     let sender = Sender { config, keys, store, events: Arc::new(events), link: link.clone(), answers, health, rollout: None };
@@ -444,16 +445,15 @@ impl Collector {
     }
 }
 
-/// The release key and the set of keys that it is in, where there is one.
+/// The set of keys that the release key is in, where there is one.
 ///
 /// # Errors
 /// When devices would refuse what is signed: see [`SignedKeys::read`].
-pub fn release_keys(config: &ServiceConfig) -> anyhow::Result<Option<(SigningKey, SignedKeys)>> {
+pub fn release_keys(config: &ServiceConfig, key: &SigningKey) -> anyhow::Result<Option<SignedKeys>> {
     let Some(path) = &config.release.keys else { return Ok(None) };
-    let key = sign::read_key(&config.release.key).context("`release.key`")?;
     let keys = SignedKeys::read(path, &config.broker.site, &key.verifying_key()).context("`release.keys`")?;
     keys.check_channel(&config.release.channel).with_context(|| format!("`release.keys`: {}", path.display()))?;
-    Ok(Some((key, keys)))
+    Ok(Some(keys))
 }
 
 struct Sender {

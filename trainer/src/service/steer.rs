@@ -72,8 +72,8 @@ pub async fn steer(store: &Store, events: &EventLog, order: Order, by: &str) -> 
 /// Without a release, with a bundle or key that devices would refuse. When it fails after the newest release was halted, the error says so.
 pub async fn recall(config: &ServiceConfig, store: &Store, events: &EventLog, by: &str) -> anyhow::Result<(u64, String)> {
     // What could fail comes before anything is changed.
-    release_keys(config)?;
     let key = read_key(&config.release.key)?;
+    release_keys(config, &key)?;
     let mut newest = newest(store).await?;
     let before = store.running_before(newest.counter()).await?;
     let bundle = before.as_ref().map_or_else(|| config.model.running.clone(), |row| PathBuf::from(&row.bundle));

@@ -39,7 +39,7 @@ mod verdicts;
 pub use control::{Control, Done};
 pub use health::Health;
 
-use crate::service::config::ServiceConfig;
+use crate::service::config::{ServiceConfig, WebConfig};
 use crate::service::server::stopped;
 use crate::service::store::Store;
 use answer::Failure;
@@ -110,6 +110,21 @@ pub struct Server {
     state_dir: PathBuf,
     connections: usize,
     patience: Duration,
+}
+
+/// Whether [`open`] would take the token files, as far as they are there.
+///
+/// # Errors
+/// A token file that cannot be used; names the key.
+pub fn check(config: &WebConfig) -> anyhow::Result<()> {
+    let mut config = config.clone();
+    for file in [&mut config.viewer_token_file, &mut config.operator_token_file] {
+        if let Some(path) = file.take() {
+            let there = path.try_exists().with_context(|| format!("`web`: {}", path.display()))?;
+            *file = Some(path).filter(|_| there);
+        }
+    }
+    tokens::Tokens::read(&config).map(drop)
 }
 
 /// Binds the page's address; `None` without `web.bind`. The state folder is there already.

@@ -75,6 +75,13 @@ async fn beyond_the_byte_budget_frames_go_before_labels_and_the_centre_is_told()
     assert!(never > 0 && never <= status.frames_evicted, "{never} of {}", status.frames_evicted);
 }
 
+/// Bytes of the outbox's segments.
+fn written(device: &Device) -> u64 {
+    let segments = |list: std::fs::ReadDir| list.map(Result::unwrap).filter(|e| e.path().extension().is_some_and(|end| end == "seg"));
+    let list = std::fs::read_dir(device.config.state_dir.join("outbox"));
+    list.map_or(0, |list| segments(list).map(|e| e.metadata().map_or(0, |m| m.len())).sum())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
     let Some(broker) = Broker::start() else { return };
@@ -82,9 +89,7 @@ async fn a_device_without_a_broker_labels_and_ends_when_it_is_told() {
     drop(broker);
     let (stop, run) = device.start();
     let start = Instant::now();
-    let outbox = device.config.state_dir.join("outbox");
-    let segments = |list: std::fs::ReadDir| list.map(Result::unwrap).filter(|e| e.path().extension().is_some_and(|end| end == "seg"));
-    let bytes = || std::fs::read_dir(&outbox).map_or(0, |list| segments(list).map(|e| e.metadata().map_or(0, |m| m.len())).sum::<u64>());
+    let bytes = || written(&device);
     while bytes() < 30 * 400 {
         assert!(start.elapsed() < DEADLINE, "the outbox has only {} bytes", bytes());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -105,6 +110,7 @@ async fn a_run_that_is_dropped_ends_and_its_folder_and_its_page_are_free() {
     let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     device.config.web = Some(WebConfig { listen, ..WebConfig::default() });
     let mut centre = Centre::open(&broker).await;
+    centre.answers = false;
     let (_stop, run) = device.start();
     centre.until("a label", |c| !c.labels.is_empty()).await;
     run.abort();
@@ -114,8 +120,21 @@ async fn a_run_that_is_dropped_ends_and_its_folder_and_its_page_are_free() {
         assert!(start.elapsed() < DEADLINE, "the core works on: {error:#}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    // A hundred frames a second, of which there are some left.
+    let before = written(&device);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(written(&device), before, "the core works on");
     while let Err(error) = std::net::TcpListener::bind(listen) {
         assert!(start.elapsed() < DEADLINE, "the page is still there: {error}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[test]
+fn a_busy_core_is_told_of_its_end_too() {
+    let (events, mut inbox) = mpsc::channel(1);
+    events.try_send(Event::Tick).unwrap();
+    drop(Ending(events));
+    assert!(matches!(inbox.blocking_recv(), Some(Event::Tick)));
+    assert!(matches!(inbox.blocking_recv(), Some(Event::Shutdown)));
 }

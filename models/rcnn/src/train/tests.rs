@@ -235,12 +235,15 @@ fn options_that_mean_nothing_are_named() {
     let augment = Augment::default();
     for (options, key) in [
         (TrainOptions { steps: 0, ..options() }, "steps"),
-        (TrainOptions { lr: f64::NAN, ..options() }, "lr"),
+        (TrainOptions { lr: 0.0, ..options() }, "lr"),
+        (TrainOptions { lr: f64::INFINITY, ..options() }, "lr"),
         (TrainOptions { batch: 0, ..options() }, "batch"),
         (TrainOptions { weight_decay: -0.1, ..options() }, "weight_decay"),
+        (TrainOptions { weight_decay: f64::INFINITY, ..options() }, "weight_decay"),
         (TrainOptions { milestones: vec![70.0, 90.0], ..options() }, "milestones"),
         (TrainOptions { milestones: vec![0.9, 0.7], ..options() }, "milestones"),
         (TrainOptions { clip: Some(0.0), ..options() }, "clip"),
+        (TrainOptions { clip: Some(f64::INFINITY), ..options() }, "clip"),
         (TrainOptions { short_sides: vec![96, 4], ..options() }, "short_sides"),
         (TrainOptions { average: Some(1.0), ..options() }, "average"),
         (TrainOptions { augment: Augment { scale: 1.0, ..augment.clone() }, ..options() }, "augment.scale"),

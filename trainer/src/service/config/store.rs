@@ -5,21 +5,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::any::AnyConnectOptions;
 use std::path::{Path, PathBuf};
 
-/// Of a database's URL, those that both the service's client and `pg_dump` know; a password is refused by itself.
-const PARAMETERS: [&str; 12] = [
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "application_name",
-    "options",
-    "password",
-];
+/// Of a database's URL, those that both the service's client and `pg_dump` know; `application_name` is the service's, a password in a file.
+const PARAMETERS: &str = "sslmode, sslrootcert, sslcert, sslkey, host, hostaddr, port, dbname, user, options";
 
 /// `[store]`: SQLite in the state folder without `url`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +53,9 @@ impl StoreConfig {
         let is_postgres = url.is_some_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));
         let has_password = url.is_some_and(|url| url.password().is_some() || url.query_pairs().any(|(key, _)| key == "password"));
         // The client ignores what it does not know: a slip in `sslmode` would connect to whoever answers.
-        let unknown =
-            url.and_then(|url| url.query_pairs().map(|(key, _)| key.into_owned()).find(|key| !PARAMETERS.contains(&key.as_str())));
+        let unknown = url.and_then(|url| {
+            url.query_pairs().map(|(key, _)| key.into_owned()).find(|key| PARAMETERS.split(", ").all(|known| known != key))
+        });
         // One with a password is never shown; nor is what may be one, because it is no URL.
         let shown = if is_postgres && !has_password { format!("{:?}", self.url) } else { "another text".to_owned() };
         [
@@ -78,12 +66,7 @@ impl StoreConfig {
                 "a URL with a password".to_owned(),
                 "one without: a password is in the file `store.password_file` or in `PGPASSFILE`",
             ),
-            (
-                unknown.is_none(),
-                "store.url",
-                format!("a URL with {:?}", unknown.unwrap_or_default()),
-                "of PostgreSQL's parameters sslmode, sslrootcert, sslcert, sslkey, host, hostaddr, port, dbname, user, application_name, options",
-            ),
+            (unknown.is_none(), "store.url", format!("a URL with {:?}", unknown.unwrap_or_default()), PARAMETERS),
             (
                 self.password_file.is_none() || self.url.is_some(),
                 "store.password_file",

@@ -97,9 +97,17 @@ pub fn check(config: &StoreConfig) -> Result<(), StoreError> {
     if config.url.is_none() {
         return Ok(());
     }
-    let sql = |source| StoreError::Sql { store: name(config), operation: "read `store.url`", source };
-    let password_file = config.password_file.clone().filter(|path| path.exists());
-    PgConnectOptions::from_url(&options(&StoreConfig { password_file, ..config.clone() })?.database_url).map(drop).map_err(sql)
+    let store = name(config);
+    let mut config = config.clone();
+    if let Some(path) = config.password_file.take() {
+        let there = path.try_exists().map_err(|source| StoreError::Io { path: path.clone(), source })?;
+        config.password_file = Some(path).filter(|_| there);
+    }
+    PgConnectOptions::from_url(&options(&config)?.database_url).map(drop).map_err(|source| StoreError::Sql {
+        store,
+        operation: "read `store.url`",
+        source,
+    })
 }
 
 /// A pool of at most `most` connections; of such that only read where `read_only`.
