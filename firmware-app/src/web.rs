@@ -15,17 +15,23 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
 use omnilabel_keypoints::trial::Phase;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 const PAGE: &str = include_str!("web/index.html");
 /// The shortest token.
 const MIN_TOKEN: usize = 16;
+/// How long the head of a request may take to come, the time in which nothing was asked for included, and an answer to be taken.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Site {
     board: Arc<Board>,
@@ -67,8 +73,27 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, token: Option<[u8; 
         .route("/api/cameras/{name}/frame", get(frame))
         .layer(from_fn_with_state(Arc::clone(&site), guard))
         .with_state(site);
-    if let Err(error) = axum::serve(limit::Limited::new(listener), app).await {
-        tracing::error!(%error, "the web page ended");
+    answer(listener, app, PATIENCE).await;
+}
+
+/// Answers until the task is dropped, and with it every connection. Who asks for nothing, or does not take what he asked for, loses his
+/// place: it may be a client that is gone.
+async fn answer(listener: tokio::net::TcpListener, app: Router, patience: Duration) {
+    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience);
+    let builder = Arc::new(builder);
+    let mut listener = limit::Limited::new(listener, patience);
+    let mut open = JoinSet::new();
+    loop {
+        let (stream, peer) = listener.accept().await;
+        let service = TowerToHyperService::new(app.clone());
+        let builder = Arc::clone(&builder);
+        open.spawn(async move {
+            if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%peer, "a connection to the page ended: {error}");
+            }
+        });
+        while open.try_join_next().is_some() {}
     }
 }
 
@@ -250,6 +275,50 @@ async fn frame(Shared(site): Shared<Arc<Site>>, Path(name): Path<String>, Query(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    /// Generous: the machine may be busy.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// What is answered on a connection of its own.
+    async fn asked(address: SocketAddr, path: &str) -> String {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = tokio::time::timeout(DEADLINE, socket.read_to_string(&mut answer)).await;
+        read.expect("an answer").unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_nothing_loses_his_place_and_who_waits_for_an_answer_keeps_it() {
+        let patience = Duration::from_millis(300);
+        let slow = move || async move {
+            tokio::time::sleep(4 * patience).await;
+            "slow\n"
+        };
+        let app = Router::new().route("/healthz", get(|| async { "ok\n" })).route("/slow", get(slow));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut page = JoinSet::new();
+        page.spawn(answer(listener, app, patience));
+        let slow = tokio::spawn(asked(address, "/slow"));
+        // Every place and some more: nothing is said, or a part of a head, or a request and then nothing more.
+        let said = ["", "GET /healthz HT", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"];
+        let mut idle = Vec::new();
+        for said in said.iter().cycle().take(limit::CONNECTIONS + 8) {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            socket.write_all(said.as_bytes()).await.unwrap();
+            idle.push(socket);
+        }
+        assert!(asked(address, "/healthz").await.ends_with("ok\n"));
+        for mut socket in idle {
+            let ended = tokio::time::timeout(DEADLINE, socket.read_to_end(&mut Vec::new())).await;
+            assert!(ended.is_ok(), "an idle connection is closed");
+        }
+        assert!(slow.await.unwrap().ends_with("slow\n"));
+    }
 
     #[test]
     fn only_names_of_this_machine_are_local() {

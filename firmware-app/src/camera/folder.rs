@@ -1,6 +1,6 @@
 //! A folder of images as a camera.
 
-use super::{Camera, CameraEvent, Progress, Shot, shot};
+use super::{Camera, CameraEvent, Progress, Recording, Shot, shot};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ pub struct Folder {
     period: Duration,
     repeat: bool,
     due: Option<Instant>,
-    /// Where it is noted how far it is.
-    progress: Option<PathBuf>,
+    /// Where it is noted how far it is, and what tells it from another folder.
+    progress: Option<(PathBuf, Recording)>,
 }
 
 /// The JPEG and PNG files directly in `folder`, by name; numbers in names count as numbers (`2.png` before `10.png`).
@@ -54,7 +54,7 @@ fn natural(name: &str) -> Vec<(u128, String)> {
 }
 
 impl Folder {
-    /// Opens the folder. With `progress`, a folder that does not repeat goes on where it was.
+    /// Opens the folder. With `progress`, a folder that does not repeat goes on where it was, if the files up to there are the same.
     ///
     /// # Errors
     /// When it cannot be read or has no JPEG or PNG.
@@ -63,9 +63,12 @@ impl Folder {
         if files.is_empty() {
             bail!("{}: no image in the folder, expected .jpg, .jpeg or .png files", folder.display());
         }
-        let progress = progress.filter(|_| !repeat).map(Path::to_owned);
-        let next = progress.as_deref().map_or(0, |file| Progress::open(file, files.len()).position());
-        if next > 0 {
+        let progress = progress.filter(|_| !repeat).map(|file| (file.to_owned(), Recording::folder(&files)));
+        let noted = progress.as_ref().map(|(file, recording)| Progress::open(file, recording.clone()));
+        let next = noted.as_ref().map_or(0, Progress::position);
+        if noted.is_some_and(|noted| noted.is_of_another()) {
+            tracing::warn!(folder = %folder.display(), count = files.len(), "not the images that were noted: the folder begins anew");
+        } else if next > 0 {
             tracing::info!(next, count = files.len(), "the folder goes on where it was");
         }
         Ok(Self { files, next, period: Duration::from_secs_f64(1.0 / fps), repeat, due: None, progress })
@@ -106,7 +109,11 @@ impl Camera for Folder {
     }
 
     fn progress(&self) -> Option<Progress> {
-        Some(Progress::open(self.progress.as_deref()?, self.files.len()))
+        let (file, recording) = self.progress.as_ref()?;
+        let mut progress = Progress::open(file, recording.clone());
+        // A line of an older version gets its checksum while the images are known.
+        progress.settle(0);
+        Some(progress)
     }
 
     fn past(&self, count: usize) -> Vec<Box<Shot>> {
@@ -157,6 +164,59 @@ mod tests {
         assert!(play().is_empty(), "a folder that is done with is not played again");
         let past = Folder::open(folder.path(), 1.0, false, Some(&progress)).unwrap().past(3);
         assert_eq!(past.iter().map(|shot| shot.id).collect::<Vec<_>>(), [10, 4], "a model can still be tried on it");
+    }
+
+    #[test]
+    fn a_folder_goes_on_while_what_is_done_with_is_the_same_and_begins_anew_otherwise() {
+        let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let progress = state.path().join("progress");
+        let at = |name: &str| folder.path().join(name);
+        let open = || Folder::open(folder.path(), 1e6, false, Some(&progress)).unwrap();
+        // Plays it to its end, and every frame is done with.
+        let play = || {
+            let (mut camera, mut frames) = (open(), 0);
+            let mut noted = camera.progress().unwrap();
+            loop {
+                match camera.next() {
+                    CameraEvent::Shot(shot) => noted.without_label(shot.position.unwrap()),
+                    CameraEvent::End => break,
+                    event => panic!("{event:?}"),
+                }
+                frames += 1;
+            }
+            noted.settle(1);
+            frames
+        };
+        let stripes = Frame { size: Size { width: 8, height: 6 }, rgb: (0..144_u8).map(|at| at.wrapping_mul(97)).collect() }.to_jpeg(90);
+        assert_ne!(stripes.len(), picture(9).len());
+        for index in 1..=10 {
+            std::fs::write(at(&format!("{index}.jpg")), picture(9)).unwrap();
+        }
+        assert_eq!((play(), play()), (10, 0));
+        std::fs::write(at("11.jpg"), picture(9)).unwrap();
+        assert_eq!((play(), play()), (1, 0), "one more at the end");
+        for index in 1..=11 {
+            std::fs::write(at(&format!("{index}.jpg")), &stripes).unwrap();
+        }
+        assert_eq!((play(), play()), (11, 0), "others under the same names");
+        for index in 1..=11 {
+            std::fs::rename(at(&format!("{index}.jpg")), at(&format!("b{index}.jpg"))).unwrap();
+        }
+        assert_eq!((play(), play()), (11, 0), "others of the same sizes");
+        std::fs::write(at("a.jpg"), picture(9)).unwrap();
+        assert_eq!((play(), play()), (12, 0), "one more before the others");
+        std::fs::remove_file(at("b11.jpg")).unwrap();
+        assert_eq!((play(), play()), (11, 0), "one less");
+
+        std::fs::remove_file(&progress).unwrap();
+        let mut noted = open().progress().unwrap();
+        noted.without_label(4);
+        noted.settle(1);
+        std::fs::write(at("b8.jpg"), picture(9)).unwrap();
+        std::fs::remove_file(at("b9.jpg")).unwrap();
+        assert_eq!(play(), 6, "what comes after does not matter");
+        std::fs::write(&progress, "7 10\n").unwrap();
+        assert_eq!((play(), play()), (3, 0), "an older version noted the number of files alone");
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod source;
 pub use running::installed;
 pub use source::Source;
 
-use super::{Camera, CameraEvent, Progress, Shot};
+use super::{Camera, CameraEvent, Progress, Recording, Shot};
 use crate::clock::now_ms;
 use omnilabel_detect::frame::Frame;
 use omnilabel_link::Backoff;
@@ -67,7 +67,7 @@ impl Pipeline {
         let read = || std::fs::metadata(path).and_then(|meta| std::fs::File::open(path).map(|_| meta.len() as usize));
         let bytes: usize = read().map_err(|error| anyhow::anyhow!("{}: cannot read the video: {error}", path.display()))?;
         let which = bytes.saturating_add((1000.0 * fps) as usize);
-        let position = progress.map_or(0, |file| Progress::open(file, which).position());
+        let position = progress.map_or(0, |file| Progress::open(file, Recording::Video(which)).position());
         if position > 0 {
             tracing::info!(position, "the video goes on where it was");
         }
@@ -213,7 +213,7 @@ impl Camera for Pipeline {
 
     fn progress(&self) -> Option<Progress> {
         let recorded = self.recorded.as_ref()?;
-        Some(Progress::open(recorded.progress.as_deref()?, recorded.which))
+        Some(Progress::open(recorded.progress.as_deref()?, Recording::Video(recorded.which)))
     }
 }
 

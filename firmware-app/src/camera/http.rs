@@ -26,7 +26,7 @@ impl std::fmt::Debug for Target {
 }
 
 impl Target {
-    /// Reads `http://[user:password@]host[:port]/path`.
+    /// Reads `http://[user:password@]host[:port]/path`; user and password may be percent-encoded.
     ///
     /// # Errors
     /// What is wrong, and what was expected.
@@ -41,9 +41,22 @@ impl Target {
         let colon = if host.ends_with(']') { None } else { host.rfind(':') };
         let (host, port) = colon.map_or((host, "80"), |at| (&host[..at], &host[at + 1..]));
         let (Ok(port), false) = (port.parse(), host.is_empty() || port == "0") else { return refuse() };
-        let authorization = user.map(|user| format!("Basic {}", BASE64.encode(user)));
+        let authorization = user.map(|user| format!("Basic {}", BASE64.encode(decoded(user))));
         Ok(Self { host: host.to_owned(), port, path: path.to_owned(), authorization })
     }
+}
+
+/// What `%` and two hexadecimal digits stand for; any other `%` stands for itself (URL Standard, "percent-decode").
+fn decoded(text: &str) -> Vec<u8> {
+    let mut pieces = text.split('%');
+    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        let digits = piece.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(byte.unwrap_or(b'%'));
+        bytes.extend_from_slice(&piece.as_bytes()[if byte.is_some() { 2 } else { 0 }..]);
+    }
+    bytes
 }
 
 /// An open response.
@@ -162,10 +175,31 @@ mod tests {
         assert_eq!((target.host.as_str(), target.port, target.path.as_str()), ("cam.local", 8080, "/video?fps=5"));
         assert_eq!(target.authorization.as_deref(), Some("Basic YWRtaW46cGFzcw=="));
         assert!(!format!("{target:?}").contains("pass"), "a password does not get into messages");
+        let target = Target::parse("http://admin:p%40ss%2Fword@cam.local/").unwrap();
+        assert_eq!((target.host.as_str(), target.path.as_str()), ("cam.local", "/"));
+        assert_eq!(target.authorization, Some(format!("Basic {}", BASE64.encode("admin:p@ss/word"))));
         assert_eq!(Target::parse("http://[::1]:81").unwrap().port, 81);
         assert_eq!(Target::parse("http://10.0.0.1").unwrap().path, "/");
         for bad in ["https://a/", "rtsp://a/", "http://", "http://:80/", "http://a:x/", "http://a:0/", "http://a b/", "http://a/\r\nX: y"] {
             assert!(Target::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_percent_encoded_is_decoded_and_other_percent_signs_stay() {
+        for (text, expect) in [
+            ("plain", "plain"),
+            ("p%40ss%2fword%3A", "p@ss/word:"),
+            ("%C3%A9", "é"),
+            ("100%25", "100%"),
+            ("%2525", "%25"),
+            ("%%41", "%A"),
+            ("100%", "100%"),
+            ("%4", "%4"),
+            ("%+1%-1%zz", "%+1%-1%zz"),
+            ("%é%€", "%é%€"),
+        ] {
+            assert_eq!(decoded(text), expect.as_bytes(), "{text}");
         }
     }
 }

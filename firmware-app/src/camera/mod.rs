@@ -11,7 +11,7 @@ mod retry;
 
 pub use folder::{Folder, images_of};
 pub use mjpeg::Mjpeg;
-pub use progress::Progress;
+pub use progress::{Progress, Recording};
 pub use retry::Retry;
 
 use crate::clock::now_ms;
@@ -52,8 +52,8 @@ pub enum CameraEvent {
     },
     /// A recording that could not be opened at first was opened.
     Opened {
-        /// Its frames, or what else tells it from another: see [`Progress::open`].
-        count: usize,
+        /// What tells it from another: see [`Progress::open`].
+        recording: Recording,
     },
     /// The stream is away; the camera tries again.
     Lost {

@@ -1,15 +1,72 @@
-//! How far a folder is: the frames whose labels are committed, or which have none.
+//! How far a recording is: the frames whose labels are committed, or which have none.
 
 use crate::durable::replace_file;
+use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// One line in a file: `position count`, the frames that are done with and those of the folder.
+/// What tells a recording from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// A video, by a number.
+    Video(usize),
+    /// A folder: of each file, a checksum of the names and sizes of all up to and with it.
+    Folder(Arc<[u64]>),
+}
+
+impl Recording {
+    /// The folder of `files`, in the order in which they are played.
+    pub fn folder(files: &[PathBuf]) -> Self {
+        let mut hash = Sha256::new();
+        let checksum = |path: &PathBuf| {
+            // Who reads the file will say that it is gone.
+            let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
+            hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+            // No name has a slash.
+            hash.update(b"/");
+            hash.update(bytes.to_be_bytes());
+            hash.clone().finalize().iter().take(8).fold(0, |sum, &byte| sum << 8 | u64::from(byte))
+        };
+        Self::Folder(files.iter().map(checksum).collect())
+    }
+
+    /// The line for so many frames; none before the first one is done with.
+    fn line(&self, position: usize) -> Option<String> {
+        let last = position.checked_sub(1)?;
+        Some(match self {
+            Self::Video(which) => format!("{position} {which}\n"),
+            Self::Folder(checksums) => format!("{position} {} {:016x}\n", checksums.len(), checksums.get(last)?),
+        })
+    }
+
+    /// How many frames are done with, where the line is of this recording.
+    fn position(&self, line: &str) -> Option<usize> {
+        let (position, rest) = line.trim().split_once(' ')?;
+        let position: usize = position.parse().ok()?;
+        let is_same = match (self, rest.split_once(' ')) {
+            (Self::Folder(checksums), Some((_, checksum))) => {
+                *checksums.get(position.checked_sub(1)?)? == u64::from_str_radix(checksum, 16).ok()?
+            }
+            // Older versions note no checksum.
+            (Self::Folder(checksums), None) => position <= checksums.len() && rest.parse() == Ok(checksums.len()),
+            (Self::Video(which), None) => position <= *which && rest.parse() == Ok(*which),
+            (Self::Video(_), Some(_)) => false,
+        };
+        is_same.then_some(position)
+    }
+}
+
+/// One line in a file: `position count checksum`, the frames that are done with, the files of the folder, and the names and sizes of those
+/// that are done with; of a video `position number`.
 #[derive(Debug)]
 pub struct Progress {
     file: PathBuf,
-    count: usize,
-    noted: usize,
+    recording: Recording,
+    /// What stands in the file.
+    noted: String,
+    is_of_another: bool,
     /// Every frame up to here is done with.
     passed: usize,
     /// Positions of the labels that are appended and not known to be committed, with their sequences.
@@ -17,16 +74,30 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Goes on with what `file` says. One that cannot be read, or is of a folder with another count, only means to start at the
-    /// first frame.
-    pub fn open(file: &Path, count: usize) -> Self {
-        let noted = read(file, count).unwrap_or(0);
-        Self { file: file.to_owned(), count, noted, passed: noted, waiting: VecDeque::new() }
+    /// Goes on with what `file` says. One that cannot be read, or is of another recording, only means to start at the first frame.
+    pub fn open(file: &Path, recording: Recording) -> Self {
+        let read = std::fs::read_to_string(file);
+        let is_missing = read.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        let noted = read.unwrap_or_default();
+        let position = recording.position(&noted);
+        Self {
+            file: file.to_owned(),
+            recording,
+            noted,
+            is_of_another: position.is_none() && !is_missing,
+            passed: position.unwrap_or(0),
+            waiting: VecDeque::new(),
+        }
     }
 
     /// What it was opened with.
-    pub fn count(&self) -> usize {
-        self.count
+    pub fn recording(&self) -> &Recording {
+        &self.recording
+    }
+
+    /// Whether it begins anew because the file is of another recording, or cannot be read.
+    pub fn is_of_another(&self) -> bool {
+        self.is_of_another
     }
 
     /// Frames that are done with.
@@ -48,21 +119,12 @@ impl Progress {
     pub fn settle(&mut self, sequence: u64) {
         let committed = self.waiting.partition_point(|&(_, label)| label < sequence);
         self.passed = self.waiting.drain(..committed).next_back().map_or(self.passed, |(position, _)| position);
-        if self.passed == self.noted {
-            return;
-        }
-        match replace_file(&self.file, format!("{} {}\n", self.passed, self.count).as_bytes()) {
-            Ok(()) => self.noted = self.passed,
+        let Some(line) = self.recording.line(self.passed).filter(|line| *line != self.noted) else { return };
+        match replace_file(&self.file, line.as_bytes()) {
+            Ok(()) => self.noted = line,
             Err(error) => tracing::warn!(%error, file = %self.file.display(), "cannot note how far the folder is"),
         }
     }
-}
-
-fn read(file: &Path, count: usize) -> Option<usize> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let (position, of) = text.trim().split_once(' ')?;
-    let position: usize = position.parse().ok()?;
-    (of.parse() == Ok(count) && position <= count).then_some(position)
 }
 
 #[cfg(test)]
@@ -73,10 +135,11 @@ mod tests {
     fn a_frame_is_done_with_when_its_label_is_committed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("progress");
-        let mut progress = Progress::open(&file, 9);
+        let open = |which: usize| Progress::open(&file, Recording::Video(which));
+        let mut progress = open(9);
         let mut check = |step: &dyn Fn(&mut Progress), expected: usize| {
             step(&mut progress);
-            assert_eq!(Progress::open(&file, 9).position(), expected);
+            assert_eq!(open(9).position(), expected);
         };
         check(&|p| p.without_label(1), 0);
         check(&|p| p.settle(20), 1);
@@ -88,8 +151,39 @@ mod tests {
         check(&|p| p.appended(6, 31), 3);
         check(&|p| p.settle(31), 5);
         check(&|p| p.settle(32), 6);
-        assert_eq!(Progress::open(&file, 10).position(), 0, "another folder begins at its first frame");
+        assert_eq!(open(10).position(), 0, "another video begins at its first frame");
         std::fs::write(&file, "10 9").unwrap();
-        assert_eq!(Progress::open(&file, 9).position(), 0);
+        assert_eq!(open(9).position(), 0);
+    }
+
+    #[test]
+    fn a_folder_is_told_from_another_by_the_files_that_are_done_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("progress");
+        let open = |checksums: &[u64]| Progress::open(&file, Recording::Folder(checksums.into()));
+        assert!(!open(&[7]).is_of_another(), "nothing is noted yet");
+        let check = |line: &str, checksums: &[u64], expected: Option<usize>| {
+            std::fs::write(&file, line).unwrap();
+            let progress = open(checksums);
+            let found = (!progress.is_of_another()).then_some(progress.position());
+            assert_eq!(found, expected, "{line:?} of {checksums:?}");
+        };
+        check("2 3 000000000000000b\n", &[10, 11, 12], Some(2));
+        check("2 3 000000000000000b\n", &[10, 11], Some(2));
+        check("2 3 000000000000000b\n", &[10, 11, 13, 14], Some(2));
+        check("2 3 000000000000000b\n", &[10, 13, 12], None);
+        check("2 3 000000000000000b\n", &[11], None);
+        // Without a checksum.
+        check("2 3\n", &[10, 11, 12], Some(2));
+        check("2 3\n", &[10, 11], None);
+        check("4 3\n", &[10, 11, 12], None);
+        for damaged in ["", "2", "2 3 xyz", "0 3 000000000000000b", "-1 3 000000000000000b", "9 3 000000000000000b"] {
+            check(damaged, &[10, 11, 12], None);
+        }
+        std::fs::write(&file, "2 3\n").unwrap();
+        open(&[10, 11, 12]).settle(0);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "2 3 000000000000000b\n");
+        open(&[20, 21, 22]).settle(0);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "2 3 000000000000000b\n", "kept until a frame of the other is done with");
     }
 }

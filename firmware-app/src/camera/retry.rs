@@ -35,7 +35,7 @@ impl Camera for Retry {
                     let progress = camera.progress();
                     self.camera = Some(camera);
                     if let Some(progress) = progress {
-                        return CameraEvent::Opened { count: progress.count() };
+                        return CameraEvent::Opened { recording: progress.recording().clone() };
                     }
                 }
                 Err(error) => {

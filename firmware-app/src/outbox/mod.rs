@@ -3,7 +3,10 @@
 //! CRC-framed segment files, appended and fsynced in groups. *committed* means fsynced here. A label leaves the outbox when the
 //! collector has it, or when the byte budget evicts it, which is counted. Frames are evicted before labels: first the oldest segment
 //! with frames loses them; only when no closed segment has frames left, the oldest labels go. It knows no clock and no network.
+//!
+//! A segment that the disk gives only in parts is damaged where it does not; the others go on.
 
+mod salvage;
 mod segment;
 mod sender;
 mod storage;
@@ -15,6 +18,7 @@ pub use sender::{RESEND_FIRST, RESEND_GAP, RESEND_LAST, SEND_WINDOW, Sender};
 pub use storage::{Disk, Storage};
 
 use omnilabel_keypoints::wire::{AckMsg, LabelKey};
+use salvage::Salvage;
 use segment::Extent;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -69,11 +73,11 @@ pub struct Recovery {
     pub created: bool,
     /// Bytes of torn tails that were cut off; none of them was committed.
     pub torn_bytes: u64,
-    /// Bytes of damage, after which the segment goes on or which were committed.
+    /// Bytes of damage, after which the segment goes on, which were committed or which cannot be read.
     pub damaged_bytes: u64,
     /// Labels that the damage took and that are not known to be stored, at most.
     pub lost: u64,
-    /// Segments that were damaged or of another epoch: as they were, under another name.
+    /// Segments that were damaged or of another epoch: as they were, under another name; with zeros where a part cannot be read.
     pub set_aside: Vec<String>,
 }
 
@@ -82,6 +86,8 @@ const META: &str = "outbox.json";
 const RESERVE: &str = "reserve";
 /// The most of it; a segment without its frames is to fit.
 const RESERVE_BYTES: u64 = 1 << 20;
+/// How the names of files end that were set aside: they are no segments any more.
+const ASIDE: &str = ".aside";
 
 /// What must outlive the segments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +135,8 @@ pub struct Outbox<S> {
     meta: Meta,
     /// Oldest first; the last one is appended to.
     segments: VecDeque<Segment>,
+    /// Files that were set aside, with their bytes, in the order in which they go: they are kept while there is room.
+    asides: VecDeque<(String, u64)>,
     /// Committed records that are not acknowledged.
     index: BTreeMap<u64, Extent>,
     /// Appended since the last commit.
@@ -156,28 +164,26 @@ impl<S: Storage> Outbox<S> {
     pub fn open(mut storage: S, limits: Limits) -> Result<(Self, Recovery), OutboxError> {
         let mut recovery = Recovery::default();
         let names = storage.list().map_err(failed("list", "the folder"))?;
-        let known = if names.iter().any(|name| name == META) {
-            let bytes = storage.read(META).map_err(failed("read", META))?;
-            serde_json::from_slice::<Meta>(&bytes).ok()
-        } else {
-            None
-        };
+        let known = if names.iter().any(|name| name == META) { read_meta(&mut storage)? } else { None };
         let mut found = Vec::new();
         // What a replacement did not finish.
         for name in names.iter().filter(|name| name.ends_with(".new")) {
             storage.remove(name).map_err(failed("remove", name))?;
         }
         for name in names.iter().filter(|name| name.ends_with(".seg")) {
-            let bytes = storage.read(name).map_err(failed("read", name))?;
-            let long = bytes.len() >= segment::HEADER;
-            match segment::read_header(&bytes).or_else(|| segment::read_name(name).filter(|_| long)) {
-                Some((epoch, first)) => found.push((epoch, first, name.clone(), bytes)),
+            let header = match storage.read_at(name, 0, segment::HEADER) {
+                Ok(header) => header,
                 // Without a whole header nothing in it was committed: the header is synced before the first record's commit ends.
-                None if !long => storage.remove(name).map_err(failed("remove", name))?,
-                None => {
-                    set_aside(&mut storage, name, &bytes, &mut recovery)?;
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     storage.remove(name).map_err(failed("remove", name))?;
+                    continue;
                 }
+                Err(error) if salvage::is_of_the_file(&error) => Vec::new(),
+                Err(error) => return Err(failed("read", name)(error)),
+            };
+            match segment::read_header(&header).or_else(|| segment::read_name(name)) {
+                Some((epoch, first)) => found.push((epoch, first, name.clone())),
+                None => set_aside(&mut storage, name, &mut recovery),
             }
         }
         // Without its meta file the outbox goes on with the epoch of its segments, and only the counts are lost.
@@ -194,6 +200,7 @@ impl<S: Storage> Outbox<S> {
             limits,
             meta,
             segments: VecDeque::new(),
+            asides: VecDeque::new(),
             index: BTreeMap::new(),
             uncommitted: Vec::new(),
             tail: Vec::new(),
@@ -204,15 +211,13 @@ impl<S: Storage> Outbox<S> {
         found.sort_by_key(|(epoch, first, ..)| (*epoch, *first));
         let mut done = Vec::new();
         let firsts: Vec<u64> = found.iter().filter(|(epoch, ..)| *epoch == outbox.meta.epoch).map(|(_, first, ..)| *first).collect();
-        for (epoch, first, name, bytes) in found {
+        for (epoch, first, name) in found {
             if epoch != outbox.meta.epoch {
-                set_aside(&mut outbox.storage, &name, &bytes, &mut recovery)?;
-                outbox.storage.remove(&name).map_err(failed("remove", &name))?;
+                set_aside(&mut outbox.storage, &name, &mut recovery);
                 continue;
             }
-            // A segment is committed before the next one is begun.
-            let committed = firsts.get(firsts.partition_point(|&other| other <= first)).map_or(outbox.meta.next, |&after| after);
-            if let Some(name) = outbox.adopt(name, first, &bytes, committed, &mut recovery)? {
+            let after = firsts.get(firsts.partition_point(|&other| other <= first)).copied();
+            if let Some(name) = outbox.adopt(name, first, after, &mut recovery)? {
                 done.push(name);
             }
         }
@@ -221,20 +226,25 @@ impl<S: Storage> Outbox<S> {
         for name in done {
             outbox.storage.remove(&name).map_err(failed("remove", &name))?;
         }
+        let mut asides = outbox.storage.list().map_err(failed("list", "the folder"))?;
+        asides.retain(|name| name.ends_with(ASIDE));
+        // Of one epoch, the oldest first.
+        asides.sort();
+        for name in asides {
+            let bytes = outbox.storage.length(&name).unwrap_or(0);
+            outbox.asides.push_back((name, bytes));
+        }
         outbox.reserve();
         Ok((outbox, recovery))
     }
 
-    /// Takes over a segment, of which what lies below `committed` was committed; gives its name back when nothing in it is pending.
-    fn adopt(
-        &mut self,
-        name: String,
-        first: u64,
-        bytes: &[u8],
-        committed: u64,
-        recovery: &mut Recovery,
-    ) -> Result<Option<String>, OutboxError> {
-        let (mut extents, mut valid) = segment::scan(bytes, first);
+    /// Takes over a segment; the next one begins with the sequence `after`. Gives its name back when nothing in it is pending.
+    fn adopt(&mut self, name: String, first: u64, after: Option<u64>, recovery: &mut Recovery) -> Result<Option<String>, OutboxError> {
+        let longest = self.limits.segment_bytes + (segment::PREFIX + segment::MAX_BODY) as u64;
+        let Salvage { bytes, unread } = salvage::read(&mut self.storage, &name, longest).map_err(failed("read", &name))?;
+        let (mut extents, mut valid) = segment::scan(&bytes, first);
+        // A segment is committed before the next one is begun.
+        let committed = after.unwrap_or(self.meta.next);
         let settled = self.meta.watermark.max(self.meta.evicted_through);
         let lost = |from: u64, to: u64| to.saturating_sub(from.max(settled + 1));
         let (mut damaged, mut whole, mut end) = (0, segment::HEADER as u64, first);
@@ -247,27 +257,39 @@ impl<S: Storage> Outbox<S> {
             end = extent.sequence + 1;
         }
         let tail = bytes.len() as u64 - valid;
-        if tail > 0 && end < committed {
+        if tail > 0 && (end < committed || unread > valid) {
+            // How far the last segment went, only its tail tells: what may have been used is not given again.
+            let most = end + tail.div_ceil(segment::MIN_RECORD as u64);
+            let reached = if after.is_none() && unread > valid { most } else { committed.min(most) };
             damaged += tail;
-            recovery.lost += lost(end, committed.min(end + tail.div_ceil(segment::MIN_RECORD as u64)));
+            recovery.lost += lost(end, reached);
+            self.meta.next = self.meta.next.max(reached);
         } else {
             recovery.torn_bytes += tail;
         }
+        self.meta.next = self.meta.next.max(end);
         let through = self.meta.frames_evicted_through;
-        let is_damaged = damaged > 0 || segment::read_header(bytes).is_none();
+        let is_damaged = damaged > 0 || unread > 0 || segment::read_header(&bytes).is_none();
         if is_damaged {
             recovery.damaged_bytes += damaged;
-            set_aside(&mut self.storage, &name, bytes, recovery)?;
+            if unread > 0 {
+                // What takes the segment's place does not tell how far it may have gone.
+                self.write_meta()?;
+            }
+            if unread > 0 && extents.is_empty() {
+                set_aside(&mut self.storage, &name, recovery);
+                return Ok(None);
+            }
+            copy_aside(&mut self.storage, &name, &bytes, recovery)?;
         }
         // An eviction of frames that a crash left is finished.
         if is_damaged || extents.iter().any(|extent| extent.jpeg > 0 && extent.sequence <= through) {
-            let (clean, moved) = segment::without_jpegs(self.meta.epoch, first, bytes, &extents, through);
+            let (clean, moved) = segment::without_jpegs(self.meta.epoch, first, &bytes, &extents, through);
             (valid, extents) = (clean.len() as u64, moved);
             self.replace(&name, &clean).map_err(failed("write", &name))?;
         } else if tail > 0 {
             self.storage.truncate(&name, valid).map_err(failed("truncate", &name))?;
         }
-        self.meta.next = self.meta.next.max(end);
         let jpeg = extents.iter().map(|extent| u64::from(extent.jpeg)).sum();
         let open: Vec<Extent> = extents.into_iter().filter(|extent| extent.sequence > settled).collect();
         let unacked = open.len() as u64;
@@ -356,8 +378,9 @@ impl<S: Storage> Outbox<S> {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
-    /// Appends a label under [`Outbox::next_key`]. It counts as committed after [`Outbox::commit`]. When the storage is full, the
-    /// frames of the oldest segment that has any are evicted, or the oldest segment, and the append is tried once more.
+    /// Appends a label under [`Outbox::next_key`]. It counts as committed after [`Outbox::commit`]. When the storage is full, a file
+    /// that was set aside is removed, or the frames of the oldest segment that has any are evicted, or the oldest segment, and the append
+    /// is tried once more.
     ///
     /// # Errors
     /// [`OutboxError::Size`], [`OutboxError::Storage`]; the label is not in the outbox then and its key is free again.
@@ -373,7 +396,7 @@ impl<S: Storage> Outbox<S> {
             Err(OutboxError::Storage { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
                 // The torn record fills the disk to its last byte: without it there is room for what an eviction writes.
                 self.repair_tail()?;
-                if self.evict_frames().unwrap_or(false) || self.evict_oldest()? {
+                if self.remove_aside() || self.evict_frames().unwrap_or(false) || self.evict_oldest()? {
                     self.write(key.sequence, &record, jpeg_bytes)?;
                 } else {
                     return Err(failed("append to", "the outbox")(source));
@@ -435,6 +458,7 @@ impl<S: Storage> Outbox<S> {
     /// [`OutboxError::Storage`]: nothing new is committed; a later commit tries again.
     pub fn commit(&mut self) -> Result<usize, OutboxError> {
         let count = self.commit_tail()?;
+        while self.bytes() + self.aside_bytes() > self.limits.max_bytes && self.remove_aside() {}
         while self.bytes() > self.limits.max_bytes && self.segments.len() > 1 {
             if !self.evict_frames()? {
                 self.evict_oldest()?;
@@ -462,6 +486,19 @@ impl<S: Storage> Outbox<S> {
             self.index.extend(self.uncommitted.drain(..).map(|extent| (extent.sequence, extent)));
         }
         Ok(count)
+    }
+
+    fn aside_bytes(&self) -> u64 {
+        self.asides.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Removes the first of the files that were set aside; false when there is none.
+    fn remove_aside(&mut self) -> bool {
+        let Some((name, _)) = self.asides.pop_front() else { return false };
+        if let Err(error) = self.storage.remove(&name) {
+            tracing::warn!(%error, file = name, "what was set aside cannot be removed");
+        }
+        true
     }
 
     /// Takes the frames out of the oldest segment that has any and can be read, but not of the one that is appended to; false when there is
@@ -549,7 +586,7 @@ impl<S: Storage> Outbox<S> {
         if ack.collector != self.meta.collector {
             if self.meta.collector != 0 {
                 self.meta.watermark = 0;
-                self.reindex()?;
+                self.reindex();
             }
             self.meta.collector = ack.collector;
         }
@@ -590,18 +627,23 @@ impl<S: Storage> Outbox<S> {
         Ok(())
     }
 
-    /// Puts every committed record that is still on disk into the index again.
-    fn reindex(&mut self) -> Result<(), OutboxError> {
+    /// Puts every committed record that can be read into the index again.
+    fn reindex(&mut self) {
         let uncommitted = self.uncommitted.first().map_or(u64::MAX, |extent| extent.sequence);
         for segment in &mut self.segments {
-            let bytes = self.storage.read(&segment.name).map_err(failed("read", &segment.name))?;
+            let bytes = match salvage::read(&mut self.storage, &segment.name, segment.bytes) {
+                Ok(salvage) => salvage.bytes,
+                Err(error) => {
+                    tracing::error!(%error, file = segment.name, "labels that the collector lost stay unsent");
+                    continue;
+                }
+            };
             let (extents, _) = segment::scan(&bytes, segment.first);
             let committed = extents.into_iter().filter(|extent| extent.sequence < uncommitted);
             let before = self.index.len();
             self.index.extend(committed.map(|extent| (extent.sequence, extent)));
             segment.unacked += (self.index.len() - before) as u64;
         }
-        Ok(())
     }
 
     /// The first pending sequence above `after`.
@@ -646,9 +688,30 @@ impl<S: Storage> Outbox<S> {
     }
 }
 
-/// Keeps a segment as it is under another name.
-fn set_aside<S: Storage>(storage: &mut S, name: &str, bytes: &[u8], recovery: &mut Recovery) -> Result<(), OutboxError> {
-    let aside = format!("{name}.aside");
+/// The meta file; `None` when it cannot be read or used.
+fn read_meta<S: Storage>(storage: &mut S) -> Result<Option<Meta>, OutboxError> {
+    match storage.read(META) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if salvage::is_of_the_file(&error) => {
+            tracing::error!(%error, file = META, "the counts of the outbox cannot be read; it goes on without them");
+            Ok(None)
+        }
+        Err(error) => Err(failed("read", META)(error)),
+    }
+}
+
+/// Gives a segment another name. One that cannot be renamed stays, and every opening leaves it out.
+fn set_aside<S: Storage>(storage: &mut S, name: &str, recovery: &mut Recovery) {
+    let aside = format!("{name}{ASIDE}");
+    match storage.rename(name, &aside) {
+        Ok(()) => recovery.set_aside.push(aside),
+        Err(error) => tracing::error!(%error, file = name, "a segment of no use cannot be renamed"),
+    }
+}
+
+/// Keeps a copy of a segment under another name.
+fn copy_aside<S: Storage>(storage: &mut S, name: &str, bytes: &[u8], recovery: &mut Recovery) -> Result<(), OutboxError> {
+    let aside = format!("{name}{ASIDE}");
     storage.replace(&aside, bytes).map_err(failed("write", &aside))?;
     recovery.set_aside.push(aside);
     Ok(())

@@ -23,6 +23,11 @@ pub trait Storage: Send {
     /// # Errors
     /// See [`Storage::list`].
     fn read_at(&mut self, name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// Bytes of the file.
+    ///
+    /// # Errors
+    /// See [`Storage::list`].
+    fn length(&mut self, name: &str) -> io::Result<u64>;
     /// Appends to the file, which is made when it is not there. Not durable before [`Storage::sync`].
     ///
     /// # Errors
@@ -43,6 +48,11 @@ pub trait Storage: Send {
     /// # Errors
     /// See [`Storage::list`].
     fn remove(&mut self, name: &str) -> io::Result<()>;
+    /// Gives the file another name, durably, and takes it from the file that had it.
+    ///
+    /// # Errors
+    /// See [`Storage::list`].
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
     /// Replaces the file as a whole, durably: afterwards it has the old bytes or the new ones.
     ///
     /// # Errors
@@ -99,6 +109,10 @@ impl Storage for Disk {
         Ok(bytes)
     }
 
+    fn length(&mut self, name: &str) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.folder.join(name))?.len())
+    }
+
     fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.file(name)?.write_all(bytes)
     }
@@ -121,6 +135,15 @@ impl Storage for Disk {
         self.open.remove(name);
         self.named.remove(name);
         std::fs::remove_file(self.folder.join(name))
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        for name in [from, to] {
+            self.open.remove(name);
+            self.named.remove(name);
+        }
+        std::fs::rename(self.folder.join(from), self.folder.join(to))?;
+        sync_folder(&self.folder)
     }
 
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {

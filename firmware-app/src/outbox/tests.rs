@@ -3,9 +3,11 @@
 mod weeks;
 
 use super::*;
+use nix::errno::Errno;
 use omnilabel_keypoints::wire::VERSION;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,17 @@ struct File {
     durable: Vec<u8>,
     /// Whether the name itself is durable.
     named: bool,
+    /// Bytes that the disk does not give.
+    bad: Range<usize>,
+}
+
+impl File {
+    fn read(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
+        if self.bad.start < range.end && range.start < self.bad.end {
+            return Err(io::Error::from_raw_os_error(Errno::EIO as i32));
+        }
+        Ok(self.seen.get(range).ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
+    }
 }
 
 /// What happens to the operation that the fault hits.
@@ -95,12 +108,16 @@ impl Storage for Memory {
         Ok(self.0.lock().unwrap().files.keys().cloned().collect())
     }
     fn read(&mut self, name: &str) -> io::Result<Vec<u8>> {
-        Ok(self.0.lock().unwrap().files.get(name).ok_or(io::ErrorKind::NotFound)?.seen.clone())
+        let machine = self.0.lock().unwrap();
+        let file = machine.files.get(name).ok_or(io::ErrorKind::NotFound)?;
+        file.read(0..file.seen.len())
     }
     fn read_at(&mut self, name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let machine = self.0.lock().unwrap();
-        let bytes = &machine.files.get(name).ok_or(io::ErrorKind::NotFound)?.seen;
-        Ok(bytes.get(offset as usize..offset as usize + length).ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
+        machine.files.get(name).ok_or(io::ErrorKind::NotFound)?.read(offset as usize..offset as usize + length)
+    }
+    fn length(&mut self, name: &str) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().files.get(name).ok_or(io::ErrorKind::NotFound)?.seen.len() as u64)
     }
     fn append(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut machine = self.0.lock().unwrap();
@@ -144,6 +161,13 @@ impl Storage for Memory {
         machine.step().map_err(error)?;
         machine.files.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        let mut machine = self.0.lock().unwrap();
+        machine.step().map_err(error)?;
+        let file = machine.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        machine.files.insert(to.to_owned(), File { named: true, ..file });
+        Ok(())
+    }
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut machine = self.0.lock().unwrap();
         machine.step().map_err(error)?;
@@ -151,7 +175,7 @@ impl Storage for Memory {
         if machine.room() < bytes.len() {
             return Err(error(Fault::Full));
         }
-        machine.files.insert(name.to_owned(), File { seen: bytes.to_vec(), durable: bytes.to_vec(), named: true });
+        machine.files.insert(name.to_owned(), File { seen: bytes.to_vec(), durable: bytes.to_vec(), named: true, bad: 0..0 });
         Ok(())
     }
 }
@@ -439,9 +463,14 @@ fn the_byte_budget_evicts_the_oldest_and_counts_them() {
 
 /// Thirty labels in several segments, closed cleanly.
 fn thirty() -> Memory {
+    filled(30, ROOMY)
+}
+
+/// Labels in several segments, closed cleanly.
+fn filled(labels: u64, limits: Limits) -> Memory {
     let memory = Memory::default();
-    let (mut outbox, _) = Outbox::open(memory.clone(), ROOMY).unwrap();
-    for _ in 0..30 {
+    let (mut outbox, _) = Outbox::open(memory.clone(), limits).unwrap();
+    for _ in 0..labels {
         append(&mut outbox).unwrap();
     }
     outbox.close().unwrap();
@@ -482,6 +511,194 @@ fn a_flipped_bit_anywhere_costs_only_its_own_label() {
             assert_eq!(pending(&mut outbox).len(), 31 - usize::from(hit.is_some()));
         }
     }
+}
+
+/// Segments of several sectors.
+const SECTORS: Limits = Limits { max_bytes: 1 << 30, segment_bytes: 20_000 };
+
+/// The same files, of one of which the disk does not give a part.
+fn with_bad(whole: &Memory, name: &str, bad: Range<usize>) -> Memory {
+    let memory = Memory::default();
+    memory.0.lock().unwrap().files = whole.0.lock().unwrap().files.clone();
+    memory.0.lock().unwrap().files.get_mut(name).unwrap().bad = bad;
+    memory
+}
+
+/// The labels of a segment that lie in the blocks of `bad`.
+fn labels_in(good: &[u8], bad: &Range<usize>) -> BTreeSet<u64> {
+    let (from, to) = (bad.start as u64 / salvage::BLOCK * salvage::BLOCK, (bad.end as u64).next_multiple_of(salvage::BLOCK));
+    let first = segment::read_header(good).unwrap().1;
+    let extents = segment::scan(good, first).0.into_iter();
+    extents.filter(|e| e.offset < to && from < e.offset + u64::from(e.length)).map(|e| e.sequence).collect()
+}
+
+/// The sequences up to `last` but those.
+fn all_but(gone: &BTreeSet<u64>, last: u64) -> Vec<u64> {
+    (1..=last).filter(|sequence| !gone.contains(sequence)).collect()
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_only_the_labels_in_its_block() {
+    let whole = filled(1000, SECTORS);
+    let all = segments(&whole);
+    for (name, good) in &all {
+        for sector in (0..good.len()).step_by(salvage::BLOCK as usize) {
+            let bad = sector..(sector + 512).min(good.len());
+            let what = format!("{name}, byte {sector}");
+            let (memory, gone) = (with_bad(&whole, name, bad.clone()), labels_in(good, &bad));
+            let (mut outbox, recovery) = Outbox::open(memory.clone(), SECTORS).unwrap();
+            assert_eq!(recovery.set_aside, [format!("{name}.aside")], "{what}");
+            // How many labels the end of the last segment had, nobody knows.
+            let is_end = gone.contains(&1000);
+            let (lost, next) = (recovery.lost as usize, outbox.next_key().sequence);
+            assert!(if is_end { lost >= gone.len() && next > 1000 } else { lost == gone.len() && next == 1001 }, "{what}: {lost}, {next}");
+            let mut left = all_but(&gone, 1000);
+            assert_eq!(pending(&mut outbox), left, "{what}");
+            // It is told once, and the outbox goes on.
+            left.push(append(&mut outbox).unwrap());
+            outbox.commit().unwrap();
+            drop(outbox);
+            let (mut outbox, recovery) = Outbox::open(memory, SECTORS).unwrap();
+            assert_eq!((pending(&mut outbox), recovery), (left, Recovery::default()), "{what}");
+        }
+    }
+}
+
+#[test]
+fn power_loss_beside_a_bad_sector_costs_nothing_else_and_no_sequence_is_given_again() {
+    let whole = filled(1000, SECTORS);
+    // Only the segments tell which sequences were used.
+    whole.0.lock().unwrap().files.remove(META);
+    let all = segments(&whole);
+    let ((first, begun), (last, ended)) = (all[0].clone(), all[all.len() - 1].clone());
+    for (name, good, bad) in [(&first, &begun, 5000..5512), (&last, &ended, ended.len() - 1..ended.len()), (&last, &ended, 0..ended.len())]
+    {
+        let fresh = || with_bad(&whole, name, bad.clone());
+        let counted = fresh();
+        drop(Outbox::open(counted.clone(), SECTORS).unwrap());
+        let count = counted.0.lock().unwrap().operations;
+        let left = all_but(&labels_in(good, &bad), 1000);
+        for at in 0..count {
+            for kept in [0.0, 1.0] {
+                let memory = fresh();
+                memory.0.lock().unwrap().fault = Some((at, Fault::PowerLoss));
+                drop(Outbox::open(memory.clone(), SECTORS));
+                memory.0.lock().unwrap().reboot(kept);
+                let (mut outbox, _) = Outbox::open(memory, SECTORS).unwrap();
+                assert_eq!(pending(&mut outbox), left, "{bad:?} of {name}, power lost at operation {at}");
+                assert!(outbox.next_key().sequence > 1000, "{bad:?} of {name}, power lost at operation {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_at_all_is_set_aside_as_it_is() {
+    let whole = thirty();
+    let all = segments(&whole);
+    for (place, (name, good)) in all.iter().enumerate() {
+        let (memory, gone) = (with_bad(&whole, name, 0..good.len()), labels_in(good, &(0..good.len())));
+        let (mut outbox, recovery) = Outbox::open(memory.clone(), ROOMY).unwrap();
+        assert_eq!(recovery.set_aside, [format!("{name}.aside")]);
+        assert_eq!(memory.0.lock().unwrap().files[&recovery.set_aside[0]].seen, *good);
+        let (lost, is_last) = (recovery.lost as usize, place + 1 == all.len());
+        assert!(if is_last { lost >= gone.len() } else { lost == gone.len() }, "{lost} of {}", gone.len());
+        let mut left = all_but(&gone, 30);
+        assert_eq!(pending(&mut outbox), left);
+        let fresh = append(&mut outbox).unwrap();
+        assert!(fresh > 30, "{fresh} was given before");
+        left.push(fresh);
+        outbox.commit().unwrap();
+        drop(outbox);
+        let (mut outbox, recovery) = Outbox::open(memory, ROOMY).unwrap();
+        assert_eq!((pending(&mut outbox), recovery), (left, Recovery::default()));
+    }
+}
+
+#[test]
+fn counts_that_cannot_be_read_cost_no_label() {
+    let whole = thirty();
+    let epoch = segment::read_header(&segments(&whole)[0].1).unwrap().0;
+    let (mut outbox, recovery) = Outbox::open(with_bad(&whole, META, 0..1), ROOMY).unwrap();
+    assert_eq!((recovery, outbox.next_key()), (Recovery::default(), LabelKey { epoch, sequence: 31 }));
+    assert_eq!(pending(&mut outbox), all_but(&BTreeSet::new(), 30));
+}
+
+#[test]
+fn only_what_is_wrong_with_a_file_sets_it_aside() {
+    let is_of_the_file = |errno: Errno| salvage::is_of_the_file(&io::Error::from_raw_os_error(errno as i32));
+    assert!([Errno::EIO, Errno::EUCLEAN, Errno::EBADMSG].into_iter().all(is_of_the_file));
+    let elsewhere = [Errno::ENOMEM, Errno::EACCES, Errno::EPERM, Errno::EROFS, Errno::EMFILE, Errno::ENFILE];
+    assert!(!elsewhere.into_iter().any(is_of_the_file));
+}
+
+#[test]
+fn a_restored_collector_gets_again_what_can_be_read() {
+    let memory = thirty();
+    let (mut outbox, _) = Outbox::open(memory.clone(), ROOMY).unwrap();
+    // Of each segment one label stays, and with it the file.
+    let kept: Vec<u64> = outbox.segments.iter().map(|segment| segment.first).collect();
+    let stored: Vec<(u64, u64)> = outbox.segments.iter().map(|segment| (segment.first + 1, segment.end - 1)).collect();
+    let message = ack(&outbox, 0, &stored);
+    outbox.ack(&message).unwrap();
+    assert_eq!(pending(&mut outbox), kept);
+    let (name, good) = segments(&memory).remove(1);
+    memory.0.lock().unwrap().files.get_mut(&name).unwrap().bad = 0..good.len();
+    let mut gone = labels_in(&good, &(0..good.len()));
+    outbox.ack(&AckMsg { collector: 6, stored: heapless::Vec::new(), ..message }).unwrap();
+    assert_eq!(outbox.collector(), 6);
+    // It is not known that nobody has it.
+    assert!(gone.remove(&kept[1]) && outbox.read(kept[1]).is_err());
+    let left: Vec<u64> = (1..=30).filter(|&sequence| outbox.is_pending(sequence)).collect();
+    assert_eq!(left, all_but(&gone, 30));
+}
+
+#[test]
+fn what_was_set_aside_goes_before_frames_and_labels() {
+    let whole = thirty();
+    let name = segments(&whole).remove(0).0;
+    for is_full in [false, true] {
+        let memory = with_bad(&whole, &name, 0..0);
+        memory.0.lock().unwrap().files.get_mut(&name).unwrap().seen[60] ^= 1;
+        let (mut outbox, recovery) = Outbox::open(memory.clone(), ROOMY).unwrap();
+        let is_there = || memory.0.lock().unwrap().files.contains_key(&recovery.set_aside[0]);
+        append(&mut outbox).unwrap();
+        outbox.commit().unwrap();
+        assert!(is_there(), "there is room");
+        if is_full {
+            let used = memory.0.lock().unwrap().files.values().map(|file| file.seen.len()).sum();
+            memory.0.lock().unwrap().capacity = Some(used);
+        } else {
+            outbox.limits.max_bytes = outbox.bytes() + 200;
+        }
+        append(&mut outbox).unwrap();
+        outbox.commit().unwrap();
+        assert!(!is_there());
+        assert_eq!((outbox.evicted(), outbox.frames_evicted(), outbox.pending()), (0, 0, 31));
+    }
+}
+
+#[test]
+fn on_a_real_disk_a_segment_that_cannot_be_read_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Outbox::open(Disk::open(folder.path()).unwrap(), ROOMY).unwrap();
+    let (mut outbox, _) = open();
+    for _ in 0..30 {
+        append(&mut outbox).unwrap();
+    }
+    outbox.close().unwrap();
+    let name = segment::name(outbox.next_key().epoch, 31);
+    drop(outbox);
+    // A folder opens, and gives no byte.
+    std::fs::create_dir(folder.path().join(&name)).unwrap();
+    let (mut outbox, recovery) = open();
+    assert_eq!(recovery.set_aside, [format!("{name}.aside")]);
+    assert_eq!(pending(&mut outbox), all_but(&BTreeSet::new(), 30));
+    append(&mut outbox).unwrap();
+    outbox.close().unwrap();
+    drop(outbox);
+    let (outbox, recovery) = open();
+    assert_eq!((outbox.pending(), recovery), (31, Recovery::default()));
 }
 
 #[test]
@@ -598,7 +815,7 @@ fn the_sender_sends_in_order_keeps_its_window_and_repeats() {
     assert_eq!(sent, (1..=SEND_WINDOW as u64).collect::<Vec<_>>());
     let mut left = pending.clone();
     left.retain(|&s| s == 3 || s > 10);
-    sender.acknowledged(10, |s| left.contains(&s));
+    sender.acknowledged(start, 10, |s| left.contains(&s));
     assert_eq!(sender.next(start, |after| next(&left, after)), Some(SEND_WINDOW as u64 + 1));
     let later = start + Duration::from_secs(4);
     assert_eq!(sender.next(later, |after| next(&left, after)), Some(3), "the gap is sent again before its full time");
@@ -610,7 +827,7 @@ fn the_sender_sends_in_order_keeps_its_window_and_repeats() {
     let only = |after: u64| (after < 3).then_some(3);
     let mut sender = Sender::default();
     assert_eq!(sender.next(start, only), Some(3));
-    sender.acknowledged(9, |_| true);
+    sender.acknowledged(start, 9, |_| true);
     assert_eq!(sender.next(start + RESEND_GAP, only), Some(3));
     let again = start + RESEND_GAP + RESEND_FIRST;
     assert_eq!((sender.next(again - Duration::from_millis(1), only), sender.next(again, only)), (None, Some(3)));
@@ -640,4 +857,99 @@ fn a_collector_that_comes_back_gets_at_once_what_it_missed_and_a_slow_one_gets_n
     sender.heard(at(40));
     assert_eq!(drain(&mut sender, at(40)), 10);
     assert_eq!(drain(&mut sender, at(41)), 0, "once");
+}
+
+/// The pace of the slow link.
+const LABEL_TAKES: Duration = Duration::from_millis(800);
+
+/// Sends `labels` over a link that carries one after the other, to a collector that acknowledges each; the first copy of what is in `lost`
+/// goes astray. How often each was sent, and how long it all took.
+fn over_a_slow_link(labels: u64, mut lost: BTreeSet<u64>) -> (BTreeMap<u64, u32>, Duration) {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let mut pending: BTreeSet<u64> = (1..=labels).collect();
+    let (mut now, mut queue, mut times, mut highest) = (start, VecDeque::new(), BTreeMap::<u64, u32>::new(), 0);
+    while !pending.is_empty() {
+        assert!(now < start + Duration::from_secs(3600), "{pending:?} do not arrive");
+        while let Some(sequence) = sender.next(now, |after| pending.range(after + 1..).next().copied()) {
+            *times.entry(sequence).or_default() += 1;
+            queue.push_back(sequence);
+        }
+        now += LABEL_TAKES;
+        let arrived = queue.pop_front().filter(|sequence| !lost.remove(sequence));
+        if let Some(sequence) = arrived {
+            pending.remove(&sequence);
+            highest = sequence.max(highest);
+            sender.heard(now);
+            sender.acknowledged(now, highest, |sequence| pending.contains(&sequence));
+        }
+    }
+    (times, now - start)
+}
+
+#[test]
+fn a_slow_link_carries_each_label_once() {
+    let (times, took) = over_a_slow_link(500, BTreeSet::new());
+    assert!(times.len() == 500 && times.values().all(|&times| times == 1), "{times:?}");
+    assert_eq!(took, 500 * LABEL_TAKES);
+}
+
+#[test]
+fn what_a_slow_link_loses_is_sent_once_more() {
+    for lost in [1, 30, 64, 65, 150, 199, 200] {
+        let (times, took) = over_a_slow_link(200, BTreeSet::from([lost]));
+        assert!(times.iter().all(|(&sequence, &times)| times == 1 + u32::from(sequence == lost)), "{lost}: {times:?}");
+        // The last one has nothing behind it that would tell.
+        assert!(took < 201 * LABEL_TAKES + RESEND_FIRST + LABEL_TAKES, "{lost}: {took:?}");
+    }
+}
+
+#[test]
+fn a_collector_that_speaks_of_nothing_new_does_not_put_a_label_off() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let only = |after: u64| (after < 3).then_some(3);
+    assert_eq!(sender.next(start, only), Some(3));
+    for second in 1..15 {
+        let now = start + Duration::from_secs(second);
+        sender.heard(now);
+        sender.acknowledged(now, 2, |_| true);
+        assert_eq!(sender.next(now, only), None);
+    }
+    assert_eq!(sender.next(start + RESEND_FIRST, only), Some(3));
+}
+
+#[test]
+fn labels_that_are_evicted_or_cannot_be_read_leave_their_places_to_others() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let above = |from: u64| move |after: u64| Some(from.max(after + 1)).filter(|&sequence| sequence <= 300);
+    assert_eq!(std::iter::from_fn(|| sender.next(start, above(1))).count(), SEND_WINDOW);
+    // Nobody answers, and the byte budget takes what was sent and more.
+    let mut sent = Vec::new();
+    while let Some(sequence) = sender.next(start + RESEND_FIRST, above(201)) {
+        if sequence <= 200 {
+            sender.forget(sequence);
+        } else {
+            sent.push(sequence);
+        }
+    }
+    assert_eq!(sent, (201..=264).collect::<Vec<_>>());
+
+    let (mut sender, mut sent) = (Sender::default(), Vec::new());
+    while let Some(sequence) = sender.next(start, above(1)) {
+        if sequence <= 260 {
+            sender.put_off(start, sequence);
+        } else {
+            sent.push(sequence);
+        }
+    }
+    assert_eq!((sent, sender.unread()), ((261..=300).collect::<Vec<_>>(), 260));
+    // They are tried again, but not at once; and of what is acknowledged only the others are left.
+    sender.acknowledged(start, 300, |sequence| sequence == 7 || sequence == 9);
+    assert_eq!((sender.unread(), sender.unanswered(start)), (2, Some(Duration::ZERO)));
+    assert_eq!(sender.next(start + RESEND_LAST - Duration::from_millis(1), above(1)), None);
+    let again = start + RESEND_LAST;
+    assert_eq!(sender.next(again, above(1)), Some(7));
+    sender.put_off(again, 7);
+    assert_eq!(sender.unanswered(again), None, "nothing is under way");
+    assert_eq!(sender.next(again, above(1)), Some(9));
+    assert_eq!((sender.next(again, above(1)), sender.unread()), (None, 1));
 }

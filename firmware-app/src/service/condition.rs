@@ -51,7 +51,9 @@ pub(crate) struct CameraState {
 impl CameraState {
     pub(super) fn new(name: &str, camera: &CameraConfig) -> Self {
         let (name, reason) = (name.to_owned(), String::new());
-        let patience = camera.stall_secs().map(|secs| Duration::from_secs_f64(3.0 * secs) + OVERDUE);
+        // A camera says nothing of the frames that it skips: at its rate it is silent between two.
+        let pause = |stall_secs: f64| stall_secs.max(1.0 / camera.fps());
+        let patience = camera.stall_secs().map(|secs| Duration::from_secs_f64(3.0 * pause(secs)) + OVERDUE);
         Self { name, kind: camera.kind(), condition: Condition::Waiting, frames: 0, bad: 0, last: None, reason, size: None, patience }
     }
 
@@ -93,5 +95,26 @@ impl CameraState {
 
     pub(super) fn has_ended(&self) -> bool {
         self.condition == Condition::Ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_live_camera_may_be_silent_for_three_stall_times_or_frames_and_half_a_minute() {
+        let check = |fps: f64, stall_secs: f64, patience_secs: u64| {
+            let state = CameraState::new("", &CameraConfig::V4l2 { device: "/dev/video0".into(), fps, stall_secs });
+            let overdue = |secs: u64| state.is_overdue(Duration::from_secs(secs));
+            assert_eq!((overdue(patience_secs - 1), overdue(patience_secs + 1)), (false, true), "{fps} fps, {stall_secs} s");
+        };
+        check(10.0, 10.0, 60);
+        check(0.1, 10.0, 60);
+        check(0.01, 10.0, 330);
+        check(0.001, 10.0, 3030);
+        check(0.01, 200.0, 630);
+        let recorded = CameraConfig::Folder { path: "frames".into(), fps: 0.001, repeat: false, stop_at_end: false };
+        assert!(!CameraState::new("", &recorded).is_overdue(Duration::from_secs(1_000_000)));
     }
 }

@@ -3,7 +3,7 @@
 use crate::annotate::Model;
 use crate::camera::{CameraEvent, Progress, progress_file};
 use crate::config::EdgeConfig;
-use crate::outbox::{Disk, Outbox, Sender};
+use crate::outbox::{Disk, Outbox, OutboxError, Sender};
 use crate::policy::Quota;
 use crate::publish::{self, Histogram, Topics};
 use crate::service::board::{Board, CameraState, State, Step};
@@ -36,6 +36,9 @@ const GROUP_AGE: Duration = Duration::from_millis(250);
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// How often what is shown of the device is brought up to date.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// Labels that cannot be read are told this often at most.
+const TELL_UNREAD: Duration = Duration::from_secs(60);
 
 /// Room that is left in the outgoing queue for messages that are not labels.
 const SPARE: usize = 8;
@@ -75,6 +78,8 @@ pub(super) struct Core {
     pub(super) oldest_uncommitted: Option<Instant>,
     /// Whether the log says that no centre answers.
     silence_told: bool,
+    /// When the log was told of labels that cannot be read.
+    unread_told: Option<Instant>,
     pub(super) status_sent: Option<(Instant, StatusMsg)>,
     pub(super) histogram_sent: Option<(Instant, u64)>,
     /// Of each camera, where it notes how far it is.
@@ -152,6 +157,7 @@ impl Core {
             last_frame: Instant::now(),
             oldest_uncommitted: None,
             silence_told: false,
+            unread_told: None,
             status_sent: None,
             histogram_sent: None,
             progress,
@@ -232,10 +238,10 @@ impl Core {
                 tracing::warn!(reason, ?retry_in, "the camera is away");
                 self.camera(camera, |state| state.away(&reason));
             }
-            Event::Camera(camera, CameraEvent::Opened { count }) => {
+            Event::Camera(camera, CameraEvent::Opened { recording }) => {
                 let file = self.cameras.get(camera).map(|state| progress_file(&self.config, &state.name));
                 if let (Some(file), Some(progress)) = (file, self.progress.get_mut(camera)) {
-                    *progress = Some(Progress::open(&file, count));
+                    *progress = Some(Progress::open(&file, recording));
                 }
             }
             Event::Camera(camera, CameraEvent::End) => {
@@ -273,9 +279,10 @@ impl Core {
             self.sender.restart();
         }
         if ack.epoch == self.outbox.next_key().epoch {
-            self.sender.heard(Instant::now());
+            let now = Instant::now();
+            self.sender.heard(now);
             let highest = ack.stored.iter().map(|&(_, to)| to).fold(ack.watermark, u64::max);
-            self.sender.acknowledged(highest, |sequence| self.outbox.is_pending(sequence));
+            self.sender.acknowledged(now, highest, |sequence| self.outbox.is_pending(sequence));
         }
     }
 
@@ -298,7 +305,7 @@ impl Core {
                 self.send(topic, &request, Encoding::Cbor, false);
             }
         }
-        self.probation_without_frames(now);
+        self.without_frames(now);
         self.end_shadow(now);
         if now.duration_since(self.noted.0) >= NOTE_EVERY {
             self.note_quotas(now);
@@ -355,10 +362,15 @@ impl Core {
             let Some(sequence) = self.sender.next(now, |after| self.outbox.next_pending(after)) else { return };
             let entry = match self.outbox.read(sequence) {
                 Ok(Some(entry)) => entry,
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::error!(%error, sequence, "a label cannot be read from the outbox");
+                // Evicted while it was under way.
+                Ok(None) => {
+                    self.sender.forget(sequence);
                     continue;
+                }
+                // A failing disk takes its time: others are sent on the next turn.
+                Err(error) => {
+                    self.sender.put_off(now, sequence);
+                    return self.tell_unread(now, &error);
                 }
             };
             // Of an evicted frame the header goes alone: the label announced it, and its bytes do not change.
@@ -370,6 +382,13 @@ impl Core {
                 }
             }
             self.put(Outgoing::Publish { topic: self.topics.of(Kind::Labels), payload: entry.label, retain: false });
+        }
+    }
+
+    fn tell_unread(&mut self, now: Instant, error: &OutboxError) {
+        if self.unread_told.is_none_or(|at| now.duration_since(at) >= TELL_UNREAD) {
+            self.unread_told = Some(now);
+            tracing::error!(%error, labels = self.sender.unread(), "labels cannot be read from the outbox; they are tried again later");
         }
     }
 

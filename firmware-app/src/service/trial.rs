@@ -6,7 +6,7 @@ use crate::service::core::Core;
 use crate::service::engine::{Command, Labelled};
 use crate::service::shadow::Shadow;
 use crate::service::{Event, Outgoing};
-use crate::update::{Fetch, VerifiedRelease};
+use crate::update::{Fetch, PAUSE, VerifiedRelease, may_pass};
 use omnilabel_bundle::Bundle;
 use omnilabel_keypoints::release::ReleaseError;
 use omnilabel_keypoints::trial::{self, Action, Phase, Reason, Slot, State};
@@ -23,7 +23,22 @@ const QUIET: Duration = Duration::from_secs(1);
 /// The result of the golden frames.
 pub(crate) struct Tested {
     counter: u64,
-    result: Result<Arc<Model>, (Reason, String)>,
+    result: Result<Arc<Model>, Failure>,
+}
+
+/// Why a trial does not go on.
+enum Failure {
+    /// The release is none for this device.
+    Refused(Reason, String),
+    /// This device could not do its part, which says nothing about the release.
+    Passing(String),
+}
+
+impl Failure {
+    fn new(reason: Reason, error: &anyhow::Error) -> Self {
+        let detail = omnilabel_console::line(error);
+        if may_pass(error) { Self::Passing(detail) } else { Self::Refused(reason, detail) }
+    }
 }
 
 /// The thread that tries the golden frames.
@@ -36,6 +51,10 @@ pub(super) enum Test {
     /// It runs for a trial that is over; `again`: the next trial waits for it.
     Over {
         again: bool,
+    },
+    /// It does not run: this device could not do its part, and the trial stands still until then.
+    Waits {
+        until: Instant,
     },
 }
 
@@ -124,8 +143,11 @@ impl Core {
         if counts_down {
             self.slots.set_progress(state);
         } else if let Err(error) = self.slots.set(state) {
-            // The old state holds; the trial stands still until something else happens, and a restart tries again.
+            // The old state holds, and the trial stands still. What nothing else brings again before a restart is tried again.
             tracing::error!(error = omnilabel_console::line(&error), "the slot state cannot be written");
+            if matches!(event, trial::Event::Fetched | trial::Event::GoldenPassed { .. } | trial::Event::Failed(_)) {
+                self.put_off();
+            }
             return;
         }
         self.report.is_new |= !counts_down && before != state;
@@ -172,15 +194,84 @@ impl Core {
             self.tell(Command::Swap(Arc::clone(&self.confirmed)));
         }
         let counter = before.phase.counter();
-        if self.test == Test::Runs {
+        if matches!(self.test, Test::Runs | Test::Over { .. }) {
             // It may still write: the slot keeps its mark until it is done.
             self.test = Test::Over { again: false };
-        } else if let Err(error) = self.slots.discard(before.confirmed.other()) {
-            tracing::error!(error = omnilabel_console::line(&error), "the refused model is not removed; it is never taken for a good one");
+        } else {
+            self.test = Test::None;
+            if let Err(error) = self.slots.discard(before.confirmed.other()) {
+                tracing::error!(
+                    error = omnilabel_console::line(&error),
+                    "the refused model is not removed; it is never taken for a good one"
+                );
+            }
         }
         self.report.refuse(counter, format!("{}: {detail}", name(reason)));
         self.end_fetch();
         self.offer_later();
+    }
+
+    /// Ends the trial, or puts it off where the release is not to blame.
+    fn failed(&mut self, failure: Failure) {
+        let detail = match failure {
+            Failure::Refused(reason, detail) => return self.step(trial::Event::Failed(reason), &detail),
+            Failure::Passing(detail) => detail,
+        };
+        tracing::error!(error = detail, "this device cannot go on with the release on trial for now; it tries again");
+        let state = self.slots.state();
+        if matches!(state.phase, Phase::Testing { .. }) {
+            // A part of it takes the room that labels need.
+            if let Err(error) = self.slots.discard(state.confirmed.other()) {
+                tracing::error!(
+                    error = omnilabel_console::line(&error),
+                    "what was on trial is not removed; it is never taken for a good one"
+                );
+            }
+            // A try that says nothing about the release does not count.
+            self.step(trial::Event::Stop, "");
+        }
+        self.put_off();
+    }
+
+    /// The trial stands still for a while.
+    fn put_off(&mut self) {
+        let pause = self.fetch.as_mut().map_or(PAUSE, Fetch::next_pause);
+        match &mut self.test {
+            // It goes on when the thread is done.
+            Test::Over { again } => *again = true,
+            test => *test = Test::Waits { until: Instant::now() + pause },
+        }
+    }
+
+    /// Goes on with a trial that stands still, when its pause is over.
+    fn try_again(&mut self, now: Instant) {
+        if !matches!(self.test, Test::Waits { until } if now >= until) {
+            return;
+        }
+        self.test = Test::Waits { until: now + PAUSE };
+        let is_untried = matches!(self.slots.state().phase, Phase::Testing { .. }) && self.candidate.is_none();
+        if is_untried && self.later.is_some() {
+            // It does not stand in the way of another one for as long as the disk is full.
+            return self.step(trial::Event::Failed(Reason::Load), "this device could not keep it before another release came");
+        }
+        self.go_on();
+    }
+
+    /// Does anew what the phase is for.
+    fn go_on(&mut self) {
+        let state = self.slots.state();
+        match state.phase {
+            Phase::Fetching { .. } if self.fetch.is_none() => self.begin_fetch(),
+            Phase::Fetching { .. } => self.fetched(),
+            // Only its state could not be written.
+            Phase::Testing { .. } if self.candidate.is_some() => {
+                self.step(trial::Event::GoldenPassed { shadow: self.shadow.is_some() }, "");
+            }
+            // The try before was taken back; this one counts.
+            Phase::Testing { attempts: 0, .. } => self.step(trial::Event::Boot, ""),
+            Phase::Testing { .. } => self.begin_test(state.confirmed.other()),
+            Phase::Idle | Phase::Shadow { .. } | Phase::Probation { .. } => self.test = Test::None,
+        }
     }
 
     /// Brings the trial and the order of releases in line with the set of keys in use.
@@ -277,6 +368,8 @@ impl Core {
     }
 
     fn begin_fetch(&mut self) {
+        // One of an older release is none of this one.
+        self.fetch = None;
         let confirmed = self.slots.path(self.slots.state().confirmed);
         let Some(release) = self.slots.offer(&self.trust) else {
             tracing::warn!("the release on trial is not on disk; it is fetched when it is offered again");
@@ -289,7 +382,7 @@ impl Core {
                 self.put(Outgoing::Subscribe(self.topics.blocks()));
                 self.fetched();
             }
-            Err(error) => self.step(trial::Event::Failed(Reason::Hash), &omnilabel_console::line(&error)),
+            Err(error) => self.failed(Failure::new(Reason::Hash, &error)),
         }
     }
 
@@ -302,7 +395,7 @@ impl Core {
 
     pub(super) fn block(&mut self, hash: &str, payload: &[u8]) {
         let Some(fetch) = &mut self.fetch else { return };
-        if let Err(error) = fetch.block(hash, payload) {
+        if let Err(error) = fetch.block(hash, payload, Instant::now()) {
             // A full disk: the block is asked for again.
             tracing::error!(error = omnilabel_console::line(&error), "a block cannot be kept");
             return;
@@ -331,13 +424,16 @@ impl Core {
         {
             // After a restart: the blocks lie where they lay.
             let confirmed = self.slots.path(self.slots.state().confirmed);
-            self.fetch = Fetch::begin(&release, self.slots.folder(), &confirmed).ok();
+            match Fetch::begin(&release, self.slots.folder(), &confirmed) {
+                Ok(fetch) => self.fetch = Some(fetch),
+                Err(error) => return self.failed(Failure::new(Reason::Hash, &error)),
+            }
         }
         let Some(fetch) = self.fetch.as_ref().filter(|fetch| fetch.is_complete()).cloned() else {
             return self.step(trial::Event::Failed(Reason::Hash), "blocks of the release are missing after a restart");
         };
         if let Err(error) = self.slots.begin_trial(slot) {
-            return self.step(trial::Event::Failed(Reason::Load), &omnilabel_console::line(&error));
+            return self.failed(Failure::new(Reason::Load, &error));
         }
         let (path, loader, events) = (self.slots.path(slot), Arc::clone(&self.loader), self.events.clone());
         let test = move || {
@@ -346,7 +442,7 @@ impl Core {
         };
         match std::thread::Builder::new().name("trial".into()).spawn(test) {
             Ok(_) => self.test = Test::Runs,
-            Err(error) => self.step(trial::Event::Failed(Reason::Load), &error.to_string()),
+            Err(error) => self.failed(Failure::Passing(error.to_string())),
         }
     }
 
@@ -361,7 +457,7 @@ impl Core {
                 );
             }
             if again {
-                self.begin_test(slot);
+                self.go_on();
             }
             return;
         }
@@ -373,13 +469,13 @@ impl Core {
                 // The blocks stay until the end: after a clean stop the bundle is assembled and tried again.
                 let lasts = match self.slots.shadow_lasts() {
                     Ok(lasts) => lasts,
-                    Err(error) => return self.step(trial::Event::Failed(Reason::Load), &omnilabel_console::line(&error)),
+                    Err(error) => return self.failed(Failure::new(Reason::Load, &error)),
                 };
                 self.candidate = Some(model);
                 self.shadow = (!lasts.is_zero()).then(|| Shadow::new(lasts));
                 self.step(trial::Event::GoldenPassed { shadow: self.shadow.is_some() }, "");
             }
-            Err((reason, detail)) => self.step(trial::Event::Failed(reason), &detail),
+            Err(failure) => self.failed(failure),
         }
     }
 
@@ -410,7 +506,9 @@ impl Core {
         }
     }
 
-    pub(super) fn probation_without_frames(&mut self, now: Instant) {
+    /// What is due in a trial without anything else happening.
+    pub(super) fn without_frames(&mut self, now: Instant) {
+        self.try_again(now);
         if matches!(self.slots.state().phase, Phase::Probation { .. }) && now.duration_since(self.last_frame) >= QUIET {
             self.last_frame = now - QUIET + Duration::from_millis(50);
             // One at a time, and none in the way of a model: in a queue they would fill it while a slow frame is labelled.
@@ -419,18 +517,18 @@ impl Core {
     }
 }
 
-fn try_bundle(fetch: &Fetch, slot: &std::path::Path, counter: u64, loader: &dyn super::Loader) -> Result<Arc<Model>, (Reason, String)> {
-    let bundle: Bundle = fetch.assemble(slot).map_err(|error| (Reason::Hash, omnilabel_console::line(&error)))?;
+fn try_bundle(fetch: &Fetch, slot: &std::path::Path, counter: u64, loader: &dyn super::Loader) -> Result<Arc<Model>, Failure> {
+    let bundle: Bundle = fetch.assemble(slot).map_err(|error| Failure::new(Reason::Hash, &error))?;
     if bundle.manifest().golden.is_empty() {
-        return Err((Reason::Golden, "the release has none to be tried on".to_owned()));
+        return Err(Failure::Refused(Reason::Golden, "the release has none to be tried on".to_owned()));
     }
     // The graphs come from outside: whatever the loader does with them, the device goes on.
     let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let model = loader.load(&bundle, counter).map_err(|error| (Reason::Load, omnilabel_console::line(&error)))?;
-        loader.golden(&bundle, &model).map_err(|error| (Reason::Golden, omnilabel_console::line(&error)))?;
+        let model = loader.load(&bundle, counter).map_err(|error| Failure::Refused(Reason::Load, omnilabel_console::line(&error)))?;
+        loader.golden(&bundle, &model).map_err(|error| Failure::Refused(Reason::Golden, omnilabel_console::line(&error)))?;
         Ok(Arc::new(model))
     }));
-    tried.unwrap_or_else(|_| Err((Reason::Load, "loading or trying the model panicked".to_owned())))
+    tried.unwrap_or_else(|_| Err(Failure::Refused(Reason::Load, "loading or trying the model panicked".to_owned())))
 }
 
 fn name(reason: Reason) -> &'static str {

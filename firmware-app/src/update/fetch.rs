@@ -8,14 +8,20 @@ use omnilabel_bundle::{Bundle, hex};
 use omnilabel_keypoints::release::{ReleaseFile, ReleaseManifest};
 use omnilabel_keypoints::wire::{BlockRequest, VERSION};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The most blocks that are asked for at a time.
 pub const IN_FLIGHT: usize = 8;
-/// Blocks that did not come are asked for again after this.
+/// Where no block came for this long, others are asked for. The wait doubles as long as none comes; a slow link has twice a block's time.
 pub const REQUEST_AGAIN: Duration = Duration::from_secs(5);
+/// The longest such wait.
+pub const REQUEST_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
+/// Where this device could not do its part, it tries again after this, then after twice as long, and so on; tests do not wait so long.
+pub(crate) const PAUSE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(60) };
+/// The longest such pause: each try may write as much as there is room for, which wears a flash out.
+const PAUSE_AT_MOST: Duration = Duration::from_secs(3600);
 /// Folder of the blocks below the state folder.
 const BLOCKS: &str = "blocks";
 
@@ -26,9 +32,20 @@ pub struct Fetch {
     blocks: PathBuf,
     /// The confirmed model: files with the same hash are copied from it.
     confirmed: PathBuf,
-    missing: BTreeSet<String>,
+    /// In the order in which they are asked for: those of the last request stand at the end.
+    missing: VecDeque<String>,
+    /// Those of the last request.
     asked: BTreeSet<String>,
-    asked_at: Option<Instant>,
+    /// When they were asked for, or one came.
+    quiet_since: Option<Instant>,
+    /// When a block came; before that, when the first ones were asked for.
+    came_at: Option<Instant>,
+    /// How long it may be quiet.
+    wait: Duration,
+    /// How many are asked for at a time.
+    at_a_time: usize,
+    /// Before the next try.
+    pause: Duration,
 }
 
 impl Fetch {
@@ -60,7 +77,18 @@ impl Fetch {
                 remove_file(&path).with_context(|| path.display().to_string())?;
             }
         }
-        Ok(Self { manifest, blocks, confirmed: confirmed.to_owned(), missing, asked: BTreeSet::new(), asked_at: None })
+        Ok(Self {
+            manifest,
+            blocks,
+            confirmed: confirmed.to_owned(),
+            missing: missing.into_iter().collect(),
+            asked: BTreeSet::new(),
+            quiet_since: None,
+            came_at: None,
+            wait: REQUEST_AGAIN,
+            at_a_time: IN_FLIGHT,
+            pause: PAUSE,
+        })
     }
 
     /// Counter of the release.
@@ -81,20 +109,25 @@ impl Fetch {
     /// The connection is new: what was asked for may not come.
     pub fn restart(&mut self) {
         self.asked.clear();
-        self.asked_at = None;
+        (self.quiet_since, self.came_at, self.wait) = (None, None, REQUEST_AGAIN);
     }
 
-    /// What to ask for now, if anything.
+    /// What to ask for now, if anything. What is late is likelier to be on its way than lost: it is asked for again after all others.
     pub fn request(&mut self, now: Instant) -> Option<BlockRequest> {
-        let late = self.asked_at.is_some_and(|at| now.duration_since(at) >= REQUEST_AGAIN);
-        if late {
+        let is_quiet = self.quiet_since.is_some_and(|since| now.duration_since(since) >= self.wait);
+        if is_quiet && !self.asked.is_empty() {
             self.asked.clear();
+            self.at_a_time = (self.at_a_time / 2).max(1);
+            self.wait = (2 * self.wait).min(REQUEST_AGAIN_AT_MOST);
         }
         if self.missing.is_empty() || !self.asked.is_empty() {
             return None;
         }
-        let wanted: Vec<String> = self.missing.iter().take(IN_FLIGHT).cloned().collect();
-        self.asked_at = Some(now);
+        let count = self.at_a_time.min(self.missing.len());
+        let wanted: Vec<String> = self.missing.iter().take(count).cloned().collect();
+        self.missing.rotate_left(count);
+        self.quiet_since = Some(now);
+        self.came_at.get_or_insert(now);
         // A hash of the manifest has 64 digits and IN_FLIGHT is less than a request holds.
         let blocks = wanted.iter().filter_map(|hash| heapless::String::try_from(hash.as_str()).ok()).collect();
         self.asked.extend(wanted);
@@ -105,19 +138,29 @@ impl Fetch {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn block(&mut self, hash: &str, bytes: &[u8]) -> anyhow::Result<()> {
-        if !self.missing.contains(hash) {
-            return Ok(());
-        }
+    pub fn block(&mut self, hash: &str, bytes: &[u8], now: Instant) -> anyhow::Result<()> {
+        let Some(place) = self.missing.iter().position(|missing| missing == hash) else { return Ok(()) };
         if bytes.len() > self.manifest.block_bytes as usize || hex(&Sha256::digest(bytes)) != hash {
             tracing::warn!(hash, bytes = bytes.len(), "a block with another hash than its name is dropped");
             return Ok(());
         }
         let path = self.blocks.join(hash);
         replace_file(&path, bytes).with_context(|| path.display().to_string())?;
-        self.missing.remove(hash);
+        self.missing.remove(place);
         self.asked.remove(hash);
+        self.at_a_time = (self.at_a_time + 1).min(IN_FLIGHT);
+        self.quiet_since = Some(now);
+        if let Some(before) = self.came_at.replace(now) {
+            self.wait = (2 * now.duration_since(before)).clamp(REQUEST_AGAIN, REQUEST_AGAIN_AT_MOST);
+        }
         Ok(())
+    }
+
+    /// How long to wait before what this device could not do is tried again.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (2 * pause).min(PAUSE_AT_MOST);
+        pause
     }
 
     /// Builds the bundle in `slot` from blocks and local files, each file checked by its hash, and opens it.

@@ -7,13 +7,15 @@ mod keys;
 #[cfg(test)]
 mod tests;
 
-pub use fetch::{Fetch, IN_FLIGHT, REQUEST_AGAIN};
+pub(crate) use fetch::PAUSE;
+pub use fetch::{Fetch, IN_FLIGHT, REQUEST_AGAIN, REQUEST_AGAIN_AT_MOST};
 pub use keys::Trust;
 
 use anyhow::{Context, bail};
 use ed25519_dalek::{Signature, VerifyingKey};
 use omnilabel_keypoints::release::{DOMAIN, KeySetError, PRIVATE_KEY_TAG, ReleaseManifest};
 use omnilabel_keypoints::wire::ReleaseMsg;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Why a release was refused before a byte of it was fetched.
@@ -72,6 +74,26 @@ impl VerifiedRelease {
     pub fn manifest(&self) -> &ReleaseManifest {
         &self.manifest
     }
+}
+
+/// Whether the disk or the system failed, which says nothing about a release and may pass: no room, a quota, a medium that does not answer
+/// or takes no writes, no descriptors. What a path, a length or a missing file of a manifest brings about on a sound disk is not counted.
+pub(crate) fn may_pass(error: &anyhow::Error) -> bool {
+    let is_of_content = |kind: ErrorKind| {
+        matches!(
+            kind,
+            ErrorKind::NotFound
+                | ErrorKind::AlreadyExists
+                | ErrorKind::NotADirectory
+                | ErrorKind::IsADirectory
+                | ErrorKind::InvalidInput
+                | ErrorKind::InvalidFilename
+                | ErrorKind::InvalidData
+                | ErrorKind::UnexpectedEof
+                | ErrorKind::FileTooLarge
+        )
+    };
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| !is_of_content(error.kind()))
 }
 
 /// Reads a public key: 64 hex digits.

@@ -1,11 +1,14 @@
 //! Only what was signed gets in, whole.
 
 use super::*;
+use crate::durable::power;
 use crate::testing::{BLOCK, bundle, key, release, sign};
-use omnilabel_bundle::{Bundle, hex};
+use omnilabel_bundle::{Bundle, BundleError, hex};
 use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 struct Setup {
     folder: tempfile::TempDir,
@@ -15,10 +18,15 @@ struct Setup {
 }
 
 fn setup() -> Setup {
+    setup_with(10_500)
+}
+
+/// The same with so many bytes of new weights.
+fn setup_with(weights: usize) -> Setup {
     let folder = tempfile::tempdir().unwrap();
     let confirmed = folder.path().join("a");
     bundle(&confirmed, "first", 1, 3000);
-    let next = bundle(&folder.path().join("centre"), "second", 2, 10_500);
+    let next = bundle(&folder.path().join("centre"), "second", 2, weights);
     let (manifest, blocks) = release(&next, 3);
     let release = VerifiedRelease::verify(&sign(&manifest, &key()), &key().verifying_key()).unwrap();
     Setup { confirmed, release, blocks, folder }
@@ -29,10 +37,15 @@ impl Setup {
         Fetch::begin(&self.release, self.folder.path(), &self.confirmed).unwrap()
     }
 
+    /// The block with this hash.
+    fn block(&self, hash: &str) -> &[u8] {
+        self.blocks.iter().find(|block| hex(&Sha256::digest(block)) == hash).unwrap()
+    }
+
     fn give(&self, fetch: &mut Fetch, wanted: impl Fn(usize) -> bool) {
         for (index, block) in self.blocks.iter().enumerate().filter(|(index, _)| wanted(*index)) {
             let _ = index;
-            fetch.block(&hex(&Sha256::digest(block)), block).unwrap();
+            fetch.block(&hex(&Sha256::digest(block)), block, Instant::now()).unwrap();
         }
     }
 }
@@ -76,7 +89,7 @@ fn blocks_make_the_bundle_and_unchanged_files_are_not_fetched() {
         assert!(request.blocks.len() <= IN_FLIGHT && request.counter == 3);
         for hash in &request.blocks {
             let block = setup.blocks.iter().find(|block| hex(&Sha256::digest(block)) == hash.as_str()).unwrap();
-            fetch.block(hash, block).unwrap();
+            fetch.block(hash, block, Instant::now()).unwrap();
             asked.push(hash.clone());
         }
     }
@@ -110,15 +123,91 @@ fn a_fetch_goes_on_after_a_restart_and_torn_blocks_are_fetched_again() {
 }
 
 #[test]
-fn requests_are_repeated_when_nothing_comes() {
+fn requests_are_repeated_when_nothing_comes_ever_later_and_for_fewer_blocks() {
     let setup = setup();
     let mut fetch = setup.begin();
-    let now = Instant::now();
-    let first = fetch.request(now).unwrap();
-    assert_eq!(fetch.request(now), None);
-    assert_eq!(fetch.request(now + REQUEST_AGAIN), Some(first.clone()));
+    let (all, mut now) = (fetch.missing(), Instant::now());
+    let mut asked = fetch.request(now).unwrap().blocks.to_vec();
+    assert_eq!(asked.len(), IN_FLIGHT);
+    let mut wait = REQUEST_AGAIN;
+    for blocks in [4, 2, 1, 1, 1, 1, 1] {
+        assert_eq!(fetch.request(now + wait - Duration::from_millis(1)), None);
+        now += wait;
+        let request = fetch.request(now).unwrap();
+        assert_eq!(request.blocks.len(), blocks);
+        asked.extend(request.blocks);
+        wait = (2 * wait).min(REQUEST_AGAIN_AT_MOST);
+    }
+    let different: BTreeSet<_> = asked.iter().collect();
+    assert!(wait == REQUEST_AGAIN_AT_MOST && different.len() == all && asked.len() > all, "{} of {all}", different.len());
+    // A new connection does not wait.
     fetch.restart();
-    assert_eq!(fetch.request(now + REQUEST_AGAIN), Some(first));
+    assert!(fetch.request(now).is_some());
+    assert_eq!(fetch.request(now), None);
+    now += REQUEST_AGAIN;
+    // For each that comes one more is asked for.
+    for blocks in [1, 2, 4, IN_FLIGHT.min(all - 7)] {
+        let request = fetch.request(now).unwrap();
+        assert_eq!(request.blocks.len(), blocks);
+        for hash in &request.blocks {
+            fetch.block(hash, setup.block(hash), now).unwrap();
+        }
+    }
+}
+
+/// Fetches everything over a link that takes `per_block` for each block, one after another as they were asked for; those of `lost`, counted
+/// over all that are sent, do not arrive. How often each was sent, and how long it took.
+fn over_a_link(setup: &Setup, per_block: Duration, lost: &[usize]) -> (Vec<usize>, Duration) {
+    let mut fetch = setup.begin();
+    let begin = Instant::now();
+    let (mut now, mut free, mut count) = (begin, begin, 0);
+    let mut link: VecDeque<(Instant, String)> = VecDeque::new();
+    let mut sent: BTreeMap<String, usize> = BTreeMap::new();
+    while !fetch.is_complete() {
+        assert!(now - begin < Duration::from_secs(100_000), "{} blocks never come", fetch.missing());
+        while let Some((_, hash)) = link.front().filter(|(at, _)| *at <= now).cloned() {
+            link.pop_front();
+            fetch.block(&hash, setup.block(&hash), now).unwrap();
+        }
+        for hash in fetch.request(now).into_iter().flat_map(|request| request.blocks) {
+            *sent.entry(hash.as_str().to_owned()).or_default() += 1;
+            if !lost.contains(&count) {
+                free = free.max(now) + per_block;
+                link.push_back((free, hash.as_str().to_owned()));
+            }
+            count += 1;
+        }
+        now += Duration::from_millis(50);
+    }
+    (sent.into_values().collect(), now - begin)
+}
+
+/// Each block is sent once. Where one takes less than [`REQUEST_AGAIN`], it comes before the wait is over. Where it takes longer, others
+/// are asked for until the first one comes and tells how long that is, and there are enough of them: 8, 4, 2 and then one at a time.
+#[test]
+fn a_slow_link_carries_each_block_once() {
+    let setup = setup_with(90_000);
+    let all = setup.begin().missing();
+    assert!(all > 90, "{all}");
+    // 256 KiB at 2 Mbit/s, 1 MiB at 1 Mbit/s, 1 MiB at 200 kbit/s.
+    for per_block in [1.05, 8.4, 42.0].map(Duration::from_secs_f64) {
+        let (sent, took) = over_a_link(&setup, per_block, &[]);
+        std::fs::remove_dir_all(setup.folder.path().join("blocks")).unwrap();
+        assert!(sent.len() == all && sent.iter().all(|&count| count == 1), "{per_block:?}: {sent:?}");
+        let least = per_block * all as u32;
+        assert!(took >= least && took < least + 2 * per_block + REQUEST_AGAIN, "{per_block:?}: {took:?}, {least:?} would do");
+    }
+}
+
+#[test]
+fn a_lost_block_is_asked_for_again() {
+    let setup = setup_with(90_000);
+    let all = setup.begin().missing();
+    let per_block = Duration::from_millis(1050);
+    let (sent, took) = over_a_link(&setup, per_block, &[3, 50]);
+    let twice = sent.iter().filter(|&&count| count == 2).count();
+    assert!(sent.len() == all && twice == 2 && sent.iter().all(|&count| count <= 2), "{sent:?}");
+    assert!(took < per_block * all as u32 + 5 * REQUEST_AGAIN, "{took:?}");
 }
 
 #[test]
@@ -131,12 +220,12 @@ fn a_block_with_a_flipped_bit_never_gets_in() {
         for index in (0..block.len()).step_by(97) {
             let mut flipped = block.clone();
             flipped[index] ^= 4;
-            fetch.block(&hash, &flipped).unwrap();
+            fetch.block(&hash, &flipped, Instant::now()).unwrap();
         }
-        fetch.block(&hash, &[]).unwrap();
-        fetch.block(&hash, &vec![0; 2 * BLOCK as usize]).unwrap();
+        fetch.block(&hash, &[], Instant::now()).unwrap();
+        fetch.block(&hash, &vec![0; 2 * BLOCK as usize], Instant::now()).unwrap();
     }
-    fetch.block("not a hash", b"x").unwrap();
+    fetch.block("not a hash", b"x", Instant::now()).unwrap();
     assert_eq!(fetch.missing(), before);
 }
 
@@ -157,6 +246,42 @@ fn a_block_that_is_damaged_on_disk_does_not_become_a_bundle() {
         std::fs::write(&path, &good).unwrap();
     }
     fetch.assemble(&slot).unwrap();
+}
+
+#[test]
+fn a_disk_that_fails_while_a_release_is_assembled_says_nothing_about_it() {
+    let setup = setup();
+    let mut fetch = setup.begin();
+    setup.give(&mut fetch, |_| true);
+    let mut faults = 0;
+    loop {
+        power::supply(setup.folder.path(), faults);
+        let assembled = fetch.assemble(&setup.folder.path().join("b"));
+        power::restore(setup.folder.path());
+        let Err(error) = assembled else { break };
+        assert!(may_pass(&error), "step {faults}: {error:#}");
+        faults += 1;
+    }
+    assert!(faults > 20, "{faults}");
+}
+
+#[test]
+fn errors_of_the_disk_are_told_from_those_of_the_content() {
+    use io::ErrorKind as Kind;
+    let of = |error: io::Error| anyhow::Error::from(error).context("a file").context("the release");
+    for kind in [Kind::StorageFull, Kind::QuotaExceeded, Kind::ReadOnlyFilesystem, Kind::PermissionDenied, Kind::Interrupted, Kind::Other] {
+        assert!(may_pass(&of(kind.into())), "{kind:?}");
+    }
+    // A medium that does not answer, no descriptors: kinds without a name.
+    for code in [nix::errno::Errno::EIO, nix::errno::Errno::EMFILE] {
+        assert!(may_pass(&of(io::Error::from_raw_os_error(code as i32))), "{code}");
+    }
+    let full = BundleError::Io { path: PathBuf::new(), source: Kind::StorageFull.into() };
+    assert!(may_pass(&anyhow::Error::from(full).context("the bundle of the release does not verify")));
+    for kind in [Kind::NotFound, Kind::InvalidFilename, Kind::IsADirectory, Kind::NotADirectory, Kind::UnexpectedEof] {
+        assert!(!may_pass(&of(kind.into())), "{kind:?}");
+    }
+    assert!(!may_pass(&anyhow::anyhow!("the blocks do not make the file that was signed")));
 }
 
 #[test]

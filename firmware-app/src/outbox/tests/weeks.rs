@@ -263,7 +263,10 @@ fn live(limits: Limits, seed: u64) -> Figures {
         }
         for _ in 0..RATE {
             let Some(sequence) = sender.next(now, |after| outbox.next_pending(after)) else { break };
-            let entry = outbox.read(sequence).unwrap().unwrap();
+            let Some(entry) = outbox.read(sequence).unwrap() else {
+                sender.forget(sequence);
+                continue;
+            };
             let key = (outbox.next_key().epoch, sequence);
             if announces_frame(&entry.label) {
                 assert!(!entry.jpeg.is_empty() || outbox.is_frame_evicted(sequence), "{key:?} lost its frame");
@@ -283,7 +286,7 @@ fn live(limits: Limits, seed: u64) -> Figures {
                 sender.restart();
             }
             let highest = ack.stored.iter().map(|run| run.1).fold(ack.watermark, u64::max);
-            sender.acknowledged(highest, |sequence| outbox.is_pending(sequence));
+            sender.acknowledged(now, highest, |sequence| outbox.is_pending(sequence));
         }
         if !collector.touched.is_empty() {
             let ack = collector.answer(outbox.next_key().epoch, &mut watermark);

@@ -97,3 +97,50 @@ async fn power_lost_at_every_step_of_an_update_leaves_one_model_or_the_other() {
     // Only what is between the probation's begin and its end costs the release.
     assert!(ends.len() == steps && restarts.len() * 4 < steps, "{restarts:?}");
 }
+
+/// A device takes one release after another, and at a step of each the disk fails, then works again: at every `of`-th one from `first` on.
+/// How often it failed.
+async fn takes_all(first: usize, of: usize) -> Option<usize> {
+    let broker = Broker::start()?;
+    let mut device = Device::provisioned(&broker, 10, 30.0, false);
+    device.config.publish.frames = FramePolicy::None;
+    let Some(CameraConfig::Folder { repeat, .. }) = &mut device.config.camera else { panic!("a folder") };
+    *repeat = true;
+    let state = device.config.state_dir.clone();
+    let mut centre = Centre::open(&broker).await;
+    let (stop, run) = device.start();
+    centre.until("a label", |c| !c.labels.is_empty()).await;
+    let mut counter = 0;
+    for cut_at in (first..).step_by(of) {
+        counter += 1;
+        let root = device.folder.path().join(format!("centre-{counter}"));
+        // Few blocks: those that cannot be written are asked for again after five seconds.
+        let (good, blocks) = release_in_blocks(&bundle(&root, "good", counter as u8, 3000), counter, 1 << 16);
+        centre.keep(&blocks);
+        let confirmed = |c: &Centre| c.model.as_ref().is_some_and(|m| m.confirmed == counter);
+        power::supply(&state, cut_at);
+        centre.publish_release(&sign(&good, &key())).await;
+        centre.until("the disk fails or the update ends", |c| power::is_cut(&state) || confirmed(c)).await;
+        let failed = power::is_cut(&state);
+        power::restore(&state);
+        // A release that could not be kept is taken when it comes again, as it does with every connection.
+        centre.publish_release(&sign(&good, &key())).await;
+        centre.until(&format!("release {counter} is confirmed, the disk failed at step {cut_at}"), confirmed).await;
+        if !failed {
+            break;
+        }
+    }
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, counter);
+    Some(counter as usize - 1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_disk_that_fails_at_any_step_of_an_update_costs_no_release() {
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..4 {
+        workers.spawn(takes_all(worker, 4));
+    }
+    let Some(failed) = workers.join_all().await.into_iter().sum::<Option<usize>>() else { return };
+    assert!(failed > 60, "{failed} steps");
+}
