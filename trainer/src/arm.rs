@@ -5,12 +5,15 @@
 //! out/checkpoint/       weights, optimiser and position, every `checkpoint_every` steps and on a stop
 //! out/progress.jsonl    one line per step
 //! out/bundle/           the result; it exists only when the arm is finished
+//! out/lock              held while one process works there
 //! ```
 
 mod difference;
 mod export;
+mod lock;
 
 pub use export::{amend, dataset_digest};
+pub(crate) use lock::{Lock, hold};
 
 use crate::mix::{MANUAL_PERCENT, Mix, MixError, Pick};
 use crate::samples::SampleSet;
@@ -58,6 +61,12 @@ pub enum ArmError {
         path: PathBuf,
         /// The options that differ, with both values.
         what: String,
+    },
+    /// Somebody else trains there.
+    #[error("{path}: another process works in this folder; expected one at a time")]
+    Busy {
+        /// The folder.
+        path: PathBuf,
     },
     /// Generated samples of another skeleton.
     #[error("generated labels have {generated} keypoints, manual ones {manual}, the network {network}")]
@@ -198,6 +207,7 @@ pub fn train_arm(
         return Err(ArmError::Skeleton { manual: keypoints(manual), generated: of_generated, network: arm.network.keypoints });
     }
     std::fs::create_dir_all(&arm.out).map_err(ArmError::io(&arm.out))?;
+    let _held = hold(&arm.out)?;
     let digest = dataset_digest(manual, generated);
     claim(arm, &digest)?;
     let bundle = arm.out.join("bundle");

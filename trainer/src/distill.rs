@@ -17,10 +17,12 @@ mod report;
 pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, runner, soften};
 pub use report::{LabelCount, Report, Row};
 
-use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, provisional, train_arm, write_atomically};
+use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, begun, hold, provisional, train_arm, write_atomically};
 use crate::calibrate::{Calibration, FLEET_PRECISION, HeldOut, ManualStats, Mode, calibrate, judge_boxes};
+use crate::digest::file_sha256;
 use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled};
 use crate::mix::MANUAL_PERCENT;
+use crate::pictures::Pictures;
 use crate::samples::{LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
@@ -67,6 +69,14 @@ pub enum DistillError {
         detector: PathBuf,
         /// The teacher's name.
         teacher: String,
+    },
+    /// A validation picture is one that is trained on.
+    #[error("{}: this validation picture is {}, which the student is to learn from; expected others", val.display(), trained.display())]
+    Seen {
+        /// The picture in the validation folder.
+        val: PathBuf,
+        /// The same picture elsewhere.
+        trained: PathBuf,
     },
     /// The teacher's detections gave no label.
     #[error("no unlabelled image got a label: {detections} detections on {images} images, τ = {tau}{unreadable}")]
@@ -174,7 +184,10 @@ struct Method<'m> {
 #[derive(Serialize, Deserialize, PartialEq)]
 struct EvaluationKey {
     weights_sha256: String,
-    images: Vec<u64>,
+    /// Of the list of pictures.
+    listed: String,
+    /// Of the file that has it, with the truth.
+    annotations_sha256: String,
     views: Option<Views>,
 }
 
@@ -194,7 +207,14 @@ impl Method<'_> {
             }
         }
         labelled(&c.val)?;
+        let val = Pictures::of(&c.val);
+        for other in [&c.labelled, &c.unlabelled] {
+            if let Some((trained, val)) = Pictures::of(other).common(&val) {
+                return Err(DistillError::Seen { val, trained });
+            }
+        }
         std::fs::create_dir_all(&c.out).map_err(ArmError::io(&c.out))?;
+        let _held = hold(&c.out)?;
         let manual = SampleSet::load(&c.labelled)?;
         let mut left_out: Vec<String> = manual.left_out.iter().chain(&c.left_out).map(ToString::to_string).collect();
         left_out.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
@@ -229,6 +249,7 @@ impl Method<'_> {
             category_id: c.labelled.category_id(),
             views: &c.views,
             folder: &folder,
+            again: !begun(&c.out.join("student")),
         };
         let (labeller, known_as) = (runner(c.detector.as_deref(), &teacher)?, identity(c.detector.as_deref(), &teacher)?);
         let detections = detect_all(&labelling, (&labeller, &known_as), self.event, self.cancel)?;
@@ -287,9 +308,11 @@ impl Method<'_> {
         let stage = format!("evaluation-{name}");
         (self.event)(Event::Stage(&stage));
         let val = &self.config.val;
+        let annotations = val.root.join("annotations.json");
         let key = EvaluationKey {
             weights_sha256: identity(self.config.detector.as_deref(), bundle)?,
-            images: val.images.iter().map(|i| i.id).collect(),
+            listed: label::listed(val),
+            annotations_sha256: file_sha256(&annotations).map_err(ArmError::io(&annotations))?,
             views: views.cloned(),
         };
         let file = format!("{stage}.json");

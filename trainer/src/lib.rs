@@ -24,12 +24,14 @@
 pub mod arm;
 pub mod calibrate;
 pub mod cli;
+pub(crate) mod digest;
 pub mod distill;
 pub mod evaluate;
 pub mod experiment;
 pub mod formats;
 pub mod gallery;
 pub mod mix;
+pub(crate) mod pictures;
 pub mod samples;
 pub mod score;
 pub mod service;

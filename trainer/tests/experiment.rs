@@ -276,6 +276,7 @@ fn the_report_needs_only_the_records_and_takes_none_of_another_plan() {
         ("labelled = 0.5", "labelled = 0.4"),
         ("fine_tune = true\n", ""),
         ("short_side = 64", "short_side = 96"),
+        ("short_side = 64\n", ""),
         ("soft = true\n", ""),
         ("teacher = [\"lower\", \"lower.b\"]", "teacher = [\"lower.b\", \"lower\"]"),
         ("resamples = 20", "resamples = 21"),
@@ -513,4 +514,27 @@ fn data_that_cannot_carry_a_plan_is_named() {
     let unlike = PLAN.replace("name = \"upper\"", "name = \"upper\"\npreset = \"resnet50\"\ninit = \"no.safetensors\"");
     let error = fail(&unlike);
     assert!(error.contains("arm `upper`") && error.contains("no.safetensors"), "{error}");
+}
+
+/// What would end an experiment after hours ends it before the first step.
+#[test]
+fn a_plan_that_cannot_be_tested_or_taught_is_refused_before_anything_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let seen = Seen::default();
+    let fail = |plan: &str| {
+        let error = experiment(&setup(dir.path(), "a", plan), &|event| seen.event(&event), &AtomicBool::new(false)).unwrap_err();
+        assert_eq!(seen.steps(), BTreeMap::new());
+        error.to_string()
+    };
+    let unlike = PLAN.replace("short_side = 64\n", "").replace("variant = 1", "variant = 1\npreset = \"resnet50\"");
+    let error = fail(&unlike);
+    assert!(error.contains("arm `distilled.models`") && error.contains("`lower` and `lower.b`") && error.contains("short_side"), "{error}");
+    let error = fail(&PLAN.replace("held_out = 0.3", "held_out = 0.3\ntest_images = 0"));
+    assert!(error.contains("val"), "{error}");
+    let val = dir.path().join("val/annotations.json");
+    let text = std::fs::read_to_string(&val).unwrap();
+    std::fs::write(&val, text.replace("left_foot", "left_hand")).unwrap();
+    let error = fail(PLAN);
+    assert!(error.contains("val") && error.contains("left_foot") && error.contains("left_hand"), "{error}");
 }

@@ -244,3 +244,105 @@ fn the_whole_method_resumes_stage_by_stage() {
     assert!(matches!(distill(&config, &record, &go).unwrap(), Outcome::Finished(_)));
     assert_eq!(trained("teacher") + trained("student") + trained("upper"), 0);
 }
+
+/// Labels and scores are of the pictures that are there now, and a picture that has come back is one of them.
+#[test]
+fn what_was_found_in_other_pictures_is_not_taken_for_these() {
+    let dir = tempfile::tempdir().unwrap();
+    let labelled = common::folder(&dir.path().join("train"), 1, 3);
+    let val = common::folder(&dir.path().join("val"), 100, 3);
+    let footage = dir.path().join("footage");
+    common::folder(&footage, 10, 6);
+    let images = footage.join("images");
+    let aside = |name: &str| dir.path().join(name);
+    for name in ["10.jpg", "12.jpg"] {
+        std::fs::rename(images.join(name), aside(name)).unwrap();
+    }
+    let go = AtomicBool::new(false);
+    let run = |val: &Dataset, out: &str| {
+        let (unlabelled, left_out) = plain_folder(&images, &common::skeleton()).unwrap();
+        let config = method(labelled.clone(), unlabelled, val.clone(), dir.path());
+        let config = DistillConfig { left_out, upper: false, out: dir.path().join(out), ..config };
+        let Outcome::Finished(report) = distill(&config, &|_| {}, &go).unwrap() else { panic!("nobody asked it to stop") };
+        let labels = std::fs::read_to_string(config.out.join("labels/annotations.json")).unwrap();
+        (*report, labels)
+    };
+    // Its header is whole, the rest is gone.
+    let whole = std::fs::read(images.join("13.jpg")).unwrap();
+    std::fs::write(images.join("13.jpg"), &whole[..whole.len() - 20]).unwrap();
+    let (first, labels) = run(&val, "out");
+    assert!(first.labels.unreadable == 1 && first.left_out[0].contains("13.jpg"), "{:?}", first.left_out);
+
+    // While a student is under way, its labels stay as they are.
+    std::fs::write(images.join("13.jpg"), &whole).unwrap();
+    let (same, unchanged) = run(&val, "out");
+    assert_eq!((same.labels.unreadable, &unchanged), (1, &labels));
+    let anew = |out: &str| std::fs::remove_dir_all(dir.path().join(out).join("student")).unwrap();
+    anew("out");
+    let (back, with_it) = run(&val, "out");
+    assert_eq!((back.labels.unreadable, back.labels.images), (0, 4));
+    assert!(with_it.contains("13.jpg") && !labels.contains("13.jpg"), "{with_it}");
+
+    // One that sorts before all others, and one between them: every id is another picture's.
+    for name in ["10.jpg", "12.jpg"] {
+        std::fs::rename(aside(name), images.join(name)).unwrap();
+    }
+    anew("out");
+    let (more, of_all) = run(&val, "out");
+    let (fresh, expected) = run(&val, "fresh");
+    assert_eq!((more.labels, of_all), (fresh.labels, expected));
+
+    // Scores are those of the file until the truth is corrected. A network of three steps finds nobody: only a mark tells whose they are.
+    let scores = dir.path().join("out/evaluation-student.json");
+    let mut marked: serde_json::Value = serde_json::from_slice(&std::fs::read(&scores).unwrap()).unwrap();
+    marked["evaluation"]["single"]["AP"] = 0.25.into();
+    std::fs::write(&scores, marked.to_string()).unwrap();
+    assert_eq!(run(&val, "out").0.student.evaluation.single.ap, 0.25);
+    let mut corrected = val.clone();
+    corrected.annotations[0].bbox[0] += 1.0;
+    corrected.write(&val.root).unwrap();
+    assert_eq!(run(&corrected, "out").0.student.evaluation.single.ap, more.student.evaluation.single.ap);
+}
+
+#[test]
+fn a_validation_picture_that_is_learnt_from_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let labelled = common::folder(&dir.path().join("train"), 1, 3);
+    let unlabelled = common::folder(&dir.path().join("footage"), 10, 3);
+    let val = common::folder(&dir.path().join("val"), 100, 2);
+    for seen in ["train/images/2.jpg", "footage/images/11.jpg"] {
+        let kept = std::fs::read(dir.path().join(seen)).unwrap();
+        std::fs::copy(dir.path().join("val/images/101.jpg"), dir.path().join(seen)).unwrap();
+        let config = method(labelled.clone(), unlabelled.clone(), val.clone(), dir.path());
+        let error = distill(&config, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(error.contains("val/images/101.jpg") && error.contains(seen) && error.contains("expected others"), "{error}");
+        assert!(!config.out.exists(), "{seen}");
+        std::fs::write(dir.path().join(seen), kept).unwrap();
+    }
+}
+
+#[test]
+fn one_process_at_a_time_trains_in_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let samples = SampleSet::load(&common::folder(&dir.path().join("data"), 1, 3)).unwrap();
+    let (go, out) = (AtomicBool::new(false), dir.path().join("a"));
+    std::fs::create_dir_all(&out).unwrap();
+    let other = std::fs::File::create(out.join("lock")).unwrap();
+    other.lock().unwrap();
+    let train = || train_arm(&arm(&out, 1), &samples, None, &mut |_| {}, &go);
+    let error = train().unwrap_err().to_string();
+    assert!(error.contains("another process works in this folder") && !out.join("arm.json").exists(), "{error}");
+    drop(other);
+    assert!(matches!(train().unwrap(), ArmOutcome::Finished(_)));
+}
+
+#[test]
+fn there_is_no_gap_between_arms_of_unlike_lengths() {
+    let dir = tempfile::tempdir().unwrap();
+    let (labelled, unlabelled) = split_by_id(&common::folder(&dir.path().join("train"), 1, 6), 0.5);
+    let config = method(labelled, unlabelled, common::folder(&dir.path().join("val"), 100, 2), dir.path());
+    let config = DistillConfig { equal_steps: false, ..config };
+    let Outcome::Finished(report) = distill(&config, &|_| {}, &AtomicBool::new(false)).unwrap() else { panic!("nobody asked it to stop") };
+    assert_eq!((report.lower.steps, report.student.steps, report.gap_recovered), (6, 3, None));
+    assert!(report.table().contains("not told") && report.table().contains("--equal-steps"), "{}", report.table());
+}

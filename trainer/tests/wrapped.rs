@@ -40,7 +40,10 @@ fn folder(root: &Path, ids: std::ops::Range<u64>) {
     std::fs::create_dir_all(root.join("images")).unwrap();
     let (mut images, mut annotations) = (Vec::new(), Vec::new());
     for id in ids {
-        std::fs::write(root.join(format!("images/{id}.png")), picture().to_png()).unwrap();
+        let mut picture = picture();
+        // No two pictures are the same.
+        picture.rgb[0] = id as u8;
+        std::fs::write(root.join(format!("images/{id}.png")), picture.to_png()).unwrap();
         images.push(serde_json::json!({"id": id, "file_name": format!("{id}.png"), "width": 384, "height": 192}));
         for (i, person) in persons().iter().enumerate() {
             let body = person.body;

@@ -19,10 +19,10 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["labelled", "unlabelled"])]
     data: Option<PathBuf>,
     /// Share of --data that keeps its labels, the first images by id
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, default_value_t = 0.3, requires = "data")]
     labelled_fraction: f64,
     /// Only the first so many images of --data
-    #[arg(long)]
+    #[arg(long, requires = "data")]
     images: Option<usize>,
     /// Held-out COCO keypoint folder; with --data, its `val/` by default
     #[arg(long, required_unless_present = "data")]

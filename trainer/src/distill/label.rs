@@ -3,6 +3,7 @@
 use super::{DistillError, Event, LabelCount};
 use crate::arm::ArmError;
 use crate::calibrate::split;
+use crate::digest::digest;
 use crate::evaluate::{Detected, Detections, EvaluateError, Views, detect_readable, load_detected, same_skeleton};
 use crate::samples::{Item, LeftOut, SampleError, SampleSet};
 use omnilabel_bundle::Bundle;
@@ -37,6 +38,8 @@ pub(crate) struct Labelling<'l> {
     pub(crate) views: &'l Views,
     /// The folder of `detections.jsonl` and the labels.
     pub(crate) folder: &'l Path,
+    /// Whether pictures that could not be read are tried again. What a student has begun with stays as it is.
+    pub(crate) again: bool,
 }
 
 /// Which detections become which labels.
@@ -85,6 +88,8 @@ pub(crate) fn runner(detector: Option<&Path>, bundle: &Bundle) -> Result<Teacher
 struct Header {
     weights_sha256: String,
     views: Views,
+    /// Of the list of pictures: in a plain folder, an id is a place in it.
+    listed: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,12 +111,16 @@ pub(crate) fn detect_all(
     let Labelling { unlabelled, folder, .. } = *labelling;
     std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
     let path = folder.join("detections.jsonl");
-    let header = Header { weights_sha256: identity.to_owned(), views: labelling.views.clone() };
+    let header = Header { weights_sha256: identity.to_owned(), views: labelling.views.clone(), listed: listed(unlabelled) };
     let (mut found, through) = read(&path, &header)?;
     let json = |source| ArmError::Json { path: path.clone(), source };
     let of = unlabelled.images.len();
     let wanted: BTreeSet<u64> = unlabelled.images.iter().map(|i| i.id).collect();
     found.images.retain(|i| wanted.contains(&i.image_id));
+    found.images.sort_by_key(|i| i.image_id);
+    if labelling.again {
+        found.unreadable.clear();
+    }
 
     let mut text = serde_json::to_vec(&header).map_err(json)?;
     text.push(b'\n');
@@ -124,7 +133,11 @@ pub(crate) fn detect_all(
 
     same_skeleton(teacher, unlabelled)?;
     let plan = labelling.views.plan(teacher);
-    let rest = unlabelled.subset(|_, image| through.is_none_or(|t| image.id > t));
+    let is_done = |id: u64| {
+        let is_found = found.images.binary_search_by_key(&id, |i| i.image_id).is_ok();
+        is_found || !labelling.again && through.is_some_and(|through| id <= through)
+    };
+    let rest = unlabelled.subset(|_, image| !is_done(image.id));
     let known = of - rest.images.len();
     for (chunk, first) in (0..rest.images.len()).step_by(CHUNK).enumerate() {
         let part = rest.subset(|index, _| (first..first + CHUNK).contains(&index));
@@ -139,7 +152,14 @@ pub(crate) fn detect_all(
         found.images.extend(more.images);
         found.unreadable.extend(more.unreadable);
     }
+    found.images.sort_by_key(|i| i.image_id);
     Ok(found)
+}
+
+/// Of the pictures of a data set and the folder they lie in, but not of what is in them.
+pub(super) fn listed(dataset: &Dataset) -> String {
+    let root = std::fs::canonicalize(&dataset.root).unwrap_or_else(|_| dataset.root.clone());
+    digest(&(root.to_string_lossy(), &dataset.images))
 }
 
 fn lines(detections: &Detections, through: Option<u64>) -> impl Iterator<Item = Line> + '_ {
@@ -159,7 +179,7 @@ fn read(path: &Path, header: &Header) -> Result<(Detections, Option<u64>), Disti
     let mut lines = std::io::BufReader::new(file).lines();
     let first = lines.next().transpose().map_err(ArmError::io(path))?.unwrap_or_default();
     if serde_json::from_str::<Header>(&first).ok().as_ref() != Some(header) {
-        tracing::warn!(file = %path.display(), "made by another teacher or other views, done again");
+        tracing::warn!(file = %path.display(), "made by another teacher, with other views or of other pictures, done again");
         return Ok((done, through));
     }
     let mut chunk = Detections::default();
@@ -170,7 +190,8 @@ fn read(path: &Path, header: &Header) -> Result<(Detections, Option<u64>), Disti
             Ok(Line::Through(id)) => {
                 done.images.append(&mut chunk.images);
                 done.unreadable.append(&mut chunk.unreadable);
-                through = Some(id);
+                // Those that are tried again come after all others.
+                through = through.max(Some(id));
             }
             // Torn by a power cut: the chunk is done again.
             Err(_) => break,

@@ -60,7 +60,7 @@ pub struct Report {
     pub upper: Option<Row>,
     /// The teacher, single view and ensemble.
     pub teacher: Evaluation,
-    /// (AP_student − AP_lower) / (AP_upper − AP_lower), where the upper bound is above the lower.
+    /// (AP_student − AP_lower) / (AP_upper − AP_lower), where the upper bound is above the lower and all have made as many steps.
     pub gap_recovered: Option<f64>,
     /// τ and τ_k.
     pub calibration: Calibration,
@@ -81,7 +81,8 @@ impl Report {
         labels: LabelCount,
     ) -> Self {
         let ap = |row: &Row| row.scores().ap;
-        let gap_recovered = upper.as_ref().and_then(|upper| gap_recovered(ap(&lower), ap(&student), ap(upper)));
+        let as_long = |upper: &&Row| [lower.steps, upper.steps] == [student.steps; 2];
+        let gap_recovered = upper.as_ref().filter(as_long).and_then(|upper| gap_recovered(ap(&lower), ap(&student), ap(upper)));
         Self { lower, student, upper, teacher, gap_recovered, calibration, labels, left_out: Vec::new() }
     }
 
@@ -125,6 +126,9 @@ impl Report {
         }
         text += &match self.gap_recovered {
             Some(gap) => format!("\ngap recovered           {:.0} %\n", 100.0 * gap),
+            None if self.upper.is_some() && self.lower.steps != self.student.steps => {
+                "\ngap recovered           not told: the arms have made unlike numbers of steps, expected --equal-steps\n".to_owned()
+            }
             None => "\n".to_owned(),
         };
         text

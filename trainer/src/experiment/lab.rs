@@ -1,17 +1,19 @@
 //! Where cases are run: models and labels by the digest of what they are made of, records of the cases.
 
-use super::footage::{Footage, Pictures};
+use super::footage::Footage;
 use super::plan::{Arm, Labels, Plan};
 use super::quality::{self, PARTS};
-use super::recipe::{Case, FirstWeights, FromData, Parts, Recipe, digest, file_sha256, record_key, share, teacher_key};
+use super::recipe::{Case, FirstWeights, FromData, Parts, Recipe, record_key, share, teacher_key};
 use super::record::{LabelRecord, Machine, Quality, Record, Test, curve};
 use super::summary::{Row, Summary};
 use super::{ExperimentError, Setup, examples};
-use crate::arm::{ArmConfig, ArmError, ArmOutcome, amend, provisional, read_progress, train_arm, write_atomically};
+use crate::arm::{ArmConfig, ArmError, ArmOutcome, Lock, amend, begun, provisional, read_progress, train_arm, write_atomically};
 use crate::calibrate::{ManualStats, Mode, calibrate};
+use crate::digest::{digest, file_sha256};
 use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, soften, split_folder};
 use crate::evaluate::{self, Bin, Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
 use crate::mix::MANUAL_PERCENT;
+use crate::pictures::Pictures;
 use crate::samples::SampleSet;
 use crate::score::{CocoScores, GroundTruth, bootstrap, score, terciles};
 use crate::start::{self, Start};
@@ -25,8 +27,7 @@ use omnilabel_runtime::{Teacher, ViewPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
-use std::io::ErrorKind;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,9 +57,6 @@ enum Done<T> {
     /// Another process is at it.
     Elsewhere,
 }
-
-/// `ENOLCK` of Linux: a network file system without a server for locks.
-const NO_LOCKS: i32 = 37;
 
 /// How often it is asked whether another process has finished.
 const WAIT: Duration = Duration::from_millis(500);
@@ -147,6 +145,8 @@ impl<'l> Lab<'l> {
             footage,
             warned: Mutex::default(),
         };
+        lab.test_images()?;
+        lab.check_committees()?;
         let (train, test) = (Pictures::of(&lab.train), Pictures::of(&Dataset::load(&lab.test_folder)?));
         if let Some((ours, theirs)) = train.common(&test) {
             let message = format!("this test picture is {} of those that the plan trains on; expected others", ours.display());
@@ -236,6 +236,27 @@ impl<'l> Lab<'l> {
         Ok(Some((records.into_iter().flatten().collect(), failures)))
     }
 
+    /// Teachers that label together see a picture at one size, and their maps have one, too.
+    fn check_committees(&self) -> Result<(), ExperimentError> {
+        let seen = |arm: &Arm| {
+            let network = &self.starts[&place(self.plan, arm)].0.network;
+            (network.input.short_side, network.input.max_long_side, network.network.heatmap_side)
+        };
+        for arm in &self.plan.arms {
+            let mut teachers = arm.teacher.names().filter_map(|name| self.plan.arm(name));
+            let Some(first) = teachers.next() else { continue };
+            if let Some(other) = teachers.find(|other| seen(other) != seen(first)) {
+                let ((ours, ..), (theirs, ..)) = (seen(first), seen(other));
+                return Err(ExperimentError::Start(format!(
+                    "arm `{}`: its teachers `{}` and `{}` see pictures of {ours} and {theirs} px or have unlike heatmaps; \
+                     expected members of one size (`train.short_side`)",
+                    arm.name, first.name, other.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn is_stopped(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
@@ -245,16 +266,13 @@ impl<'l> Lab<'l> {
     fn lock(&self, key: &str) -> Result<Option<File>, ExperimentError> {
         let folder = self.setup.out.join("locks");
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
-        let path = folder.join(key);
-        let file = File::create(&path).map_err(ArmError::io(&path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(NO_LOCKS) => {
+        match Lock::of(&folder.join(key))? {
+            Lock::Held(file) => Ok(Some(file)),
+            Lock::Elsewhere => Ok(None),
+            Lock::Nobody(file, error) => {
                 self.warn(&format!("{}: no locks here ({error}); run this in one process only", folder.display()));
                 Ok(Some(file))
             }
-            Err(TryLockError::Error(error)) => Err(ArmError::io(&path)(error).into()),
         }
     }
 
@@ -501,6 +519,7 @@ impl<'l> Lab<'l> {
         let teacher = if members.len() > 1 { Teacher::committee(members).map_err(EvaluateError::from)? } else { one(members)? };
         let identities = teachers.iter().map(|teacher| identity(None, teacher)).collect::<Result<Vec<_>, _>>()?;
         let known_as = identities.join("+");
+        let again = !begun(folder);
         // Detections are shared by all arms of this teacher, views and pictures.
         let found = |views: &Views, what: &str| -> Result<Option<Detections>, ExperimentError> {
             self.stage(case, what);
@@ -513,7 +532,7 @@ impl<'l> Lab<'l> {
             // Another arm's process may be labelling the same pictures for itself.
             let Some(_lock) = self.lock(&format!("labels-{key}"))? else { return Ok(None) };
             let category_id = self.train.category_id();
-            let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder };
+            let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder, again };
             let mut detections = detect_all(&labelling, (&teacher, &known_as), self.event, self.cancel)?;
             detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
             detections.images.retain(|image| used.images.binary_search_by_key(&image.image_id, |i| i.id).is_ok());
@@ -558,7 +577,7 @@ impl<'l> Lab<'l> {
         let folder = folder.join("labels");
         std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
         let category_id = self.train.category_id();
-        let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &folder };
+        let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &folder, again };
         let (ignore_from, min_agreement) = (case.arm.ignore_from, case.arm.min_agreement);
         let rule = Rule { thresholds: calibration.thresholds, ignore_from, min_agreement };
         let (mut samples, count) = harden_all(&labelling, &detections, &rule)?;

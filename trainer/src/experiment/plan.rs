@@ -410,8 +410,12 @@ impl Plan {
         arm.preset.as_deref().or(self.train.preset.as_deref()).unwrap_or("nano")
     }
 
-    /// The file of an arm's first weights; random ones if none.
+    /// The file of an arm's first weights, and of fine-tuning that of its teacher's: both have the network that these were made for. Random
+    /// ones if none.
     pub(super) fn init<'p>(&'p self, arm: &'p Arm) -> Option<&'p Path> {
+        if let Some(teacher) = arm.teacher.names().next().and_then(|name| self.arm(name)).filter(|_| arm.fine_tune) {
+            return self.init(teacher);
+        }
         arm.init.as_deref().or(self.train.init.as_deref()).filter(|init| init.as_os_str() != RANDOM)
     }
 
@@ -507,6 +511,20 @@ pub(super) mod tests {
         let path = dir.path().join("plan.toml");
         std::fs::write(&path, text).unwrap();
         Plan::read(&path, None).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn fine_tuning_keeps_the_network_that_the_teachers_weights_were_made_for() {
+        let tuned = |init: &str, of: &str| {
+            let text = TEXT.replace("short_side = 96", &format!("short_side = 96\n{init}"));
+            let text = text.replace("labels = \"manual\"", &format!("labels = \"manual\"\n{of}"));
+            let plan = read(&text.replace("teacher = \"lower\"", "teacher = \"lower\"\nfine_tune = true")).unwrap();
+            plan.init(plan.arm("distilled").unwrap()).and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned())
+        };
+        assert_eq!(tuned("", "init = \"a.pth\"").as_deref(), Some("a.pth"));
+        assert_eq!(tuned("init = \"b.pth\"", "init = \"a.pth\"").as_deref(), Some("a.pth"));
+        assert_eq!(tuned("init = \"b.pth\"", "").as_deref(), Some("b.pth"));
+        assert_eq!(tuned("init = \"b.pth\"", "init = \"random\""), None);
     }
 
     #[test]

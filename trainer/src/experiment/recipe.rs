@@ -2,9 +2,9 @@
 
 use super::plan::{Arm, Data, Drawn, Labels, Plan, is_whole, whole};
 use super::{ExperimentError, Record};
+use crate::digest::digest;
 use crate::evaluate::Views;
 use crate::start;
-use omnilabel_bundle::hex;
 use omnilabel_coco::Dataset;
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::device::Arithmetic;
@@ -13,9 +13,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::path::Path;
 
 /// An arm with one length and one seed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,9 +78,12 @@ impl Case<'_> {
         let mut network = theirs.network.clone();
         network.name.clear();
         network.name.push_str(plan.preset(self.arm));
-        if let Some(side) = plan.train.short_side {
-            start::resize(&mut network, side);
-        }
+        let own = || start::preset(plan.preset(self.arm), network.keypoints).map(|preset| preset.input.short_side);
+        let side = match plan.train.short_side {
+            Some(side) => side,
+            None => own().map_err(|error| ExperimentError::Start(omnilabel_console::line(&error)))?,
+        };
+        start::resize(&mut network, side);
         let first_weights = match (self.arm.fine_tune, plan.init(self.arm), &theirs.first_weights) {
             (true, ..) => FirstWeights::Teacher,
             (false, Some(_), FirstWeights::File { sha256 }) => FirstWeights::File { sha256: sha256.clone() },
@@ -205,20 +206,6 @@ impl Recipe {
     pub fn key(&self) -> String {
         digest(self)
     }
-}
-
-/// The first 16 hexadecimal digits of the SHA-256 of a value's JSON.
-pub(super) fn digest(value: &impl Serialize) -> String {
-    // Only a map with keys that are no strings fails, and there is none.
-    let text = serde_json::to_vec(value).unwrap_or_default();
-    let mut hash = hex(&Sha256::digest(text));
-    hash.truncate(16);
-    hash
-}
-
-/// SHA-256 of a file.
-pub(super) fn file_sha256(path: &Path) -> std::io::Result<String> {
-    Ok(hex(&Sha256::digest(std::fs::read(path)?)))
 }
 
 /// The parts of the training images for one seed.
