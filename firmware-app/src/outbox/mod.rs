@@ -77,7 +77,8 @@ pub struct Recovery {
     pub damaged_bytes: u64,
     /// Labels that the damage took and that are not known to be stored, at most.
     pub lost: u64,
-    /// Segments that were damaged or of another epoch: as they were, under another name; with zeros where a part cannot be read.
+    /// Segments that were damaged or of another epoch: as they were, under another name. Where the file system has no links, a copy with
+    /// zeros where a part cannot be read; where there is no room for it, none.
     pub set_aside: Vec<String>,
 }
 
@@ -165,7 +166,7 @@ impl<S: Storage> Outbox<S> {
         let mut recovery = Recovery::default();
         let names = storage.list().map_err(failed("list", "the folder"))?;
         let known = if names.iter().any(|name| name == META) { read_meta(&mut storage)? } else { None };
-        let mut found = Vec::new();
+        let (mut found, mut useless) = (Vec::new(), Vec::new());
         // What a replacement did not finish.
         for name in names.iter().filter(|name| name.ends_with(".new")) {
             storage.remove(name).map_err(failed("remove", name))?;
@@ -183,7 +184,7 @@ impl<S: Storage> Outbox<S> {
             };
             match segment::read_header(&header).or_else(|| segment::read_name(name)) {
                 Some((epoch, first)) => found.push((epoch, first, name.clone())),
-                None => set_aside(&mut storage, name, &mut recovery),
+                None => useless.push(name),
             }
         }
         // Without its meta file the outbox goes on with the epoch of its segments, and only the counts are lost.
@@ -208,12 +209,21 @@ impl<S: Storage> Outbox<S> {
             reserved: names.iter().any(|name| name == RESERVE),
             reserve_after: 0,
         };
+        let mut asides: Vec<&String> = names.iter().filter(|name| name.ends_with(ASIDE)).collect();
+        // Of one epoch, the oldest first.
+        asides.sort();
+        for name in asides {
+            outbox.add_aside(name.clone());
+        }
+        for name in useless {
+            outbox.set_aside(name, &mut recovery);
+        }
         found.sort_by_key(|(epoch, first, ..)| (*epoch, *first));
         let mut done = Vec::new();
         let firsts: Vec<u64> = found.iter().filter(|(epoch, ..)| *epoch == outbox.meta.epoch).map(|(_, first, ..)| *first).collect();
         for (epoch, first, name) in found {
             if epoch != outbox.meta.epoch {
-                set_aside(&mut outbox.storage, &name, &mut recovery);
+                outbox.set_aside(&name, &mut recovery);
                 continue;
             }
             let after = firsts.get(firsts.partition_point(|&other| other <= first)).copied();
@@ -226,14 +236,8 @@ impl<S: Storage> Outbox<S> {
         for name in done {
             outbox.storage.remove(&name).map_err(failed("remove", &name))?;
         }
-        let mut asides = outbox.storage.list().map_err(failed("list", "the folder"))?;
-        asides.retain(|name| name.ends_with(ASIDE));
-        // Of one epoch, the oldest first.
-        asides.sort();
-        for name in asides {
-            let bytes = outbox.storage.length(&name).unwrap_or(0);
-            outbox.asides.push_back((name, bytes));
-        }
+        // Some may have made room for others.
+        recovery.set_aside.retain(|aside| outbox.asides.iter().any(|(name, _)| name == aside));
         outbox.reserve();
         Ok((outbox, recovery))
     }
@@ -269,6 +273,7 @@ impl<S: Storage> Outbox<S> {
         }
         self.meta.next = self.meta.next.max(end);
         let through = self.meta.frames_evicted_through;
+        let mut aside = None;
         let is_damaged = damaged > 0 || unread > 0 || segment::read_header(&bytes).is_none();
         if is_damaged {
             recovery.damaged_bytes += damaged;
@@ -277,16 +282,28 @@ impl<S: Storage> Outbox<S> {
                 self.write_meta()?;
             }
             if unread > 0 && extents.is_empty() {
-                set_aside(&mut self.storage, &name, recovery);
+                self.set_aside(&name, recovery);
                 return Ok(None);
             }
-            copy_aside(&mut self.storage, &name, &bytes, recovery)?;
+            aside = self.keep_aside(&name, &bytes)?;
         }
         // An eviction of frames that a crash left is finished.
         if is_damaged || extents.iter().any(|extent| extent.jpeg > 0 && extent.sequence <= through) {
             let (clean, moved) = segment::without_jpegs(self.meta.epoch, first, &bytes, &extents, through);
             (valid, extents) = (clean.len() as u64, moved);
-            self.replace(&name, &clean).map_err(failed("write", &name))?;
+            let mut written = self.replace(&name, &clean);
+            if written.is_err()
+                && let Some(aside) = aside.take()
+            {
+                // Its room is needed more; and where the segment stays as it is, the next opening sets it aside.
+                let _ = self.storage.remove(&aside);
+                written = self.replace(&name, &clean);
+            }
+            written.map_err(failed("write", &name))?;
+            if let Some(aside) = aside {
+                recovery.set_aside.push(aside.clone());
+                self.add_aside(aside);
+            }
         } else if tail > 0 {
             self.storage.truncate(&name, valid).map_err(failed("truncate", &name))?;
         }
@@ -310,16 +327,18 @@ impl<S: Storage> Outbox<S> {
         self.replace(META, &bytes).map_err(failed("write", META))
     }
 
-    /// Replaces a file; on a full disk in the room that was kept for it.
+    /// Replaces a file; on a full disk in the room of what was set aside, then in the room that was kept for it.
     fn replace(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        match self.storage.replace(name, bytes) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull && self.reserved => {
-                // It may be gone: there is as much room then as there can be.
-                let _ = self.storage.remove(RESERVE);
-                self.reserved = false;
-                self.storage.replace(name, bytes)
+        loop {
+            match self.storage.replace(name, bytes) {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && self.remove_aside() => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && self.reserved => {
+                    // It may be gone: there is as much room then as there can be.
+                    let _ = self.storage.remove(RESERVE);
+                    self.reserved = false;
+                }
+                result => return result,
             }
-            result => result,
         }
     }
 
@@ -492,6 +511,51 @@ impl<S: Storage> Outbox<S> {
         self.asides.iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// Gives a segment another name. One that cannot be renamed stays, and every opening leaves it out.
+    fn set_aside(&mut self, name: &str, recovery: &mut Recovery) {
+        let renamed = self.free_name(name).and_then(|aside| self.storage.rename(name, &aside).map(|()| aside));
+        match renamed {
+            Ok(aside) => {
+                recovery.set_aside.push(aside.clone());
+                self.add_aside(aside);
+            }
+            Err(error) => tracing::error!(%error, file = name, "a segment of no use cannot be renamed"),
+        }
+    }
+
+    /// Keeps a segment under another name, too: as it is, or else what was read of it. Where not even what was set aside before makes room
+    /// for that, nothing is kept.
+    fn keep_aside(&mut self, name: &str, bytes: &[u8]) -> Result<Option<String>, OutboxError> {
+        let aside = self.free_name(name).map_err(failed("list", "the folder"))?;
+        loop {
+            match self.storage.link(name, &aside).or_else(|_| self.storage.replace(&aside, bytes)) {
+                Ok(()) => return Ok(Some(aside)),
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && self.remove_aside() => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    tracing::error!(%error, file = name, "no room for a copy of a damaged segment; what is whole in it is kept");
+                    return Ok(None);
+                }
+                Err(error) => return Err(failed("write", &aside)(error)),
+            }
+        }
+    }
+
+    /// The name under which a segment is set aside; what was set aside before keeps its name.
+    fn free_name(&mut self, name: &str) -> io::Result<String> {
+        let names = self.storage.list()?;
+        let (mut aside, mut count) = (format!("{name}{ASIDE}"), 1);
+        while names.contains(&aside) {
+            count += 1;
+            aside = format!("{name}.{count}{ASIDE}");
+        }
+        Ok(aside)
+    }
+
+    fn add_aside(&mut self, name: String) {
+        let bytes = self.storage.length(&name).unwrap_or(0);
+        self.asides.push_back((name, bytes));
+    }
+
     /// Removes the first of the files that were set aside; false when there is none.
     fn remove_aside(&mut self) -> bool {
         let Some((name, _)) = self.asides.pop_front() else { return false };
@@ -578,15 +642,16 @@ impl<S: Storage> Outbox<S> {
     /// Returns the number of labels it acknowledged.
     ///
     /// # Errors
-    /// [`OutboxError::Storage`] when a segment cannot be removed; it is then removed later, or at the next opening.
+    /// [`OutboxError::Storage`] when a segment cannot be removed; it is then removed later, or at the next opening. Also when what the new
+    /// collector is to get again cannot be read for now: the next acknowledgement tries again.
     pub fn ack(&mut self, ack: &AckMsg) -> Result<u64, OutboxError> {
         if ack.epoch != self.meta.epoch {
             return Ok(0);
         }
         if ack.collector != self.meta.collector {
             if self.meta.collector != 0 {
+                self.reindex()?;
                 self.meta.watermark = 0;
-                self.reindex();
             }
             self.meta.collector = ack.collector;
         }
@@ -627,23 +692,20 @@ impl<S: Storage> Outbox<S> {
         Ok(())
     }
 
-    /// Puts every committed record that can be read into the index again.
-    fn reindex(&mut self) {
+    /// Puts every committed record that can be read into the index again. What is wrong with a file costs what lies there; any other error
+    /// passes, and all of it is to be done again.
+    fn reindex(&mut self) -> Result<(), OutboxError> {
         let uncommitted = self.uncommitted.first().map_or(u64::MAX, |extent| extent.sequence);
         for segment in &mut self.segments {
-            let bytes = match salvage::read(&mut self.storage, &segment.name, segment.bytes) {
-                Ok(salvage) => salvage.bytes,
-                Err(error) => {
-                    tracing::error!(%error, file = segment.name, "labels that the collector lost stay unsent");
-                    continue;
-                }
-            };
+            let Salvage { bytes, .. } =
+                salvage::read(&mut self.storage, &segment.name, segment.bytes).map_err(failed("read", &segment.name))?;
             let (extents, _) = segment::scan(&bytes, segment.first);
             let committed = extents.into_iter().filter(|extent| extent.sequence < uncommitted);
             let before = self.index.len();
             self.index.extend(committed.map(|extent| (extent.sequence, extent)));
             segment.unacked += (self.index.len() - before) as u64;
         }
+        Ok(())
     }
 
     /// The first pending sequence above `after`.
@@ -698,23 +760,6 @@ fn read_meta<S: Storage>(storage: &mut S) -> Result<Option<Meta>, OutboxError> {
         }
         Err(error) => Err(failed("read", META)(error)),
     }
-}
-
-/// Gives a segment another name. One that cannot be renamed stays, and every opening leaves it out.
-fn set_aside<S: Storage>(storage: &mut S, name: &str, recovery: &mut Recovery) {
-    let aside = format!("{name}{ASIDE}");
-    match storage.rename(name, &aside) {
-        Ok(()) => recovery.set_aside.push(aside),
-        Err(error) => tracing::error!(%error, file = name, "a segment of no use cannot be renamed"),
-    }
-}
-
-/// Keeps a copy of a segment under another name.
-fn copy_aside<S: Storage>(storage: &mut S, name: &str, bytes: &[u8], recovery: &mut Recovery) -> Result<(), OutboxError> {
-    let aside = format!("{name}{ASIDE}");
-    storage.replace(&aside, bytes).map_err(failed("write", &aside))?;
-    recovery.set_aside.push(aside);
-    Ok(())
 }
 
 /// Below 2⁶³, so that every database takes it.

@@ -45,8 +45,14 @@ pub struct Sender {
     cursor: u64,
     /// Labels that could not be read, and when they are tried again; the first due first.
     put_off: VecDeque<(Instant, u64)>,
-    /// When the collector spoke last; before its first word on this connection, when it was first sent something.
+    /// The one of them that was given last.
+    retried: Option<u64>,
+    /// When the collector spoke last; when nothing was under way since then, when it was next sent something.
     heard: Option<Instant>,
+    /// The longest time between two words of the collector while something was under way; each one makes it an eighth shorter.
+    gap: Option<Duration>,
+    /// Labels that were sent again, less the words of the collector that may speak of such copies.
+    copies: usize,
     /// Since when something is sent and the collector says nothing.
     unanswered: Option<Instant>,
 }
@@ -59,17 +65,23 @@ impl Sender {
 
     /// The next sequence to send now, marked as sent; `next_pending(after)` is [`super::Outbox::next_pending`].
     pub fn next(&mut self, now: Instant, next_pending: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let is_idle = self.sent.is_empty();
         let sequence = self.due(now, next_pending)?;
-        self.heard.get_or_insert(now);
+        if is_idle {
+            // It had nothing to say until now.
+            self.heard = Some(now);
+        }
         self.unanswered.get_or_insert(now);
         Some(sequence)
     }
 
     fn due(&mut self, now: Instant, next_pending: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        self.retried = None;
         if let Some((&sequence, sent)) = self.sent.iter_mut().find(|(_, sent)| sent.due <= now) {
             // A wait that ran out was too short; one that was cut off says nothing about it.
             let wait = if sent.is_hastened() { sent.wait } else { (sent.wait * 2).min(RESEND_LAST) };
             *sent = Sent::new(now, wait, self.cursor);
+            self.copies += 1;
             return Some(sequence);
         }
         if self.sent.len() >= SEND_WINDOW {
@@ -81,6 +93,7 @@ impl Sender {
         } else {
             let (_, sequence) = *self.put_off.front().filter(|(due, _)| *due <= now)?;
             self.put_off.pop_front();
+            self.retried = Some(sequence);
             sequence
         };
         self.sent.insert(sequence, Sent::new(now, RESEND_FIRST, self.cursor));
@@ -93,10 +106,14 @@ impl Sender {
     }
 
     /// What [`Sender::next`] gave cannot be read now: its place is free, and it is tried again after [`RESEND_LAST`], when nothing else
-    /// waits.
+    /// waits. When it was tried again in vain, the others wait as long: a failing disk takes its time for each.
     pub fn put_off(&mut self, now: Instant, sequence: u64) {
         self.sent.remove(&sequence);
-        self.put_off.push_back((now + RESEND_LAST, sequence));
+        let again = now + RESEND_LAST;
+        if self.retried == Some(sequence) {
+            self.put_off.iter_mut().for_each(|(due, _)| *due = again);
+        }
+        self.put_off.push_back((again, sequence));
         if self.sent.is_empty() {
             self.unanswered = None;
         }
@@ -107,15 +124,21 @@ impl Sender {
         self.put_off.len()
     }
 
-    /// The collector said something. When it said nothing for long, it was away, and what was sent meanwhile may have found nobody: that
-    /// is sent again as a gap is. A collector that speaks all the time was not away, and what is under way keeps its time.
+    /// The collector said something. When it said nothing for [`RESEND_FIRST`], and for twice as long as is usual, it was away, and what
+    /// was sent meanwhile may have found nobody: that is sent again as a gap is. A collector that speaks all the time was not away, nor
+    /// was one behind a slow link that speaks as seldom as ever, and what is under way keeps its time.
     pub fn heard(&mut self, now: Instant) {
-        let silent = self.heard.is_some_and(|heard| now.duration_since(heard) >= RESEND_FIRST);
+        if let Some(heard) = self.heard
+            && !self.sent.is_empty()
+        {
+            let (gap, usual) = (now.duration_since(heard), self.gap.unwrap_or(RESEND_FIRST));
+            if gap >= RESEND_FIRST.max(usual * 2) {
+                self.sent.values_mut().for_each(Sent::hasten);
+            }
+            self.gap = Some(gap.max(usual * 7 / 8));
+        }
         self.heard = Some(now);
         self.unanswered = None;
-        if silent {
-            self.sent.values_mut().for_each(Sent::hasten);
-        }
     }
 
     /// For how long the collector has said nothing to what was sent on this connection.
@@ -124,12 +147,15 @@ impl Sender {
     }
 
     /// Forgets what is not pending any more. What was sent before `highest_stored` and is still pending is a gap. What was sent after it
-    /// waits anew when this freed a place, as TCP's timer does (RFC 6298, 5.3): it may lie in a queue that a slow link is emptying.
+    /// waits anew when this freed a place, as TCP's timer does (RFC 6298, 5.3): it may lie in a queue that a slow link is emptying. So it
+    /// does when this may speak of a copy: copies lie in that queue, too.
     pub fn acknowledged(&mut self, now: Instant, highest_stored: u64, is_pending: impl Fn(u64) -> bool) {
         let before = self.sent.len();
         self.sent.retain(|&sequence, _| is_pending(sequence));
         self.put_off.retain(|&(_, sequence)| is_pending(sequence));
-        let is_progress = self.sent.len() < before;
+        let is_copy = self.sent.len() == before && self.copies > 0;
+        self.copies -= usize::from(is_copy);
+        let is_progress = is_copy || self.sent.len() < before;
         for sent in self.sent.values_mut() {
             if sent.highest < highest_stored {
                 sent.hasten();

@@ -53,7 +53,12 @@ pub trait Storage: Send {
     /// # Errors
     /// See [`Storage::list`].
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
-    /// Replaces the file as a whole, durably: afterwards it has the old bytes or the new ones.
+    /// Gives the file a further name, durably, which no file has yet. Where there are no such links, it fails.
+    ///
+    /// # Errors
+    /// See [`Storage::list`].
+    fn link(&mut self, from: &str, to: &str) -> io::Result<()>;
+    /// Replaces the file as a whole, durably; what has its further names stays. Afterwards it has the old bytes or the new ones.
     ///
     /// # Errors
     /// See [`Storage::list`].
@@ -143,6 +148,11 @@ impl Storage for Disk {
             self.named.remove(name);
         }
         std::fs::rename(self.folder.join(from), self.folder.join(to))?;
+        sync_folder(&self.folder)
+    }
+
+    fn link(&mut self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::hard_link(self.folder.join(from), self.folder.join(to))?;
         sync_folder(&self.folder)
     }
 

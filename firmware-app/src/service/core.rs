@@ -272,7 +272,7 @@ impl Core {
         let collector = self.outbox.collector();
         match self.outbox.ack(ack) {
             Ok(count) => tracing::debug!(count, watermark = ack.watermark, pending = self.outbox.pending(), "acknowledged"),
-            Err(error) => tracing::error!(%error, "an acknowledged segment stays for now"),
+            Err(error) => tracing::error!(%error, "an acknowledgement has no full effect for now"),
         }
         if collector != 0 && collector != self.outbox.collector() {
             tracing::warn!("the collector was restored: it gets again what is still here");

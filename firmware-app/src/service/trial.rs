@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub(super) const SLOW: Duration = Duration::from_secs(2);
 /// Without a frame for this long a probation goes on with the last frames.
 const QUIET: Duration = Duration::from_secs(1);
+/// What a start of the device says of a trial that was under way.
+const DIED: &str = "the device died during the trial";
 
 /// The result of the golden frames.
 pub(crate) struct Tested {
@@ -55,6 +57,8 @@ pub(super) enum Test {
     /// It does not run: this device could not do its part, and the trial stands still until then.
     Waits {
         until: Instant,
+        /// A start of the device, or a try, that the state does not count yet: the model does not run before it does.
+        uncounted: bool,
     },
 }
 
@@ -120,12 +124,19 @@ impl Core {
         // A kill after a new set of keys was kept may have left the rest undone.
         self.follow_keys();
         self.tell_beyond();
-        self.step(trial::Event::Boot, "the device died during the trial");
+        self.step(trial::Event::Boot, DIED);
     }
 
     /// The next boot goes on with the trial.
     pub(super) fn stop(&mut self) {
-        self.step(trial::Event::Stop, "");
+        // What is not counted is not taken back.
+        if !self.is_uncounted() {
+            self.step(trial::Event::Stop, "");
+        }
+    }
+
+    fn is_uncounted(&self) -> bool {
+        matches!(self.test, Test::Waits { uncounted: true, .. })
     }
 
     pub(super) fn trial_is_open(&self) -> bool {
@@ -145,8 +156,8 @@ impl Core {
         } else if let Err(error) = self.slots.set(state) {
             // The old state holds, and the trial stands still. What nothing else brings again before a restart is tried again.
             tracing::error!(error = omnilabel_console::line(&error), "the slot state cannot be written");
-            if matches!(event, trial::Event::Fetched | trial::Event::GoldenPassed { .. } | trial::Event::Failed(_)) {
-                self.put_off();
+            if let trial::Event::Boot | trial::Event::Fetched | trial::Event::GoldenPassed { .. } | trial::Event::Failed(_) = event {
+                self.put_off(event == trial::Event::Boot);
             }
             return;
         }
@@ -219,6 +230,7 @@ impl Core {
         };
         tracing::error!(error = detail, "this device cannot go on with the release on trial for now; it tries again");
         let state = self.slots.state();
+        let mut uncounted = false;
         if matches!(state.phase, Phase::Testing { .. }) {
             // A part of it takes the room that labels need.
             if let Err(error) = self.slots.discard(state.confirmed.other()) {
@@ -229,32 +241,71 @@ impl Core {
             }
             // A try that says nothing about the release does not count.
             self.step(trial::Event::Stop, "");
+            uncounted = self.slots.state() != state;
         }
-        self.put_off();
+        self.put_off(uncounted);
+        self.end_pause_for_newer();
+    }
+
+    /// What cannot be tried gives way to a newer release at once.
+    fn end_pause_for_newer(&mut self) {
+        if self.newer_waits()
+            && let Test::Waits { until, .. } = &mut self.test
+        {
+            *until = Instant::now();
+        }
     }
 
     /// The trial stands still for a while.
-    fn put_off(&mut self) {
+    fn put_off(&mut self, uncounted: bool) {
         let pause = self.fetch.as_mut().map_or(PAUSE, Fetch::next_pause);
+        let uncounted = uncounted || self.is_uncounted();
         match &mut self.test {
             // It goes on when the thread is done.
             Test::Over { again } => *again = true,
-            test => *test = Test::Waits { until: Instant::now() + pause },
+            test => *test = Test::Waits { until: Instant::now() + pause, uncounted },
         }
     }
 
     /// Goes on with a trial that stands still, when its pause is over.
     fn try_again(&mut self, now: Instant) {
-        if !matches!(self.test, Test::Waits { until } if now >= until) {
+        let Test::Waits { until, .. } = &mut self.test else { return };
+        if now < *until {
             return;
         }
-        self.test = Test::Waits { until: now + PAUSE };
+        *until = now + PAUSE;
         let is_untried = matches!(self.slots.state().phase, Phase::Testing { .. }) && self.candidate.is_none();
-        if is_untried && self.later.is_some() {
-            // It does not stand in the way of another one for as long as the disk is full.
-            return self.step(trial::Event::Failed(Reason::Load), "this device could not keep it before another release came");
+        if is_untried && self.newer_waits() {
+            // It does not stand in the way of a newer one for as long as the disk is full.
+            return self.step(trial::Event::Failed(Reason::Load), "this device could not try it before a newer release came");
         }
-        self.go_on();
+        if !is_untried || self.blocks_are_here() {
+            self.go_on();
+        }
+    }
+
+    /// Whether the release that came meanwhile is newer than the one on trial: an older one does not end it.
+    fn newer_waits(&self) -> bool {
+        let message = self.later.as_ref().and_then(|payload| ReleaseMsg::decode(payload).ok());
+        let release = message.and_then(|message| self.trust.verify_known(&message).ok());
+        release.map(|release| release.manifest().counter) > self.slots.state().phase.counter()
+    }
+
+    /// Looks whether the disk still gives what was fetched; what it does not give is fetched again, within the trial.
+    fn blocks_are_here(&mut self) -> bool {
+        // After a restart they are looked for when it goes on.
+        let Some(fetch) = &mut self.fetch else { return true };
+        if !fetch.is_complete() {
+            return false;
+        }
+        match fetch.look() {
+            Ok(()) if fetch.is_complete() => return true,
+            Ok(()) => self.put(Outgoing::Subscribe(self.topics.blocks())),
+            Err(error) => tracing::error!(error = omnilabel_console::line(&error), "what was fetched cannot be read; it is tried again"),
+        }
+        // A block that is lost each time is not fetched all the time.
+        self.put_off(false);
+        false
     }
 
     /// Does anew what the phase is for.
@@ -267,8 +318,10 @@ impl Core {
             Phase::Testing { .. } if self.candidate.is_some() => {
                 self.step(trial::Event::GoldenPassed { shadow: self.shadow.is_some() }, "");
             }
-            // The try before was taken back; this one counts.
-            Phase::Testing { attempts: 0, .. } => self.step(trial::Event::Boot, ""),
+            Phase::Testing { .. } | Phase::Shadow { .. } | Phase::Probation { .. } if self.is_uncounted() => {
+                self.test = Test::None;
+                self.step(trial::Event::Boot, DIED);
+            }
             Phase::Testing { .. } => self.begin_test(state.confirmed.other()),
             Phase::Idle | Phase::Shadow { .. } | Phase::Probation { .. } => self.test = Test::None,
         }
@@ -356,7 +409,10 @@ impl Core {
             }
             Action::None if same && self.slots.keep_offer(payload).is_ok() => self.begin_fetch(),
             // Another release is on trial; this one is taken up afterwards.
-            Action::Refuse => self.later = Some(payload.to_vec()),
+            Action::Refuse => {
+                self.later = Some(payload.to_vec());
+                self.end_pause_for_newer();
+            }
             _ => {}
         }
     }
@@ -394,7 +450,7 @@ impl Core {
     }
 
     pub(super) fn block(&mut self, hash: &str, payload: &[u8]) {
-        let Some(fetch) = &mut self.fetch else { return };
+        let Some(fetch) = self.fetch.as_mut().filter(|fetch| !fetch.is_complete()) else { return };
         if let Err(error) = fetch.block(hash, payload, Instant::now()) {
             // A full disk: the block is asked for again.
             tracing::error!(error = omnilabel_console::line(&error), "a block cannot be kept");
@@ -404,10 +460,13 @@ impl Core {
     }
 
     fn fetched(&mut self) {
-        let complete = self.fetch.as_ref().is_some_and(Fetch::is_complete);
-        if complete && matches!(self.slots.state().phase, Phase::Fetching { .. }) {
-            // What others fetch is nothing to this device, which may compare the two models for days.
-            self.put(Outgoing::Unsubscribe(self.topics.blocks()));
+        if !self.fetch.as_ref().is_some_and(Fetch::is_complete) {
+            return;
+        }
+        // What others fetch is nothing to this device, which may compare the two models for days.
+        self.put(Outgoing::Unsubscribe(self.topics.blocks()));
+        // Where blocks were lost in a trial, it goes on after its pause.
+        if matches!(self.slots.state().phase, Phase::Fetching { .. }) {
             self.step(trial::Event::Fetched, "");
         }
     }
@@ -429,9 +488,17 @@ impl Core {
                 Err(error) => return self.failed(Failure::new(Reason::Hash, &error)),
             }
         }
-        let Some(fetch) = self.fetch.as_ref().filter(|fetch| fetch.is_complete()).cloned() else {
-            return self.step(trial::Event::Failed(Reason::Hash), "blocks of the release are missing after a restart");
+        let Some(fetch) = self.fetch.clone() else {
+            return match self.slots.shadow_lasts() {
+                Err(error) => self.failed(Failure::new(Reason::Hash, &error)),
+                Ok(_) => self.step(trial::Event::Failed(Reason::Hash), "what is on disk after a restart is not the signed release"),
+            };
         };
+        if !fetch.is_complete() {
+            self.put(Outgoing::Subscribe(self.topics.blocks()));
+            let missing = fetch.missing();
+            return self.failed(Failure::Passing(format!("{missing} blocks are not here any more; they are fetched again")));
+        }
         if let Err(error) = self.slots.begin_trial(slot) {
             return self.failed(Failure::new(Reason::Load, &error));
         }
@@ -524,8 +591,8 @@ fn try_bundle(fetch: &Fetch, slot: &std::path::Path, counter: u64, loader: &dyn 
     }
     // The graphs come from outside: whatever the loader does with them, the device goes on.
     let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let model = loader.load(&bundle, counter).map_err(|error| Failure::Refused(Reason::Load, omnilabel_console::line(&error)))?;
-        loader.golden(&bundle, &model).map_err(|error| Failure::Refused(Reason::Golden, omnilabel_console::line(&error)))?;
+        let model = loader.load(&bundle, counter).map_err(|error| Failure::new(Reason::Load, &error))?;
+        loader.golden(&bundle, &model).map_err(|error| Failure::new(Reason::Golden, &error))?;
         Ok(Arc::new(model))
     }));
     tried.unwrap_or_else(|_| Err(Failure::Refused(Reason::Load, "loading or trying the model panicked".to_owned())))

@@ -2,13 +2,15 @@
 
 use crate::durable::{remove_file, remove_folder, replace_file};
 use crate::slots::write_into;
-use crate::update::VerifiedRelease;
+use crate::update::{VerifiedRelease, is_of_content};
 use anyhow::{Context, bail};
+use nix::errno::Errno;
 use omnilabel_bundle::{Bundle, hex};
 use omnilabel_keypoints::release::{ReleaseFile, ReleaseManifest};
 use omnilabel_keypoints::wire::{BlockRequest, VERSION};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -52,43 +54,62 @@ impl Fetch {
     /// Begins or goes on with fetching `release` into `STATE/blocks`.
     ///
     /// # Errors
-    /// When the folder cannot be used.
+    /// See [`Fetch::look`].
     pub fn begin(release: &VerifiedRelease, state_dir: &Path, confirmed: &Path) -> anyhow::Result<Self> {
-        let blocks = state_dir.join(BLOCKS);
-        std::fs::create_dir_all(&blocks).with_context(|| blocks.display().to_string())?;
         let manifest = Box::new(release.manifest().clone());
         // Paths and block lists are sound whoever called; counters and names are the caller's to judge.
         manifest.check(&manifest.site, &manifest.channel, 0)?;
-        let mut missing = BTreeSet::new();
-        for (index, file) in manifest.files.iter().enumerate() {
-            if local_copy(confirmed, file).is_none() {
-                missing.extend(manifest.blocks_of(index).iter().map(|hash| hash.as_str().to_owned()));
-            }
-        }
-        let wanted = missing.clone();
-        for entry in std::fs::read_dir(&blocks).with_context(|| blocks.display().to_string())? {
-            let path = entry.with_context(|| blocks.display().to_string())?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let good = wanted.contains(&name) && std::fs::read(&path).is_ok_and(|bytes| hex(&Sha256::digest(&bytes)) == name);
-            if good {
-                missing.remove(&name);
-            } else {
-                // Of another release, or torn.
-                remove_file(&path).with_context(|| path.display().to_string())?;
-            }
-        }
-        Ok(Self {
+        let mut fetch = Self {
             manifest,
-            blocks,
+            blocks: state_dir.join(BLOCKS),
             confirmed: confirmed.to_owned(),
-            missing: missing.into_iter().collect(),
+            missing: VecDeque::new(),
             asked: BTreeSet::new(),
             quiet_since: None,
             came_at: None,
             wait: REQUEST_AGAIN,
             at_a_time: IN_FLIGHT,
             pause: PAUSE,
-        })
+        };
+        fetch.look()?;
+        Ok(fetch)
+    }
+
+    /// Looks which blocks are here. What the medium does not give any more is missing, as is what has another hash.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or the system cannot read a file for now.
+    pub fn look(&mut self) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&self.blocks).with_context(|| self.blocks.display().to_string())?;
+        let mut missing = BTreeSet::new();
+        for (index, file) in self.manifest.files.iter().enumerate() {
+            let is_here = match local_copy(&self.confirmed, file) {
+                Ok(bytes) => bytes.is_some(),
+                Err(error) if is_lost(&error) => false,
+                Err(error) => return Err(error).with_context(|| self.confirmed.join(file.path.as_str()).display().to_string()),
+            };
+            if !is_here {
+                missing.extend(self.manifest.blocks_of(index).iter().map(|hash| hash.as_str().to_owned()));
+            }
+        }
+        let wanted = missing.clone();
+        for entry in std::fs::read_dir(&self.blocks).with_context(|| self.blocks.display().to_string())? {
+            let path = entry.with_context(|| self.blocks.display().to_string())?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            match wanted.contains(&name).then(|| read(&path)) {
+                Some(Ok(bytes)) if hex(&Sha256::digest(&bytes)) == name => {
+                    missing.remove(&name);
+                }
+                // The one that is fetched takes its place.
+                Some(Err(error)) if is_lost(&error) => tracing::warn!(%error, block = name, "the disk has lost a block"),
+                Some(Err(error)) if !is_of_content(error.kind()) => return Err(error).with_context(|| path.display().to_string()),
+                // Of another release, or torn.
+                _ => remove_file(&path).with_context(|| path.display().to_string())?,
+            }
+        }
+        self.missing = missing.into_iter().collect();
+        self.restart();
+        Ok(())
     }
 
     /// Counter of the release.
@@ -173,8 +194,13 @@ impl Fetch {
         }
         for (index, file) in self.manifest.files.iter().enumerate() {
             let bytes = match local_copy(&self.confirmed, file) {
-                Some(bytes) => bytes,
-                None => self.join(index, file)?,
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => self.join(index, file)?,
+                // Its blocks are here, where it was lost when they were looked for.
+                Err(error) => self.join(index, file).map_err(|_| {
+                    let path = self.confirmed.join(file.path.as_str());
+                    anyhow::Error::from(error).context(path.display().to_string())
+                })?,
             };
             if bytes.len() as u64 != file.bytes || hex(&Sha256::digest(&bytes)) != file.sha256.as_str() {
                 bail!("{}: the blocks do not make the file that was signed", file.path);
@@ -188,7 +214,12 @@ impl Fetch {
         let mut bytes = Vec::new();
         for hash in self.manifest.blocks_of(index) {
             let path = self.blocks.join(hash.as_str());
-            bytes.extend(std::fs::read(&path).with_context(|| path.display().to_string())?);
+            let block = read(&path).map_err(|error| match error.kind() {
+                // It was here when they were looked for: not the release's fault.
+                io::ErrorKind::NotFound => io::Error::other("the block is not here any more"),
+                _ => error,
+            });
+            bytes.extend(block.with_context(|| path.display().to_string())?);
             if bytes.len() as u64 > file.bytes {
                 bail!("{}: the blocks are longer than the file that was signed", file.path);
             }
@@ -209,11 +240,61 @@ impl Fetch {
 }
 
 /// The bytes of the confirmed model's file of the same path, if they are the ones that were signed.
-fn local_copy(confirmed: &Path, file: &ReleaseFile) -> Option<Vec<u8>> {
+///
+/// # Errors
+/// When it may be there and cannot be read.
+fn local_copy(confirmed: &Path, file: &ReleaseFile) -> io::Result<Option<Vec<u8>>> {
     let path = confirmed.join(file.path.as_str());
-    if std::fs::metadata(&path).ok()?.len() != file.bytes {
-        return None;
+    let found = std::fs::metadata(&path).and_then(|meta| if meta.len() == file.bytes { read(&path).map(Some) } else { Ok(None) });
+    match found {
+        Ok(bytes) => Ok(bytes.filter(|bytes| hex(&Sha256::digest(bytes)) == file.sha256.as_str())),
+        Err(error) if is_of_content(error.kind()) => Ok(None),
+        Err(error) => Err(error),
     }
-    let bytes = std::fs::read(&path).ok()?;
-    (hex(&Sha256::digest(&bytes)) == file.sha256.as_str()).then_some(bytes)
+}
+
+/// Whether the medium does not give a file any more, in the words of block layers and file systems: that lasts. A want of descriptors,
+/// memory or rights does not.
+fn is_lost(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EIO | Errno::ENODATA | Errno::EILSEQ | Errno::EBADMSG))
+}
+
+/// Reads a file. In tests each can be made to fail.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    #[cfg(test)]
+    faults::check(path)?;
+    std::fs::read(path)
+}
+
+/// Files that cannot be read, under test.
+#[cfg(test)]
+pub(crate) mod faults {
+    use nix::errno::Errno;
+    use std::collections::HashMap;
+    use std::fs::File;
+    use std::io;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::{Path, PathBuf};
+    use std::sync::{LazyLock, Mutex, PoisonError};
+
+    /// Open, a file keeps its number.
+    static FAULTS: LazyLock<Mutex<HashMap<PathBuf, (File, Errno)>>> = LazyLock::new(Mutex::default);
+
+    /// Lets every read of a file fail, but not of one that takes its place.
+    pub(crate) fn set(path: &Path, error: Errno) {
+        let file = File::open(path).unwrap();
+        FAULTS.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), (file, error));
+    }
+
+    /// It can be read again.
+    pub(crate) fn mend(path: &Path) {
+        FAULTS.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+    }
+
+    pub(super) fn check(path: &Path) -> io::Result<()> {
+        let faults = FAULTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((file, error)) = faults.get(path) else { return Ok(()) };
+        let is_same = std::fs::metadata(path)?.ino() == file.metadata()?.ino();
+        if is_same { Err(io::Error::from_raw_os_error(*error as i32)) } else { Ok(()) }
+    }
 }

@@ -8,6 +8,8 @@ mod keys;
 mod tests;
 
 pub(crate) use fetch::PAUSE;
+#[cfg(test)]
+pub(crate) use fetch::faults;
 pub use fetch::{Fetch, IN_FLIGHT, REQUEST_AGAIN, REQUEST_AGAIN_AT_MOST};
 pub use keys::Trust;
 
@@ -79,21 +81,22 @@ impl VerifiedRelease {
 /// Whether the disk or the system failed, which says nothing about a release and may pass: no room, a quota, a medium that does not answer
 /// or takes no writes, no descriptors. What a path, a length or a missing file of a manifest brings about on a sound disk is not counted.
 pub(crate) fn may_pass(error: &anyhow::Error) -> bool {
-    let is_of_content = |kind: ErrorKind| {
-        matches!(
-            kind,
-            ErrorKind::NotFound
-                | ErrorKind::AlreadyExists
-                | ErrorKind::NotADirectory
-                | ErrorKind::IsADirectory
-                | ErrorKind::InvalidInput
-                | ErrorKind::InvalidFilename
-                | ErrorKind::InvalidData
-                | ErrorKind::UnexpectedEof
-                | ErrorKind::FileTooLarge
-        )
-    };
     error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| !is_of_content(error.kind()))
+}
+
+fn is_of_content(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::NotFound
+            | ErrorKind::AlreadyExists
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename
+            | ErrorKind::InvalidData
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::FileTooLarge
+    )
 }
 
 /// Reads a public key: 64 hex digits.

@@ -266,6 +266,48 @@ fn a_disk_that_fails_while_a_release_is_assembled_says_nothing_about_it() {
 }
 
 #[test]
+fn what_cannot_be_read_for_now_is_tried_again_and_what_the_disk_has_lost_is_fetched_again() {
+    use nix::errno::Errno;
+    let setup = setup();
+    let mut fetch = setup.begin();
+    setup.give(&mut fetch, |_| true);
+    let (folder, slot) = (setup.folder.path(), setup.folder.path().join("b"));
+    let block = std::fs::read_dir(folder.join("blocks")).unwrap().next().unwrap().unwrap().path();
+    let local = setup.confirmed.join("notes/unchanged.txt");
+    for path in [&block, &local] {
+        for error in [Errno::EMFILE, Errno::EACCES, Errno::EIO] {
+            faults::set(path, error);
+            let failed = fetch.assemble(&slot).unwrap_err();
+            assert!(may_pass(&failed), "{}: {failed:#}", path.display());
+        }
+        faults::set(path, Errno::ENFILE);
+        for failed in [fetch.look().unwrap_err(), Fetch::begin(&setup.release, folder, &setup.confirmed).unwrap_err()] {
+            assert!(may_pass(&failed), "{}: {failed:#}", path.display());
+        }
+        faults::mend(path);
+        fetch.look().unwrap();
+        assert!(fetch.is_complete() && block.exists(), "nothing is removed that may be good");
+        fetch.assemble(&slot).unwrap();
+    }
+    // The three blocks of the file that does not change have two hashes.
+    for (path, missing) in [(&block, 1), (&local, 2)] {
+        faults::set(path, Errno::EIO);
+        assert_eq!(setup.begin().missing(), missing, "{}", path.display());
+        fetch.look().unwrap();
+        assert!(fetch.missing() == missing && path.exists());
+        setup.give(&mut fetch, |_| true);
+        fetch.look().unwrap();
+        assert!(fetch.is_complete());
+        fetch.assemble(&slot).unwrap();
+    }
+    std::fs::remove_file(&block).unwrap();
+    let failed = fetch.assemble(&slot).unwrap_err();
+    assert!(may_pass(&failed), "{failed:#}");
+    fetch.look().unwrap();
+    assert_eq!(fetch.missing(), 1);
+}
+
+#[test]
 fn errors_of_the_disk_are_told_from_those_of_the_content() {
     use io::ErrorKind as Kind;
     let of = |error: io::Error| anyhow::Error::from(error).context("a file").context("the release");

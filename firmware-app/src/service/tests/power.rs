@@ -2,6 +2,10 @@
 
 use super::*;
 use crate::durable::power;
+use crate::update::faults;
+use nix::errno::Errno;
+use omnilabel_keypoints::trial::{SHADOW_ATTEMPTS, TEST_ATTEMPTS};
+use std::sync::atomic::AtomicUsize;
 
 const COUNTER: u64 = 3;
 
@@ -143,4 +147,158 @@ async fn a_disk_that_fails_at_any_step_of_an_update_costs_no_release() {
     }
     let Some(failed) = workers.join_all().await.into_iter().sum::<Option<usize>>() else { return };
     assert!(failed > 60, "{failed} steps");
+}
+
+/// A device that was stopped in the probation of release 3: its next start tries the golden frames again.
+async fn stopped_in_a_probation(device: &mut Device, centre: &mut Centre) {
+    device.config.update.probation_frames = u32::MAX;
+    let state = device.config.state_dir.join("state.json");
+    let (stop, run) = device.start();
+    let (good, blocks) = release(&bundle(&device.folder.path().join("centre-3"), "second", 2, 9000), 3);
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("the probation", |_| std::fs::read_to_string(&state).unwrap().contains("probation")).await;
+    stop.send_replace(true);
+    run.await.unwrap().unwrap();
+    device.config.update.probation_frames = 5;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_goes_on_without_another_start_where_the_disk_failed_at_the_first() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 10, 200.0, false);
+    let state = device.config.state_dir.clone();
+    let mut centre = Centre::open(&broker).await;
+    stopped_in_a_probation(&mut device, &mut centre).await;
+    for (phase, refused) in [
+        // It is assembled and tried again.
+        (Phase::Shadow { counter: 3, attempts: 1 }, None),
+        // The start counts, however late: what the device died of does not run again.
+        (Phase::Testing { counter: 4, attempts: TEST_ATTEMPTS, shadows: 0 }, Some(4)),
+        (Phase::Shadow { counter: 5, attempts: SHADOW_ATTEMPTS }, Some(5)),
+        (Phase::Probation { counter: 6, frames_left: 2 }, Some(6)),
+    ] {
+        let (mut slots, _) = Slots::open(&state, &trust(&state)).unwrap();
+        slots.begin_trial(slots.state().confirmed.other()).unwrap();
+        slots.set(State { phase, ..slots.state() }).unwrap();
+        let before = std::fs::read_to_string(state.join("state.json")).unwrap();
+        power::supply(&state, 0);
+        centre.model = None;
+        let (stop, run) = device.start();
+        centre.until("a start on a full disk", |c| power::is_cut(&state) && c.model.is_some()).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(std::fs::read_to_string(state.join("state.json")).unwrap(), before);
+        let tries = power::restore(&state);
+        assert!(tries > 1, "{phase:?}: {tries} tries");
+        let ended = |m: &ModelMsg| m.confirmed == 3 && m.refused == refused && m.trial.is_none();
+        centre.until(&format!("{phase:?} goes on"), |c| c.model.as_ref().is_some_and(ended)).await;
+        let reason = centre.model.as_ref().unwrap().reason.clone();
+        assert!(refused.is_none() || reason.starts_with("restart: "), "{phase:?}: {reason}");
+        stop.send_replace(true);
+        run.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_are_lost_after_a_restart_are_fetched_again() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 10, 200.0, false);
+    let mut centre = Centre::open(&broker).await;
+    stopped_in_a_probation(&mut device, &mut centre).await;
+    let mut blocks = std::fs::read_dir(device.config.state_dir.join("blocks")).unwrap().map(|entry| entry.unwrap().path());
+    faults::set(&blocks.next().unwrap(), Errno::EIO);
+    std::fs::remove_file(blocks.next().unwrap()).unwrap();
+    let (stop, run) = device.start();
+    centre.until("release 3 is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 3)).await;
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 3);
+}
+
+/// [`Hand`], where the system lets it read the bundle of this name.
+struct Reads<F>(F);
+
+impl<F: Fn(&str) -> std::io::Result<()> + Send + Sync> Loader for Reads<F> {
+    fn load(&self, bundle: &Bundle, counter: u64) -> anyhow::Result<Model> {
+        (self.0)(bundle.manifest().name.as_str())?;
+        Hand.load(bundle, counter)
+    }
+    fn golden(&self, bundle: &Bundle, model: &Model) -> anyhow::Result<()> {
+        Hand.golden(bundle, model)
+    }
+}
+
+/// A device with footage without end that loads models as `reads` lets it.
+fn start_with(
+    device: &mut Device,
+    reads: impl Fn(&str) -> std::io::Result<()> + Send + Sync + 'static,
+) -> (watch::Sender<bool>, tokio::task::JoinHandle<anyhow::Result<Summary>>) {
+    device.config.publish.frames = FramePolicy::None;
+    let Some(CameraConfig::Folder { repeat, .. }) = &mut device.config.camera else { panic!("a folder") };
+    *repeat = true;
+    let (stop, stopped) = watch::channel(false);
+    (stop, tokio::spawn(run_with(device.config.clone(), Arc::new(Reads(reads)), stopped)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_be_read_for_now_and_a_block_that_is_lost_meanwhile_cost_no_release() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 10, 30.0, false);
+    let (blocks_dir, tries) = (device.config.state_dir.join("blocks"), Arc::new(AtomicUsize::new(0)));
+    let counts = Arc::clone(&tries);
+    let reads = move |name: &str| -> std::io::Result<()> {
+        match (name, counts.fetch_add(usize::from(name == "second"), Ordering::SeqCst)) {
+            ("second", 0) => {
+                let lost = std::fs::read_dir(&blocks_dir).unwrap().next().unwrap().unwrap().path();
+                faults::set(&lost, Errno::EIO);
+                Err(Errno::EMFILE.into())
+            }
+            ("second", 1) => Err(Errno::ENOMEM.into()),
+            _ => Ok(()),
+        }
+    };
+    let (stop, run) = start_with(&mut device, reads);
+    let mut centre = Centre::open(&broker).await;
+    let (good, blocks) = release(&bundle(&device.folder.path().join("centre"), "second", 2, 9000), 3);
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("release 3 is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 3)).await;
+    assert_eq!(tries.load(Ordering::SeqCst), 3);
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_tried_gives_way_to_a_newer_release_at_once_and_to_no_older_one() {
+    let Some(broker) = Broker::start() else { return };
+    let mut device = Device::provisioned(&broker, 10, 30.0, false);
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&tries);
+    let reads = move |name: &str| -> std::io::Result<()> {
+        if name != "second" {
+            return Ok(());
+        }
+        counts.fetch_add(1, Ordering::SeqCst);
+        Err(Errno::EMFILE.into())
+    };
+    let (stop, run) = start_with(&mut device, reads);
+    let mut centre = Centre::open(&broker).await;
+    let make = |name: &str, counter: u64| {
+        let root = device.folder.path().join(format!("centre-{counter}"));
+        release(&bundle(&root, name, counter as u8, 9000), counter)
+    };
+    let (good, blocks) = make("second", 5);
+    centre.offer(&good, &blocks, &key()).await;
+    centre.until("two tries", |_| tries.load(Ordering::SeqCst) >= 2).await;
+    let (older, blocks) = make("older", 4);
+    centre.offer(&older, &blocks, &key()).await;
+    // The pauses are 0.2 s, 0.4 s and so on; the next one is 6.4 s.
+    centre.until("six tries", |_| tries.load(Ordering::SeqCst) >= 6).await;
+    assert!(centre.model.as_ref().is_some_and(|m| m.trial == Some(5) && m.refused.is_none()), "{:?}", centre.model);
+    let (newer, blocks) = make("newer", 6);
+    let begin = Instant::now();
+    centre.offer(&newer, &blocks, &key()).await;
+    centre.until("release 5 gives way", |c| c.model.as_ref().is_some_and(|m| m.trial != Some(5))).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    centre.until("release 6 is confirmed", |c| c.model.as_ref().is_some_and(|m| m.confirmed == 6)).await;
+    assert_eq!(tries.load(Ordering::SeqCst), 6);
+    stop.send_replace(true);
+    assert_eq!(run.await.unwrap().unwrap().model, 6);
 }
