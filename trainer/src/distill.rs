@@ -14,12 +14,12 @@
 mod label;
 mod report;
 
-pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, runner, soften};
+pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, runner, settle, soften};
 pub use report::{LabelCount, Report, Row};
 
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, begun, hold, provisional, train_arm, write_atomically};
 use crate::calibrate::{Calibration, FLEET_PRECISION, HeldOut, ManualStats, Mode, calibrate, judge_boxes};
-use crate::digest::file_sha256;
+use crate::digest::digest;
 use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled};
 use crate::mix::MANUAL_PERCENT;
 use crate::pictures::Pictures;
@@ -184,10 +184,8 @@ struct Method<'m> {
 #[derive(Serialize, Deserialize, PartialEq)]
 struct EvaluationKey {
     weights_sha256: String,
-    /// Of the list of pictures.
-    listed: String,
-    /// Of the file that has it, with the truth.
-    annotations_sha256: String,
+    /// Of the pictures' list and the truth about them.
+    data: String,
     views: Option<Views>,
 }
 
@@ -252,7 +250,8 @@ impl Method<'_> {
             again: !begun(&c.out.join("student")),
         };
         let (labeller, known_as) = (runner(c.detector.as_deref(), &teacher)?, identity(c.detector.as_deref(), &teacher)?);
-        let detections = detect_all(&labelling, (&labeller, &known_as), self.event, self.cancel)?;
+        let mut detections = detect_all(&labelling, (&labeller, &known_as), self.event, self.cancel)?;
+        settle(&folder, labelling.again, &mut detections)?;
         detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
         left_out.extend_from_slice(&detections.unreadable);
         let calibration = self.calibrate(&teacher, &detections)?;
@@ -308,16 +307,15 @@ impl Method<'_> {
         let stage = format!("evaluation-{name}");
         (self.event)(Event::Stage(&stage));
         let val = &self.config.val;
-        let annotations = val.root.join("annotations.json");
         let key = EvaluationKey {
             weights_sha256: identity(self.config.detector.as_deref(), bundle)?,
-            listed: label::listed(val),
-            annotations_sha256: file_sha256(&annotations).map_err(ArmError::io(&annotations))?,
+            data: digest(&(val.skeleton.names().collect::<Vec<_>>(), val.skeleton.sigmas(), &val.images, &val.annotations)),
             views: views.cloned(),
         };
         let file = format!("{stage}.json");
         if let Some(known) = self.read_json::<EvaluationFile>(&file)?
             && known.key == key
+            && known.evaluation.unreadable.is_empty()
         {
             return Ok(known.evaluation);
         }

@@ -16,7 +16,7 @@ impl Pictures {
     pub(crate) fn of(dataset: &Dataset) -> Self {
         let mut by_size: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
         for path in dataset.images.iter().map(|image| dataset.image_path(image)) {
-            if let Ok(about) = std::fs::metadata(&path) {
+            if let Some(about) = std::fs::metadata(&path).ok().filter(|about| about.len() > 0) {
                 by_size.entry(about.len()).or_default().push(path);
             }
         }

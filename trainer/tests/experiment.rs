@@ -364,6 +364,45 @@ fn a_model_that_one_arm_began_another_arm_finishes() {
 }
 
 /// The labels of unlabelled images reach the upper bound and what is told of the generated ones.
+/// Detections are shared: what another arm's teacher finds in a picture that has come back is not learnt by an arm that began without it.
+#[test]
+fn a_picture_that_comes_back_does_not_stop_an_arm_that_began_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    data(dir.path());
+    let plan = PLAN.replace("seeds = [1, 2]", "seeds = [1]").replace("ignore_from = 0.5", "footage = \"elsewhere\"").replace(
+        "[[arms]]\nname = \"lower.b\"",
+        "[[arms]]\nname = \"distilled.b\"\nlabels = \"generated\"\nteacher = \"lower\"\nfootage = \"elsewhere\"\n\
+         manual_percent = 40\n[[arms]]\nname = \"lower.b\"",
+    );
+    let only = |name: &str| Setup { only: vec![name.to_owned()], ..setup(dir.path(), "a", &plan) };
+    let picture = dir.path().join("elsewhere/images/201.jpg");
+    let whole = std::fs::read(&picture).unwrap();
+    std::fs::write(&picture, vec![0; whole.len()]).unwrap();
+    let (seen, stop, steps) = (Seen::default(), AtomicBool::new(false), Mutex::new(0));
+    let outcome = experiment(
+        &only("distilled"),
+        &|event| {
+            seen.event(&event);
+            if matches!(event, Event::Step(_)) && seen.0.lock().unwrap().0.starts_with("distilled-") {
+                *steps.lock().unwrap() += 1;
+                stop.store(*steps.lock().unwrap() == 3, Ordering::Relaxed);
+            }
+        },
+        &stop,
+    );
+    assert!(matches!(outcome.unwrap(), Outcome::Stopped));
+
+    std::fs::write(&picture, &whole).unwrap();
+    let of = |summary: &Summary, arm: &str| summary.records.iter().find(|record| record.arm == arm).cloned().unwrap();
+    let other = of(&finished(&only("distilled.b"), &seen), "distilled.b");
+    let labels = |record: &Record| record.labels.as_ref().unwrap().count.labelled_images;
+    assert_eq!((labels(&other), other.left_out), (3, 0));
+    seen.steps();
+    let began_without = of(&finished(&only("distilled"), &seen), "distilled");
+    assert_eq!(labels(&began_without), 2);
+    assert_eq!(seen.steps().into_iter().collect::<Vec<_>>(), [("distilled-12-seed1 train".to_owned(), 9)]);
+}
+
 #[test]
 fn the_truth_of_unlabelled_images_decides_nothing() {
     let dir = tempfile::tempdir().unwrap();

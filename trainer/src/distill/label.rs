@@ -89,7 +89,8 @@ struct Header {
     weights_sha256: String,
     views: Views,
     /// Of the list of pictures: in a plain folder, an id is a place in it.
-    listed: String,
+    #[serde(default)]
+    listed: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,8 +112,8 @@ pub(crate) fn detect_all(
     let Labelling { unlabelled, folder, .. } = *labelling;
     std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
     let path = folder.join("detections.jsonl");
-    let header = Header { weights_sha256: identity.to_owned(), views: labelling.views.clone(), listed: listed(unlabelled) };
-    let (mut found, through) = read(&path, &header)?;
+    let header = Header { weights_sha256: identity.to_owned(), views: labelling.views.clone(), listed: Some(listed(unlabelled)) };
+    let (mut found, through) = read(&path, &header, labelling.again)?;
     let json = |source| ArmError::Json { path: path.clone(), source };
     let of = unlabelled.images.len();
     let wanted: BTreeSet<u64> = unlabelled.images.iter().map(|i| i.id).collect();
@@ -156,10 +157,30 @@ pub(crate) fn detect_all(
     Ok(found)
 }
 
-/// Of the pictures of a data set and the folder they lie in, but not of what is in them.
-pub(super) fn listed(dataset: &Dataset) -> String {
-    let root = std::fs::canonicalize(&dataset.root).unwrap_or_else(|_| dataset.root.clone());
-    digest(&(root.to_string_lossy(), &dataset.images))
+/// Of the pictures of a data set by their names and sizes, wherever they lie.
+fn listed(dataset: &Dataset) -> String {
+    let listed = dataset.images.iter().map(|image| {
+        let path = dataset.image_path(image);
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        (image.id, name, std::fs::metadata(&path).map_or(0, |about| about.len()))
+    });
+    digest(&listed.collect::<Vec<_>>())
+}
+
+/// Notes the pictures of a student that begins, or takes those that it has begun with: other students may have found more since.
+pub(crate) fn settle(folder: &Path, again: bool, detections: &mut Detections) -> Result<(), DistillError> {
+    let path = folder.join("pictures.json");
+    let json = |source| ArmError::Json { path: path.clone(), source };
+    if again {
+        let ids: BTreeSet<u64> = detections.images.iter().map(|i| i.image_id).collect();
+        std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
+        crate::arm::write_atomically(&path, &serde_json::to_vec(&ids).map_err(json)?)?;
+    } else if path.exists() {
+        let text = std::fs::read(&path).map_err(ArmError::io(&path))?;
+        let ids: BTreeSet<u64> = serde_json::from_slice(&text).map_err(json)?;
+        detections.images.retain(|i| ids.contains(&i.image_id));
+    }
+    Ok(())
 }
 
 fn lines(detections: &Detections, through: Option<u64>) -> impl Iterator<Item = Line> + '_ {
@@ -168,8 +189,9 @@ fn lines(detections: &Detections, through: Option<u64>) -> impl Iterator<Item = 
     detected.chain(unreadable).chain(through.map(Line::Through))
 }
 
-/// What is on disk of this teacher and these views, up to the last complete chunk.
-fn read(path: &Path, header: &Header) -> Result<(Detections, Option<u64>), DistillError> {
+/// What is on disk of this teacher, these views and these pictures, up to the last complete chunk. Whoever labels for a student that has
+/// begun takes what that one has: its training refuses other pictures by itself.
+fn read(path: &Path, header: &Header, again: bool) -> Result<(Detections, Option<u64>), DistillError> {
     let mut done = Detections::default();
     let mut through = None;
     if !path.exists() {
@@ -178,7 +200,9 @@ fn read(path: &Path, header: &Header) -> Result<(Detections, Option<u64>), Disti
     let file = std::fs::File::open(path).map_err(ArmError::io(path))?;
     let mut lines = std::io::BufReader::new(file).lines();
     let first = lines.next().transpose().map_err(ArmError::io(path))?.unwrap_or_default();
-    if serde_json::from_str::<Header>(&first).ok().as_ref() != Some(header) {
+    let known = serde_json::from_str::<Header>(&first).ok();
+    let known = known.map(|known| if again { known } else { Header { listed: header.listed.clone(), ..known } });
+    if known.as_ref() != Some(header) {
         tracing::warn!(file = %path.display(), "made by another teacher, with other views or of other pictures, done again");
         return Ok((done, through));
     }

@@ -10,7 +10,7 @@ use super::{ExperimentError, Setup, examples};
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, Lock, amend, begun, provisional, read_progress, train_arm, write_atomically};
 use crate::calibrate::{ManualStats, Mode, calibrate};
 use crate::digest::{digest, file_sha256};
-use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, soften, split_folder};
+use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, settle, soften, split_folder};
 use crate::evaluate::{self, Bin, Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
 use crate::mix::MANUAL_PERCENT;
 use crate::pictures::Pictures;
@@ -539,6 +539,8 @@ impl<'l> Lab<'l> {
             Ok(Some(detections))
         };
         let Some(mut detections) = found(&views, "label")? else { return Ok(Done::Elsewhere) };
+        let of_arm = folder.join("labels");
+        settle(&of_arm, again, &mut detections)?;
         let manual = case.arm.wanted(ManualStats::of(&self.labelled_images(case.seed)));
         let calibrated = |detections: &Detections| {
             let unlabelled: Vec<_> = detections.images.iter().map(|image| image.detections.clone()).collect();
@@ -547,7 +549,8 @@ impl<'l> Lab<'l> {
         let calibration = calibrated(&detections);
         let mut single = None;
         if known {
-            let Some(found) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
+            let Some(mut found) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
+            settle(&of_arm, false, &mut found)?;
             single = Some((calibrated(&found).thresholds, found));
         }
         let mut used = used;
@@ -574,10 +577,8 @@ impl<'l> Lab<'l> {
                 ensemble_hard: Some(quality::hard(&used, &detections, calibration.thresholds, case.arm.min_agreement)?),
             });
         }
-        let folder = folder.join("labels");
-        std::fs::create_dir_all(&folder).map_err(ArmError::io(&folder))?;
         let category_id = self.train.category_id();
-        let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &folder, again };
+        let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &of_arm, again };
         let (ignore_from, min_agreement) = (case.arm.ignore_from, case.arm.min_agreement);
         let rule = Rule { thresholds: calibration.thresholds, ignore_from, min_agreement };
         let (mut samples, count) = harden_all(&labelling, &detections, &rule)?;
