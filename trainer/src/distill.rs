@@ -19,17 +19,18 @@ pub use report::{LabelCount, Report, Row};
 
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, begun, hold, provisional, train_arm, write_atomically};
 use crate::calibrate::{Calibration, FLEET_PRECISION, HeldOut, ManualStats, Mode, calibrate, judge_boxes};
-use crate::digest::digest;
+use crate::digest::{digest, file_sha256};
 use crate::evaluate::{Detections, EvaluateError, Evaluation, Views, evaluate, first_difference, labelled};
 use crate::mix::MANUAL_PERCENT;
 use crate::pictures::Pictures;
-use crate::samples::{LeftOut, SampleError, SampleSet};
+use crate::samples::{LeftOut, SampleError, SampleSet, is_labelled_person};
 use omnilabel_bundle::{Bundle, BundleError};
 use omnilabel_coco::{CocoError, Dataset};
 use omnilabel_rcnn::config::Config;
 use omnilabel_rcnn::device::Compute;
 use omnilabel_rcnn::params::Precision;
 use omnilabel_rcnn::train::{Init, TrainOptions};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -70,13 +71,21 @@ pub enum DistillError {
         /// The teacher's name.
         teacher: String,
     },
-    /// A validation picture is one that is trained on.
-    #[error("{}: this validation picture is {}, which the student is to learn from; expected others", val.display(), trained.display())]
+    /// A picture is in two folders.
+    #[error("{}: this {what} picture is {}, which the student is to learn from; expected others", picture.display(), trained.display())]
     Seen {
-        /// The picture in the validation folder.
-        val: PathBuf,
+        /// The picture.
+        picture: PathBuf,
+        /// Of which folder.
+        what: &'static str,
         /// The same picture elsewhere.
         trained: PathBuf,
+    },
+    /// The upper bound has nothing to learn from.
+    #[error("{}: nobody is labelled here, which the upper bound (--upper) is to learn from; expected a COCO keypoint folder", folder.display())]
+    NoTruth {
+        /// The folder of the unlabelled pictures.
+        folder: PathBuf,
     },
     /// The teacher's detections gave no label.
     #[error("no unlabelled image got a label: {detections} detections on {images} images, τ = {tau}{unreadable}")]
@@ -184,7 +193,7 @@ struct Method<'m> {
 #[derive(Serialize, Deserialize, PartialEq)]
 struct EvaluationKey {
     weights_sha256: String,
-    /// Of the pictures' list and the truth about them.
+    /// Of the pictures and the truth about them.
     data: String,
     views: Option<Views>,
 }
@@ -205,10 +214,13 @@ impl Method<'_> {
             }
         }
         labelled(&c.val)?;
-        let val = Pictures::of(&c.val);
-        for other in [&c.labelled, &c.unlabelled] {
-            if let Some((trained, val)) = Pictures::of(other).common(&val) {
-                return Err(DistillError::Seen { val, trained });
+        if c.upper && !c.unlabelled.annotations.iter().any(is_labelled_person) {
+            return Err(DistillError::NoTruth { folder: c.unlabelled.root.clone() });
+        }
+        let (manual, footage, val) = (Pictures::of(&c.labelled), Pictures::of(&c.unlabelled), Pictures::of(&c.val));
+        for (ours, theirs, what) in [(&manual, &val, "validation"), (&footage, &val, "validation"), (&manual, &footage, "unlabelled")] {
+            if let Some((trained, picture)) = ours.common(theirs) {
+                return Err(DistillError::Seen { picture, what, trained });
             }
         }
         std::fs::create_dir_all(&c.out).map_err(ArmError::io(&c.out))?;
@@ -269,6 +281,7 @@ impl Method<'_> {
             let Some(bundle) = self.train("upper", &c.student_options, &all, None)? else { return Ok(None) };
             upper = Some(Row::new(&c.student_options, all.items.len(), 0, self.evaluate("upper", &bundle, None)?));
         }
+        left_out.extend_from_slice(&student.evaluation.unreadable);
         let report = Report { left_out, ..Report::new(lower, student, upper, taught, calibration, count) };
         self.write_json("report.json", &report)?;
         Ok(Some(report))
@@ -307,9 +320,10 @@ impl Method<'_> {
         let stage = format!("evaluation-{name}");
         (self.event)(Event::Stage(&stage));
         let val = &self.config.val;
+        let pictures: Vec<Option<String>> = val.images.par_iter().map(|image| file_sha256(&val.image_path(image)).ok()).collect();
         let key = EvaluationKey {
             weights_sha256: identity(self.config.detector.as_deref(), bundle)?,
-            data: digest(&(val.skeleton.names().collect::<Vec<_>>(), val.skeleton.sigmas(), &val.images, &val.annotations)),
+            data: digest(&(val.skeleton.names().collect::<Vec<_>>(), val.skeleton.sigmas(), &val.images, &val.annotations, pictures)),
             views: views.cloned(),
         };
         let file = format!("{stage}.json");
@@ -323,6 +337,7 @@ impl Method<'_> {
         let of = val.images.len() * if views.is_some() { 2 } else { 1 };
         let done = |done| (self.event)(Event::Pictures { done, of });
         let (evaluation, detections) = evaluate(&teacher, val, views, &done, self.cancel)?;
+        evaluation.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
         if bundle.root().starts_with(&self.config.out) {
             let thresholds = calibrate_on(val, &detections).thresholds;
             amend(bundle.root(), |manifest| {

@@ -275,6 +275,16 @@ fn distill_names_the_pictures_that_it_cannot_read_and_goes_on() {
     let none = format!("distill --labelled data --unlabelled footage {flags} --out none").replace("--student-steps 1", "--student-steps 0");
     let error = fail(dir.path(), &none);
     assert!(error.contains("option `steps` is 0, expected 1 or more") && !dir.path().join("none").exists(), "{error}");
+    for (flag, expected) in [
+        ("--ignore-from 1.5", "--ignore-from is 1.5, expected a number from 0 to 1"),
+        ("--images 1", "--images"),
+        ("--labelled-fraction 0.1", "--labelled-fraction"),
+    ] {
+        let error = fail(dir.path(), &format!("distill --labelled data --unlabelled footage {flags} --out none {flag}"));
+        assert!(error.contains(expected) && !dir.path().join("none").exists(), "{error}");
+    }
+    let error = fail(dir.path(), &format!("distill --data data --labelled-fraction 0.01 {flags} --out none"));
+    assert!(error.contains("--labelled-fraction 0.01 of 4 images leaves 0 with labels"), "{error}");
     let check = |line: &str, count: u64| {
         let output = trainer(dir.path(), line);
         let said = String::from_utf8(output.stderr).unwrap();

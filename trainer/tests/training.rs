@@ -298,6 +298,13 @@ fn what_was_found_in_other_pictures_is_not_taken_for_these() {
     marked["evaluation"]["single"]["AP"] = 0.25.into();
     std::fs::write(&scores, marked.to_string()).unwrap();
     assert_eq!(run(&val, "out").0.student.evaluation.single.ap, 0.25);
+    // Two pictures change places.
+    let [first, second] = ["100.jpg", "101.jpg"].map(|name| val.root.join("images").join(name));
+    let kept = std::fs::read(&first).unwrap();
+    std::fs::copy(&second, &first).unwrap();
+    std::fs::write(&second, kept).unwrap();
+    assert_eq!(run(&val, "out").0.student.evaluation.single.ap, more.student.evaluation.single.ap);
+    std::fs::write(&scores, marked.to_string()).unwrap();
     let mut corrected = val.clone();
     corrected.annotations[0].bbox[0] += 1.0;
     corrected.write(&val.root).unwrap();
@@ -305,20 +312,31 @@ fn what_was_found_in_other_pictures_is_not_taken_for_these() {
 }
 
 #[test]
-fn a_validation_picture_that_is_learnt_from_is_refused() {
+fn a_picture_in_two_folders_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let labelled = common::folder(&dir.path().join("train"), 1, 3);
     let unlabelled = common::folder(&dir.path().join("footage"), 10, 3);
     let val = common::folder(&dir.path().join("val"), 100, 2);
-    for seen in ["train/images/2.jpg", "footage/images/11.jpg"] {
+    let config = method(labelled, unlabelled, val, dir.path());
+    let fail = |config: &DistillConfig| {
+        let error = distill(config, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(!config.out.exists(), "{error}");
+        error
+    };
+    for (picture, seen) in [
+        ("val/images/101.jpg", "train/images/2.jpg"),
+        ("val/images/101.jpg", "footage/images/11.jpg"),
+        ("footage/images/12.jpg", "train/images/1.jpg"),
+    ] {
         let kept = std::fs::read(dir.path().join(seen)).unwrap();
-        std::fs::copy(dir.path().join("val/images/101.jpg"), dir.path().join(seen)).unwrap();
-        let config = method(labelled.clone(), unlabelled.clone(), val.clone(), dir.path());
-        let error = distill(&config, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
-        assert!(error.contains("val/images/101.jpg") && error.contains(seen) && error.contains("expected others"), "{error}");
-        assert!(!config.out.exists(), "{seen}");
+        std::fs::copy(dir.path().join(picture), dir.path().join(seen)).unwrap();
+        let error = fail(&config);
+        assert!(error.contains(picture) && error.contains(seen) && error.contains("expected others"), "{error}");
         std::fs::write(dir.path().join(seen), kept).unwrap();
     }
+    let (bare, left_out) = plain_folder(&dir.path().join("footage/images"), &common::skeleton()).unwrap();
+    let error = fail(&DistillConfig { unlabelled: bare, left_out, ..config });
+    assert!(error.contains("footage/images") && error.contains("--upper"), "{error}");
 }
 
 #[test]

@@ -19,10 +19,10 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["labelled", "unlabelled"])]
     data: Option<PathBuf>,
     /// Share of --data that keeps its labels, the first images by id
-    #[arg(long, default_value_t = 0.3, requires = "data")]
+    #[arg(long, default_value_t = 0.3, conflicts_with_all = ["labelled", "unlabelled"])]
     labelled_fraction: f64,
     /// Only the first so many images of --data
-    #[arg(long, requires = "data")]
+    #[arg(long, conflicts_with_all = ["labelled", "unlabelled"])]
     images: Option<usize>,
     /// Held-out COCO keypoint folder; with --data, its `val/` by default
     #[arg(long, required_unless_present = "data")]
@@ -42,7 +42,7 @@ pub(super) struct Args {
     #[command(flatten)]
     views: ViewFlags,
     /// Optimiser steps of the teacher
-    #[arg(long)]
+    #[arg(long, conflicts_with = "teacher")]
     teacher_steps: Option<u64>,
     /// Optimiser steps of the student and the upper bound
     #[arg(long)]
@@ -71,12 +71,24 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     args.flags.try_device()?;
+    if let Some(share) = args.ignore_from.filter(|share| !(0.0..=1.0).contains(share)) {
+        bail!("--ignore-from is {share}, expected a number from 0 to 1");
+    }
     let (labelled, unlabelled, left_out) = match (&args.data, &args.labelled, &args.unlabelled) {
         (Some(data), ..) => {
             if !(args.labelled_fraction > 0.0 && args.labelled_fraction < 1.0) {
                 bail!("--labelled-fraction must be above 0 and below 1, not {}", args.labelled_fraction);
             }
-            let (labelled, unlabelled) = split_by_id(&load(&split_folder(data, "train"), None, args.images)?, args.labelled_fraction);
+            let all = load(&split_folder(data, "train"), None, args.images)?;
+            let (labelled, unlabelled) = split_by_id(&all, args.labelled_fraction);
+            if labelled.images.is_empty() || unlabelled.images.is_empty() {
+                let (of, share) = (all.images.len(), args.labelled_fraction);
+                bail!(
+                    "--labelled-fraction {share} of {of} images leaves {} with labels and {} without; expected some of each",
+                    labelled.images.len(),
+                    unlabelled.images.len()
+                );
+            }
             (labelled, unlabelled, Vec::new())
         }
         (None, Some(labelled), Some(unlabelled)) => {

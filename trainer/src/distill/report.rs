@@ -110,19 +110,23 @@ impl Report {
         }
         let c = &self.calibration;
         text += &format!(
-            "\nlabels                  {} people with {} keypoints on {} of {} images; τ {:.3} ({:.3} people per image, manual {:.3}), τ_k {:.3}",
+            "\nlabels                  {} people with {} keypoints on {} of {} images; τ {:.3} ({:.3} people per readable image, manual {:.3}), τ_k {:.3}",
             self.labels.people,
             self.labels.keypoints,
             self.labels.labelled_images,
             self.labels.images,
             c.thresholds.instance,
-            self.labels.people as f64 / self.labels.images.max(1) as f64,
+            self.labels.people as f64 / self.labels.images.saturating_sub(self.labels.unreadable).max(1) as f64,
             c.manual.people_per_image().value(),
             c.thresholds.keypoint
         );
         if !self.left_out.is_empty() {
             let (all, unlabelled) = (self.left_out.len(), self.labels.unreadable);
             text += &format!("\nleft out                {all} pictures that could not be read, {unlabelled} of them unlabelled");
+            let missed = self.student.evaluation.unreadable.len();
+            if missed > 0 {
+                text += &format!(", {missed} of validation, whose people count as missed");
+            }
         }
         text += &match self.gap_recovered {
             Some(gap) => format!("\ngap recovered           {:.0} %\n", 100.0 * gap),
