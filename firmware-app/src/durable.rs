@@ -72,6 +72,12 @@ pub(crate) mod power {
         SUPPLIES.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned(), Supply { steps: 0, cut_at });
     }
 
+    /// Steps so far.
+    pub(crate) fn steps(folder: &Path) -> usize {
+        let supplies = SUPPLIES.lock().unwrap_or_else(PoisonError::into_inner);
+        supplies.get(folder).map_or(0, |supply| supply.steps)
+    }
+
     /// Whether the power is gone.
     pub(crate) fn is_cut(folder: &Path) -> bool {
         let supplies = SUPPLIES.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,17 +4,18 @@
 //! ```text
 //! out/teacher/            arm on the labelled images: the teacher, and the lower bound
 //! out/lower/              the lower bound with the student's number of steps, where that differs and is asked for
-//! out/labels/             detections.jsonl (ensembled), calibration.json, annotations.json (COCO)
+//! out/labels/             detections.jsonl (ensembled), pictures.json, calibration.json, annotations.json (COCO)
 //! out/student/            arm on the 60 : 40 union, from the initialisation that the teacher had
 //! out/upper/              arm on all true labels, where it is asked for
 //! out/evaluation-*.json   the exported bundles on the validation folder
 //! out/report.json         the comparison
+//! out/lock                held while one process works there
 //! ```
 
 mod label;
 mod report;
 
-pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, runner, settle, soften};
+pub(crate) use label::{Labelling, Rule, detect_all, harden_all, identity, keep_noted, note_pictures, runner, soften};
 pub use report::{LabelCount, Report, Row};
 
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, StepReport, amend, begun, hold, provisional, train_arm, write_atomically};
@@ -259,11 +260,15 @@ impl Method<'_> {
             category_id: c.labelled.category_id(),
             views: &c.views,
             folder: &folder,
-            again: !begun(&c.out.join("student")),
         };
+        let is_begun = begun(&c.out.join("student"));
         let (labeller, known_as) = (runner(c.detector.as_deref(), &teacher)?, identity(c.detector.as_deref(), &teacher)?);
-        let mut detections = detect_all(&labelling, (&labeller, &known_as), self.event, self.cancel)?;
-        settle(&folder, labelling.again, &mut detections)?;
+        let mut detections = detect_all(&labelling, (&labeller, &known_as), self.event, is_begun, self.cancel)?;
+        if is_begun {
+            keep_noted(&folder, &mut detections)?;
+        } else {
+            note_pictures(&folder, &detections)?;
+        }
         detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
         left_out.extend_from_slice(&detections.unreadable);
         let calibration = self.calibrate(&teacher, &detections)?;

@@ -19,6 +19,7 @@
 //! | [`experiment`] | arms, seeds and ablations in one table with its errors |
 //! | [`formats`] | labels of people in the formats of other tools, in and out |
 //! | [`service`] | the centre as a service: collector, rounds, gate, signature, rollout |
+//! | `digest`, `pictures` | of files and values; the same picture in two folders |
 //! | [`cli`] | the command line |
 
 pub mod arm;

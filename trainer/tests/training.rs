@@ -259,14 +259,17 @@ fn what_was_found_in_other_pictures_is_not_taken_for_these() {
         std::fs::rename(images.join(name), aside(name)).unwrap();
     }
     let go = AtomicBool::new(false);
-    let run = |val: &Dataset, out: &str| {
+    let try_run = |val: &Dataset, out: &str| {
         let (unlabelled, left_out) = plain_folder(&images, &common::skeleton()).unwrap();
         let config = method(labelled.clone(), unlabelled, val.clone(), dir.path());
         let config = DistillConfig { left_out, upper: false, out: dir.path().join(out), ..config };
-        let Outcome::Finished(report) = distill(&config, &|_| {}, &go).unwrap() else { panic!("nobody asked it to stop") };
+        let Outcome::Finished(report) = distill(&config, &|_| {}, &go).map_err(|error| error.to_string())? else {
+            panic!("nobody asked it to stop")
+        };
         let labels = std::fs::read_to_string(config.out.join("labels/annotations.json")).unwrap();
-        (*report, labels)
+        Ok::<_, String>((*report, labels))
     };
+    let run = |val: &Dataset, out: &str| try_run(val, out).unwrap();
     // Its header is whole, the rest is gone.
     let whole = std::fs::read(images.join("13.jpg")).unwrap();
     std::fs::write(images.join("13.jpg"), &whole[..whole.len() - 20]).unwrap();
@@ -287,6 +290,8 @@ fn what_was_found_in_other_pictures_is_not_taken_for_these() {
     for name in ["10.jpg", "12.jpg"] {
         std::fs::rename(aside(name), images.join(name)).unwrap();
     }
+    let error = try_run(&val, "out").unwrap_err();
+    assert!(error.contains("other pictures or labels"), "{error}");
     anew("out");
     let (more, of_all) = run(&val, "out");
     let (fresh, expected) = run(&val, "fresh");
@@ -300,11 +305,16 @@ fn what_was_found_in_other_pictures_is_not_taken_for_these() {
     assert_eq!(run(&val, "out").0.student.evaluation.single.ap, 0.25);
     // Two pictures change places.
     let [first, second] = ["100.jpg", "101.jpg"].map(|name| val.root.join("images").join(name));
-    let kept = std::fs::read(&first).unwrap();
-    std::fs::copy(&second, &first).unwrap();
-    std::fs::write(&second, kept).unwrap();
+    let change = || {
+        let kept = std::fs::read(&first).unwrap();
+        std::fs::copy(&second, &first).unwrap();
+        std::fs::write(&second, kept).unwrap();
+    };
+    change();
     assert_eq!(run(&val, "out").0.student.evaluation.single.ap, more.student.evaluation.single.ap);
+    change();
     std::fs::write(&scores, marked.to_string()).unwrap();
+    assert_eq!(run(&val, "out").0.student.evaluation.single.ap, 0.25);
     let mut corrected = val.clone();
     corrected.annotations[0].bbox[0] += 1.0;
     corrected.write(&val.root).unwrap();

@@ -750,16 +750,11 @@ impl<S: Storage> Outbox<S> {
     }
 }
 
-/// The meta file; `None` when it cannot be read or used.
+/// The meta file; `None` when it cannot be used. Of one that cannot be read nothing is guessed: it alone knows which sequences were used when
+/// their segments are gone.
 fn read_meta<S: Storage>(storage: &mut S) -> Result<Option<Meta>, OutboxError> {
-    match storage.read(META) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if salvage::is_of_the_file(&error) => {
-            tracing::error!(%error, file = META, "the counts of the outbox cannot be read; it goes on without them");
-            Ok(None)
-        }
-        Err(error) => Err(failed("read", META)(error)),
-    }
+    let bytes = storage.read(META).or_else(|_| storage.read(META)).map_err(failed("read", META))?;
+    Ok(serde_json::from_slice(&bytes).ok())
 }
 
 /// Below 2⁶³, so that every database takes it.

@@ -103,20 +103,20 @@ impl Sender {
     /// What [`Sender::next`] gave is not pending any more: its place is free.
     pub fn forget(&mut self, sequence: u64) {
         self.sent.remove(&sequence);
+        if self.sent.is_empty() {
+            self.unanswered = None;
+        }
     }
 
     /// What [`Sender::next`] gave cannot be read now: its place is free, and it is tried again after [`RESEND_LAST`], when nothing else
     /// waits. When it was tried again in vain, the others wait as long: a failing disk takes its time for each.
     pub fn put_off(&mut self, now: Instant, sequence: u64) {
-        self.sent.remove(&sequence);
+        self.forget(sequence);
         let again = now + RESEND_LAST;
         if self.retried == Some(sequence) {
             self.put_off.iter_mut().for_each(|(due, _)| *due = again);
         }
         self.put_off.push_back((again, sequence));
-        if self.sent.is_empty() {
-            self.unanswered = None;
-        }
     }
 
     /// How many labels could not be read and are to be tried again.

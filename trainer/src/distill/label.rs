@@ -38,8 +38,6 @@ pub(crate) struct Labelling<'l> {
     pub(crate) views: &'l Views,
     /// The folder of `detections.jsonl` and the labels.
     pub(crate) folder: &'l Path,
-    /// Whether pictures that could not be read are tried again. What a student has begun with stays as it is.
-    pub(crate) again: bool,
 }
 
 /// Which detections become which labels.
@@ -102,24 +100,26 @@ enum Line {
     Through(u64),
 }
 
-/// The ensembled detections of all unlabelled pictures: those on disk, then the others.
+/// The ensembled detections of all unlabelled pictures: those on disk, then the others. What could not be read is tried again, but not for a
+/// student that has begun.
 pub(crate) fn detect_all(
     labelling: &Labelling<'_>,
     (teacher, identity): (&Teacher, &str),
     event: &(dyn Fn(Event<'_>) + Sync),
+    is_begun: bool,
     cancel: &AtomicBool,
 ) -> Result<Detections, DistillError> {
     let Labelling { unlabelled, folder, .. } = *labelling;
     std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
     let path = folder.join("detections.jsonl");
-    let header = Header { weights_sha256: identity.to_owned(), views: labelling.views.clone(), listed: Some(listed(unlabelled)) };
-    let (mut found, through) = read(&path, &header, labelling.again)?;
+    let mut header = Header { weights_sha256: identity.to_owned(), views: labelling.views.clone(), listed: Some(listed(unlabelled)) };
+    let (mut found, through) = read(&path, &mut header, is_begun)?;
     let json = |source| ArmError::Json { path: path.clone(), source };
     let of = unlabelled.images.len();
     let wanted: BTreeSet<u64> = unlabelled.images.iter().map(|i| i.id).collect();
     found.images.retain(|i| wanted.contains(&i.image_id));
     found.images.sort_by_key(|i| i.image_id);
-    if labelling.again {
+    if !is_begun {
         found.unreadable.clear();
     }
 
@@ -136,7 +136,7 @@ pub(crate) fn detect_all(
     let plan = labelling.views.plan(teacher);
     let is_done = |id: u64| {
         let is_found = found.images.binary_search_by_key(&id, |i| i.image_id).is_ok();
-        is_found || !labelling.again && through.is_some_and(|through| id <= through)
+        is_found || is_begun && through.is_some_and(|through| id <= through)
     };
     let rest = unlabelled.subset(|_, image| !is_done(image.id));
     let known = of - rest.images.len();
@@ -167,19 +167,30 @@ fn listed(dataset: &Dataset) -> String {
     digest(&listed.collect::<Vec<_>>())
 }
 
-/// Notes the pictures of a student that begins, or takes those that it has begun with: other students may have found more since.
-pub(crate) fn settle(folder: &Path, again: bool, detections: &mut Detections) -> Result<(), DistillError> {
-    let path = folder.join("pictures.json");
-    let json = |source| ArmError::Json { path: path.clone(), source };
-    if again {
-        let ids: BTreeSet<u64> = detections.images.iter().map(|i| i.image_id).collect();
-        std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
-        crate::arm::write_atomically(&path, &serde_json::to_vec(&ids).map_err(json)?)?;
-    } else if path.exists() {
-        let text = std::fs::read(&path).map_err(ArmError::io(&path))?;
-        let ids: BTreeSet<u64> = serde_json::from_slice(&text).map_err(json)?;
-        detections.images.retain(|i| ids.contains(&i.image_id));
+/// The list of the pictures that a student begins with.
+const PICTURES: &str = "pictures.json";
+
+/// Notes the pictures of a student that begins.
+pub(crate) fn note_pictures(folder: &Path, detections: &Detections) -> Result<(), DistillError> {
+    let path = folder.join(PICTURES);
+    let ids: BTreeSet<u64> = detections.images.iter().map(|i| i.image_id).collect();
+    std::fs::create_dir_all(folder).map_err(ArmError::io(folder))?;
+    let text = serde_json::to_vec(&ids).map_err(|source| ArmError::Json { path: path.clone(), source })?;
+    Ok(crate::arm::write_atomically(&path, &text)?)
+}
+
+/// Keeps those that were noted: other students may have found more since.
+pub(crate) fn keep_noted(folder: &Path, detections: &mut Detections) -> Result<(), DistillError> {
+    let path = folder.join(PICTURES);
+    if !path.exists() {
+        return Ok(());
     }
+    let text = std::fs::read(&path).map_err(ArmError::io(&path))?;
+    let ids: BTreeSet<u64> = serde_json::from_slice(&text).map_err(|source| ArmError::Json { path: path.clone(), source })?;
+    let (kept, back): (Vec<_>, Vec<_>) = std::mem::take(&mut detections.images).into_iter().partition(|i| ids.contains(&i.image_id));
+    detections.images = kept;
+    let reason = |image: &Detected| format!("picture {}: could not be read when the student began", image.image_id);
+    detections.unreadable.extend(back.iter().map(reason));
     Ok(())
 }
 
@@ -191,7 +202,7 @@ fn lines(detections: &Detections, through: Option<u64>) -> impl Iterator<Item = 
 
 /// What is on disk of this teacher, these views and these pictures, up to the last complete chunk. Whoever labels for a student that has
 /// begun takes what that one has: its training refuses other pictures by itself.
-fn read(path: &Path, header: &Header, again: bool) -> Result<(Detections, Option<u64>), DistillError> {
+fn read(path: &Path, header: &mut Header, is_begun: bool) -> Result<(Detections, Option<u64>), DistillError> {
     let mut done = Detections::default();
     let mut through = None;
     if !path.exists() {
@@ -201,11 +212,16 @@ fn read(path: &Path, header: &Header, again: bool) -> Result<(Detections, Option
     let mut lines = std::io::BufReader::new(file).lines();
     let first = lines.next().transpose().map_err(ArmError::io(path))?.unwrap_or_default();
     let known = serde_json::from_str::<Header>(&first).ok();
-    let known = known.map(|known| if again { known } else { Header { listed: header.listed.clone(), ..known } });
-    if known.as_ref() != Some(header) {
+    let fits = |known: &Header| {
+        let by_it = known.weights_sha256 == header.weights_sha256 && known.views == header.views;
+        by_it && (is_begun || known.listed == header.listed)
+    };
+    let Some(known) = known.filter(fits) else {
         tracing::warn!(file = %path.display(), "made by another teacher, with other views or of other pictures, done again");
         return Ok((done, through));
-    }
+    };
+    // What was found in other pictures goes on to say so.
+    header.listed = known.listed;
     let mut chunk = Detections::default();
     for line in lines {
         match serde_json::from_str(&line.map_err(ArmError::io(path))?) {

@@ -10,7 +10,9 @@ use super::{ExperimentError, Setup, examples};
 use crate::arm::{ArmConfig, ArmError, ArmOutcome, Lock, amend, begun, provisional, read_progress, train_arm, write_atomically};
 use crate::calibrate::{ManualStats, Mode, calibrate};
 use crate::digest::{digest, file_sha256};
-use crate::distill::{Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, settle, soften, split_folder};
+use crate::distill::{
+    Event, Labelling, Rule, calibrate_on, detect_all, harden_all, identity, keep_noted, note_pictures, soften, split_folder,
+};
 use crate::evaluate::{self, Bin, Detections, EvaluateError, Views, detect, first_difference, labelled, load, pck};
 use crate::mix::MANUAL_PERCENT;
 use crate::pictures::Pictures;
@@ -519,7 +521,7 @@ impl<'l> Lab<'l> {
         let teacher = if members.len() > 1 { Teacher::committee(members).map_err(EvaluateError::from)? } else { one(members)? };
         let identities = teachers.iter().map(|teacher| identity(None, teacher)).collect::<Result<Vec<_>, _>>()?;
         let known_as = identities.join("+");
-        let again = !begun(folder);
+        let is_begun = begun(folder);
         // Detections are shared by all arms of this teacher, views and pictures.
         let found = |views: &Views, what: &str| -> Result<Option<Detections>, ExperimentError> {
             self.stage(case, what);
@@ -532,15 +534,19 @@ impl<'l> Lab<'l> {
             // Another arm's process may be labelling the same pictures for itself.
             let Some(_lock) = self.lock(&format!("labels-{key}"))? else { return Ok(None) };
             let category_id = self.train.category_id();
-            let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder, again };
-            let mut detections = detect_all(&labelling, (&teacher, &known_as), self.event, self.cancel)?;
+            let labelling = Labelling { unlabelled: all, left_out, category_id, views, folder: &folder };
+            let mut detections = detect_all(&labelling, (&teacher, &known_as), self.event, is_begun, self.cancel)?;
             detections.unreadable.iter().for_each(|reason| (self.event)(Event::LeftOut(reason)));
             detections.images.retain(|image| used.images.binary_search_by_key(&image.image_id, |i| i.id).is_ok());
             Ok(Some(detections))
         };
         let Some(mut detections) = found(&views, "label")? else { return Ok(Done::Elsewhere) };
         let of_arm = folder.join("labels");
-        settle(&of_arm, again, &mut detections)?;
+        if is_begun {
+            keep_noted(&of_arm, &mut detections)?;
+        } else {
+            note_pictures(&of_arm, &detections)?;
+        }
         let manual = case.arm.wanted(ManualStats::of(&self.labelled_images(case.seed)));
         let calibrated = |detections: &Detections| {
             let unlabelled: Vec<_> = detections.images.iter().map(|image| image.detections.clone()).collect();
@@ -550,7 +556,7 @@ impl<'l> Lab<'l> {
         let mut single = None;
         if known {
             let Some(mut found) = found(&Views::default(), "label with one view")? else { return Ok(Done::Elsewhere) };
-            settle(&of_arm, false, &mut found)?;
+            keep_noted(&of_arm, &mut found)?;
             single = Some((calibrated(&found).thresholds, found));
         }
         let mut used = used;
@@ -578,7 +584,7 @@ impl<'l> Lab<'l> {
             });
         }
         let category_id = self.train.category_id();
-        let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &of_arm, again };
+        let labelling = Labelling { unlabelled: &used, left_out, category_id, views: &views, folder: &of_arm };
         let (ignore_from, min_agreement) = (case.arm.ignore_from, case.arm.min_agreement);
         let rule = Rule { thresholds: calibration.thresholds, ignore_from, min_agreement };
         let (mut samples, count) = harden_all(&labelling, &detections, &rule)?;
